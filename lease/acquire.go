@@ -1,0 +1,189 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// choices is how many free subnets the random choice is made among. It is
+// flannel's number: enough that hosts that start together seldom collide.
+const choices = 100
+
+// ErrNoSubnet means that every subnet of the configuration is taken.
+var ErrNoSubnet = errors.New("out of subnets")
+
+// Acquire takes a lease, in flannel's order: the one this host already has, told
+// by its public address, a reservation before others; else the subnet of the
+// earlier run if it is free; else a random one of the first free ones. A lease
+// of this host that doesn't fit the configuration is removed.
+//
+// attrs says what to write. It is called with nil first, and again with the
+// host's previous lease if there is one, so that the VTEP's MAC can be kept.
+//
+// Acquire waits while the registry doesn't answer, and chooses again when
+// another host was faster. Nothing renews the lease until [Manager.Run].
+func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous *Lease) (Attrs, error)) (Lease, error) {
+	a := acquisition{Manager: m, cfg: cfg, attrs: attrs}
+	if err := a.recall(nil); err != nil {
+		return Lease{}, err
+	}
+	race := backoff{min: 5 * time.Millisecond, max: time.Second}
+	for {
+		var l Lease
+		err := m.persist(ctx, func() (err error) {
+			l, err = a.attempt(ctx)
+			return err
+		})
+		if !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict) {
+			if err != nil {
+				err = fmt.Errorf("acquire lease: %w", err)
+			}
+			return l, err
+		}
+		m.log.Debug("another host was faster; choosing again", "error", err)
+		if err := race.wait(ctx); err != nil {
+			return Lease{}, err
+		}
+	}
+}
+
+// acquisition is one call of Acquire.
+type acquisition struct {
+	*Manager
+	cfg   *Config
+	attrs func(*Lease) (Attrs, error)
+	own   Attrs // what to write
+}
+
+// recall sets what to write, given the host's previous lease.
+func (a *acquisition) recall(previous *Lease) (err error) {
+	if a.own, err = a.attrs(previous); err != nil {
+		return fmt.Errorf("lease attributes: %w", err)
+	}
+	return nil
+}
+
+func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
+	all, _, err := a.reg.List(ctx)
+	if err != nil {
+		return Lease{}, err
+	}
+	if l, ok := a.reusable(all); ok {
+		return a.reuse(ctx, l)
+	}
+	all, err = a.clear(ctx, all)
+	if err != nil {
+		return Lease{}, err
+	}
+	l := Lease{Attrs: a.own}
+	if l.Subnet, err = a.choose(a.cfg.ipv4(), a.opts.Previous, all); err != nil {
+		return Lease{}, err
+	}
+	if a.cfg.EnableIPv6 {
+		if l.IPv6Subnet, err = a.choose(a.cfg.ipv6(), a.opts.PreviousV6, all); err != nil {
+			return Lease{}, err
+		}
+	}
+	return a.claim(ctx, l)
+}
+
+// reusable finds a fitting lease of this host, a reservation before others.
+func (a *acquisition) reusable(all []Lease) (Lease, bool) {
+	found := -1
+	for i, l := range all {
+		if !l.Attrs.SameHost(a.own) || !a.cfg.Compatible(l) {
+			continue
+		}
+		if l.Permanent {
+			return l, true
+		}
+		if found < 0 {
+			found = i
+		}
+	}
+	if found < 0 {
+		return Lease{}, false
+	}
+	return all[found], true
+}
+
+func (a *acquisition) reuse(ctx context.Context, l Lease) (Lease, error) {
+	if err := a.recall(&l); err != nil {
+		return Lease{}, err
+	}
+	if l.Attrs.Equal(a.own) {
+		return a.reg.Renew(ctx, l, a.opts.TTL)
+	}
+	l.Attrs = a.own
+	return a.reg.Update(ctx, l, a.opts.TTL)
+}
+
+// clear removes this host's leases, none of which fits, and returns the others.
+// A reservation was somebody's decision: it stays.
+func (a *acquisition) clear(ctx context.Context, all []Lease) ([]Lease, error) {
+	var others []Lease
+	for _, l := range all {
+		if !l.Attrs.SameHost(a.own) || l.Permanent {
+			others = append(others, l)
+			continue
+		}
+		a.log.Info("removing own lease that does not fit the configuration", "subnet", l.Subnet)
+		if err := a.recall(&l); err != nil {
+			return nil, err
+		}
+		if err := a.reg.Delete(ctx, l); err != nil {
+			return nil, err
+		}
+	}
+	return others, nil
+}
+
+func (a *acquisition) choose(p pool, previous netip.Prefix, all []Lease) (netip.Prefix, error) {
+	var taken []netip.Prefix
+	for _, l := range all {
+		for _, n := range []netip.Prefix{l.Subnet, l.IPv6Subnet} {
+			if n.Overlaps(p.network) {
+				taken = append(taken, n)
+			}
+		}
+	}
+	if p.contains(previous) && !slices.ContainsFunc(taken, previous.Overlaps) {
+		return previous, nil
+	}
+	free := p.free(taken, choices)
+	if len(free) == 0 {
+		return netip.Prefix{}, fmt.Errorf("%w: all /%d from %s to %s are taken", ErrNoSubnet, p.bits, p.first, p.last)
+	}
+	return free[a.opts.Pick(len(free))], nil
+}
+
+// claim creates the lease. The registry refuses a taken IPv4 subnet itself; a
+// clash in IPv6 alone is under another key, so it is looked for afterwards, and
+// the later of the two gives way.
+func (a *acquisition) claim(ctx context.Context, l Lease) (Lease, error) {
+	l, err := a.reg.Create(ctx, l, a.opts.TTL)
+	if err != nil || !l.IPv6Subnet.IsValid() {
+		return l, err
+	}
+	var all []Lease
+	err = a.persist(ctx, func() (err error) {
+		all, _, err = a.reg.List(ctx)
+		return err
+	})
+	if err != nil {
+		return Lease{}, err
+	}
+	for _, o := range all {
+		if o.Key() != l.Key() && o.Overlaps(l) && o.Revision < l.Revision {
+			if err := a.persist(ctx, func() error { return a.reg.Delete(ctx, l) }); err != nil {
+				return Lease{}, err
+			}
+			return Lease{}, fmt.Errorf("%s: %w", o.IPv6Subnet, ErrExists)
+		}
+	}
+	return l, nil
+}

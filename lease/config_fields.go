@@ -1,0 +1,70 @@
+package lease
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+)
+
+// problems gathers what is wrong with a configuration.
+type problems []error
+
+// add notes a problem; value is the field's JSON text, empty if it is absent.
+func (p *problems) add(field string, value json.RawMessage, rule string) {
+	if len(value) == 0 {
+		value = json.RawMessage("missing")
+	}
+	*p = append(*p, fmt.Errorf("%s %s: %s", field, value, rule))
+}
+
+// absent reports whether a field keeps its default; null does as well.
+func absent(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }
+
+func takeBool(p *problems, field string, raw json.RawMessage, to *bool) {
+	if absent(raw) {
+		return
+	}
+	if json.Unmarshal(raw, to) != nil {
+		p.add(field, raw, "must be true or false")
+	}
+}
+
+func takeString(p *problems, field string, raw json.RawMessage, to *string) {
+	if absent(raw) {
+		return
+	}
+	if json.Unmarshal(raw, to) != nil {
+		p.add(field, raw, "must be a string")
+	}
+}
+
+// takeInt reads a whole number from low to high and reports whether it did.
+func takeInt(p *problems, field string, raw json.RawMessage, low, high int, to *int) bool {
+	if absent(raw) {
+		return false
+	}
+	var n int
+	if json.Unmarshal(raw, &n) != nil || n < low || n > high {
+		p.add(field, raw, fmt.Sprintf("must be a whole number from %d to %d", low, high))
+		return false
+	}
+	*to = n
+	return true
+}
+
+func takePrefix(raw json.RawMessage) (netip.Prefix, error) {
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return netip.Prefix{}, err
+	}
+	n, err := netip.ParsePrefix(s)
+	return n.Masked(), err
+}
+
+func takeAddr(raw json.RawMessage) (netip.Addr, error) {
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return netip.Addr{}, err
+	}
+	return netip.ParseAddr(s)
+}

@@ -1,0 +1,83 @@
+package lease
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+)
+
+// familyRules are flannel's rules for one address family.
+type familyRules struct {
+	name, prefix string // "IPv4"; what the field names start with
+	example      string
+	width        int // bits of an address
+	usual        int // subnet length where the network has room for it
+	smallest     int // longest network prefix that is useful
+}
+
+var (
+	ipv4Rules = familyRules{"IPv4", "", "10.5.0.0/16", 32, 24, 28}
+	ipv6Rules = familyRules{"IPv6", "IPv6", "2001:cafe:42::/56", 128, 64, 124}
+)
+
+type networkFields struct {
+	network, subnetLen, subnetMin, subnetMax json.RawMessage
+}
+
+func (r familyRules) parse(p *problems, raw networkFields) pool {
+	network, err := takePrefix(raw.network)
+	if err != nil || network.Addr().BitLen() != r.width {
+		p.add(r.prefix+"Network", raw.network, fmt.Sprintf("must be an %s network such as %q", r.name, r.example))
+		return pool{}
+	}
+	bits, ok := r.subnetLen(p, network, raw)
+	if !ok {
+		return pool{}
+	}
+	all := pool{network: network, bits: bits}
+	first, _ := following(netip.PrefixFrom(network.Addr(), bits))
+	all.first = first.Addr()
+	all.last = netip.PrefixFrom(lastAddr(network), bits).Masked().Addr()
+	r.bound(p, "SubnetMin", raw.subnetMin, all, &all.first)
+	r.bound(p, "SubnetMax", raw.subnetMax, all, &all.last)
+	if all.last.Less(all.first) {
+		p.add(r.prefix+"SubnetMax", raw.subnetMax, fmt.Sprintf("must not be below %sSubnetMin %s", r.prefix, all.first))
+	}
+	return all
+}
+
+func (r familyRules) subnetLen(p *problems, network netip.Prefix, raw networkFields) (int, bool) {
+	n := 0
+	if !absent(raw.subnetLen) && !takeInt(p, r.prefix+"SubnetLen", raw.subnetLen, 0, r.width-2, &n) {
+		return 0, false
+	}
+	least := network.Bits() + 2
+	switch {
+	case n == 0 && network.Bits() > r.smallest:
+		p.add(r.prefix+"Network", raw.network, fmt.Sprintf("must have a prefix of at most /%d to have room for subnets", r.smallest))
+		return 0, false
+	case n == 0:
+		return max(r.usual, least), true
+	case n < least:
+		p.add(r.prefix+"SubnetLen", raw.subnetLen, fmt.Sprintf("must be at least %d, so that %s has room for four subnets", least, network))
+		return 0, false
+	}
+	return n, true
+}
+
+func (r familyRules) bound(p *problems, field string, raw json.RawMessage, all pool, to *netip.Addr) {
+	if absent(raw) {
+		return
+	}
+	a, err := takeAddr(raw)
+	switch {
+	case err != nil || a.BitLen() != r.width || a.Zone() != "":
+		p.add(r.prefix+field, raw, "must be an "+r.name+" address")
+	case !all.network.Contains(a):
+		p.add(r.prefix+field, raw, "must lie inside "+all.network.String())
+	case netip.PrefixFrom(a, all.bits).Masked().Addr() != a:
+		p.add(r.prefix+field, raw, fmt.Sprintf("must be the first address of a /%d subnet", all.bits))
+	default:
+		*to = a
+	}
+}

@@ -1,0 +1,137 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// DefaultPrefix is flannel's.
+const DefaultPrefix = "/coreos.com/network"
+
+const (
+	// callTimeout bounds one call, a read of 100,000 leases included.
+	callTimeout = 10 * time.Second
+	// pingInterval and pingTimeout are how soon a silent server is given up;
+	// gRPC allows no shorter interval.
+	pingInterval, pingTimeout = 10 * time.Second, 3 * time.Second
+	// reconnectMax bounds the wait between connection attempts, which gRPC
+	// would let grow to two minutes.
+	reconnectMax = 3 * time.Second
+	// tries lets a call be repeated once an expired token is renewed; longer
+	// waiting is the caller's.
+	tries = 3
+)
+
+// Options say which etcd and how to get in. Endpoints is required.
+type Options struct {
+	// Endpoints are URLs; any one that answers will do.
+	Endpoints []string
+	// Prefix is the cluster's key prefix; empty means DefaultPrefix.
+	Prefix string
+	// CAFile holds the certificates that a server's is checked against; empty
+	// means the system's.
+	CAFile string
+	// CertFile and KeyFile are the client's certificate; both or neither.
+	CertFile, KeyFile string
+	// Username and Password are etcd's own; empty means no authentication.
+	Username, Password string
+	// Dial opens the connection to address, "host:port"; nil means from the
+	// calling process's own network. It lets etcd be in another network
+	// namespace.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Logger defaults to one that discards.
+	Logger *slog.Logger
+}
+
+// normal returns the options with defaults filled in.
+func (o Options) normal() (Options, error) {
+	if len(o.Endpoints) == 0 {
+		return o, errors.New("etcd: no endpoints")
+	}
+	for _, e := range o.Endpoints {
+		if strings.TrimSpace(e) == "" {
+			return o, fmt.Errorf("etcd: an empty endpoint among %q", o.Endpoints)
+		}
+	}
+	if o.Prefix == "" {
+		o.Prefix = DefaultPrefix
+	}
+	o.Prefix = strings.TrimRight(o.Prefix, "/")
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o, nil
+}
+
+// clientConfig reads the files that the options name.
+func (o Options) clientConfig() (clientv3.Config, error) {
+	c := clientv3.Config{
+		Endpoints:            o.Endpoints,
+		Username:             o.Username,
+		Password:             o.Password,
+		DialTimeout:          callTimeout,
+		DialKeepAliveTime:    pingInterval,
+		DialKeepAliveTimeout: pingTimeout,
+		MaxUnaryRetries:      tries,
+		Logger:               zap.NewNop(),
+		DialOptions: []grpc.DialOption{
+			grpc.WithConnectParams(connectParams()),
+			grpc.WithChainUnaryInterceptor(failFast),
+		},
+	}
+	if o.Dial != nil {
+		c.DialOptions = append(c.DialOptions, grpc.WithContextDialer(o.Dial))
+	}
+	var err error
+	c.TLS, err = o.tlsConfig()
+	return c, err
+}
+
+func connectParams() grpc.ConnectParams {
+	b := backoff.DefaultConfig
+	b.BaseDelay, b.MaxDelay = 100*time.Millisecond, reconnectMax
+	return grpc.ConnectParams{Backoff: b, MinConnectTimeout: 5 * time.Second}
+}
+
+// tlsConfig returns nil if the options ask for nothing special.
+func (o Options) tlsConfig() (*tls.Config, error) {
+	if (o.CertFile == "") != (o.KeyFile == "") {
+		return nil, errors.New("etcd: a client certificate needs both its certificate file and its key file")
+	}
+	if o.CertFile == "" && o.CAFile == "" {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd: read CA file: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("etcd: CA file %s: no certificate in PEM form", o.CAFile)
+		}
+	}
+	if o.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd: load client certificate: %w", err)
+		}
+		c.Certificates = []tls.Certificate{cert}
+	}
+	return c, nil
+}

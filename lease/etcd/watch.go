@@ -1,0 +1,98 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"uvxlan/lease"
+)
+
+// errDisconnected ends a watch whose connection is gone. The client would
+// resume it silently, however long that took; the caller wants to know.
+var errDisconnected = errors.New("the connection is lost")
+
+// Watch implements [lease.Registry]. A server that lost its leader counts as
+// one that doesn't answer.
+func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Update)) error {
+	c, err := r.connect()
+	if err != nil {
+		return r.words(ctx, "watch leases", err)
+	}
+	watching, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if disconnected(watching, c.ActiveConnection()) {
+			cancel(&unavailable{r.opts.Endpoints, errDisconnected.Error()})
+		}
+	})
+	err = r.follow(watching, c, from, report)
+	if err == nil {
+		err = context.Cause(watching)
+	}
+	cancel(nil)
+	wg.Wait()
+	return r.words(ctx, "watch leases", err)
+}
+
+// follow returns nil if ctx ended.
+func (r *Registry) follow(ctx context.Context, c *clientv3.Client, from int64, report func(lease.Update)) error {
+	events := c.Watch(clientv3.WithRequireLeader(ctx), r.subnetsKey(), clientv3.WithPrefix(), clientv3.WithRev(from))
+	for resp := range events {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		if u := r.update(resp); len(u.Leases)+len(u.Deleted) > 0 {
+			report(u)
+		}
+	}
+	return nil
+}
+
+// disconnected waits until the connection that is there, or is being made, is
+// gone; false if ctx ends first.
+func disconnected(ctx context.Context, conn *grpc.ClientConn) bool {
+	for {
+		switch s := conn.GetState(); s {
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return true
+		case connectivity.Ready:
+			return conn.WaitForStateChange(ctx, s)
+		default:
+			if !conn.WaitForStateChange(ctx, s) {
+				return false
+			}
+		}
+	}
+}
+
+// update gathers a response's events; of several for one subnet the last
+// counts.
+func (r *Registry) update(resp clientv3.WatchResponse) lease.Update {
+	u := lease.Update{Revision: resp.Header.Revision}
+	seen := make(map[string]bool, len(resp.Events))
+	for _, e := range slices.Backward(resp.Events) {
+		if seen[string(e.Kv.Key)] {
+			continue
+		}
+		if e.Type == clientv3.EventTypeDelete {
+			if l, err := r.subnets(e.Kv); err == nil {
+				l.Revision = e.Kv.ModRevision
+				u.Deleted = append(u.Deleted, l)
+				seen[string(e.Kv.Key)] = true
+			}
+			continue
+		}
+		if l, ok := r.read(e.Kv); ok {
+			u.Leases = append(u.Leases, l)
+			seen[string(e.Kv.Key)] = true
+		}
+	}
+	return u
+}

@@ -1,0 +1,51 @@
+package lease
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Lease is one host's claim on a subnet.
+type Lease struct {
+	// Subnet is the host's IPv4 subnet.
+	Subnet netip.Prefix
+	// IPv6Subnet is its IPv6 subnet, the zero Prefix if it has none.
+	IPv6Subnet netip.Prefix
+	// Attrs says who the owner is and how it is reached.
+	Attrs Attrs
+
+	// Revision is the registry's revision of the entry when it was read.
+	Revision int64
+	// ID is the registry's handle of the time to live that the entry hangs on,
+	// zero if it has none.
+	ID int64
+	// Permanent marks a reservation: an entry without a time to live.
+	Permanent bool
+	// Expires is when the entry goes unless it is renewed. Zero means never or
+	// unknown; it is known only for a lease that this process took or renewed.
+	Expires time.Time
+}
+
+// Equal reports whether both leases have the same subnets and attributes.
+// Revision and expiry don't count.
+func (l Lease) Equal(o Lease) bool {
+	return l.Subnet == o.Subnet && l.IPv6Subnet == o.IPv6Subnet && l.Attrs.Equal(o.Attrs)
+}
+
+// Overlaps reports whether the leases claim a common address.
+func (l Lease) Overlaps(o Lease) bool {
+	return l.Subnet.Overlaps(o.Subnet) || l.IPv6Subnet.Overlaps(o.IPv6Subnet)
+}
+
+// Update is what a watch reports at once.
+type Update struct {
+	// Reset says that Leases is the whole set: whatever isn't in it is gone.
+	Reset bool
+	// Leases are those that are new or changed. No subnet is in both Leases and
+	// Deleted.
+	Leases []Lease
+	// Deleted are those that are gone; only their subnets are set.
+	Deleted []Lease
+	// Revision is the registry's revision after the update.
+	Revision int64
+}

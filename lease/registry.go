@@ -1,0 +1,55 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Errors of a [Registry].
+var (
+	// ErrUnavailable means that the registry doesn't answer: try again.
+	ErrUnavailable = errors.New("lease registry unavailable")
+	// ErrNoConfig means that nobody has written the configuration yet.
+	ErrNoConfig = errors.New("no network configuration")
+	// ErrExists means that the subnet was taken first: read and choose again.
+	ErrExists = errors.New("lease exists")
+	// ErrConflict means that the entry changed since it was read: read again.
+	ErrConflict = errors.New("lease changed")
+	// ErrCompacted means that the history since the revision is gone: read
+	// everything and watch from there.
+	ErrCompacted = errors.New("lease history compacted")
+)
+
+// Registry stores the configuration and the leases of one cluster. Its methods
+// may be called at the same time.
+type Registry interface {
+	// Config returns the configuration as it was written, or ErrNoConfig.
+	Config(ctx context.Context) ([]byte, error)
+
+	// List returns all leases and the revision they were read at. Entries that
+	// can't be read as leases are left out.
+	List(ctx context.Context) (all []Lease, revision int64, err error)
+
+	// Create stores a lease if its subnet isn't stored yet, else ErrExists. The
+	// result has its revision, ID and expiry. A permanent lease gets no time to
+	// live.
+	Create(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
+
+	// Renew extends the time to live of a lease that still is at l.Revision,
+	// without changing the entry if that can be done; else ErrConflict.
+	Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
+
+	// Update writes the lease's attributes and extends its time to live if the
+	// entry still is at l.Revision; else ErrConflict.
+	Update(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
+
+	// Delete removes the lease if it still is at l.Revision; else ErrConflict.
+	Delete(ctx context.Context, l Lease) error
+
+	// Watch calls report, one call at a time, with every change from the given
+	// revision on, until ctx ends or the connection is lost. It returns why:
+	// ErrUnavailable, ErrCompacted or the context's error. Reports have Reset
+	// unset.
+	Watch(ctx context.Context, from int64, report func(Update)) error
+}
