@@ -1,0 +1,65 @@
+# uvxlan: `make demo` shows it, `make test` tests it. The targets install what
+# they need with apt when they may, and say what is missing when they may not.
+
+GO       ?= go
+BIN      ?= bin
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
+LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
+FUZZTIME ?= 30s
+
+.PHONY: all build build-arm64 demo test vet lint unit integration fuzz tools clean
+
+all: build
+
+## build: static binaries for linux/amd64 and linux/arm64
+build: $(BIN)/uvxland $(BIN)/uvxlan build-arm64
+
+$(BIN)/%: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+build-arm64:
+	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-arm64/ ./cmd/...
+
+## demo: three hosts on this machine, joined by uvxlan (needs root)
+demo: $(BIN)/uvxland $(BIN)/uvxlan tools
+	$(BIN)/uvxlan demo $(DEMOFLAGS)
+
+## test: everything CI runs; integration tests need root
+test: tools vet lint unit integration
+
+vet:
+	$(GO) vet ./...
+
+lint:
+	$(LINT) run ./...
+
+unit:
+	$(GO) test -race -skip '^TestIntegration' ./...
+
+# The lab is one to a machine, so packages take turns.
+integration: tools
+	$(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' ./...
+
+## fuzz: every fuzz target for FUZZTIME each
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; \
+	done
+
+# What the tests and the demo run beside our own binaries.
+TOOLS := iperf3:iperf3 ping:iputils-ping tcpdump:tcpdump
+tools:
+	@missing=; for t in $(TOOLS); do \
+	  command -v $${t%%:*} >/dev/null 2>&1 || missing="$$missing $${t##*:}"; \
+	done; [ -z "$$missing" ] || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	    echo "installing$$missing"; { apt-get install -qy --no-install-recommends $$missing || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }; } >/tmp/uvxlan-apt.log 2>&1 || { tail -n 5 /tmp/uvxlan-apt.log; exit 1; }; \
+	  else echo "missing:$$missing (install them with your package manager)" >&2; exit 1; fi; }
+
+clean:
+	rm -rf $(BIN) bench/out
+
+FORCE:
