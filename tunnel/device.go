@@ -1,0 +1,66 @@
+package tunnel
+
+import "io"
+
+// MaxPacket is the length in bytes of the longest packet a [Queue] hands over
+// or takes: an IP packet or superpacket of 16-bit length.
+const MaxPacket = 1<<16 - 1
+
+// Device is a TUN device: a network interface whose outgoing packets this
+// process reads and whose incoming packets it writes.
+type Device interface {
+	// Name is the interface's name, such as "flannel.1".
+	Name() string
+	// Queues are the device's queues, at least one. The kernel keeps each flow
+	// to one queue. The slice and the queues belong to the device.
+	Queues() []Queue
+	// Close closes every queue; the interface goes with the last one unless it
+	// was made persistent. No queue may be in use by then.
+	io.Closer
+}
+
+// Queue is one queue of a [Device]. One goroutine uses it at a time.
+type Queue interface {
+	// FD is a descriptor that polls readable when Read has something to give.
+	FD() int
+	// Read reads one packet into buf, which must hold [MaxPacket] bytes, and
+	// returns its length and what its sender left undone. It never blocks: with
+	// nothing to read it returns unix.EAGAIN, unwrapped.
+	Read(buf []byte) (int, Offload, error)
+	// Write writes one packet, the concatenation of at most [MaxParts] parts,
+	// and never blocks. It keeps no part.
+	Write(o Offload, parts [][]byte) error
+}
+
+// MaxParts is the greatest number of parts [Queue.Write] takes.
+const MaxParts = 1023
+
+// GSOType says how a superpacket is to be segmented; the values are those of
+// struct virtio_net_hdr (virtio 1.3, section 5.1.6).
+type GSOType uint8
+
+// The kinds of superpackets.
+const (
+	GSONone  GSOType = 0
+	GSOTCPv4 GSOType = 1
+	GSOTCPv6 GSOType = 4
+	GSOUDP   GSOType = 5
+	// GSOECN is set beside a TCP type when the superpacket carries CWR.
+	GSOECN GSOType = 0x80
+)
+
+// Offload is what a packet's sender left to whoever passes the packet on:
+// the transport checksum, segmentation or both. Its zero value is a complete
+// packet. Offsets count from the start of the IP header.
+type Offload struct {
+	// NeedsChecksum tells that the 16 bits at ChecksumStart+ChecksumOffset hold
+	// the pseudo-header's sum only; the checksum covers ChecksumStart onwards.
+	NeedsChecksum  bool
+	ChecksumStart  uint16
+	ChecksumOffset uint16
+	// GSO, unless GSONone, asks for segments of SegmentSize bytes of payload
+	// behind HeaderLen bytes of headers.
+	GSO         GSOType
+	SegmentSize uint16
+	HeaderLen   uint16
+}

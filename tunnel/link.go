@@ -1,0 +1,158 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"uvxlan/encap"
+)
+
+// RouteProtocol marks the kernel routes that this package makes, so that they
+// are told from anybody else's (rtnetlink(7), rtm_protocol).
+const RouteProtocol = 89
+
+// DefaultQueueLen is the number of packets the kernel queues for a device's
+// reader: the usual 500 overflow while a worker is busy with one batch.
+const DefaultQueueLen = 2000
+
+// LinkConfig is what a TUN interface needs to carry the overlay.
+type LinkConfig struct {
+	// Addresses are the VTEP's own, as /32 or /128 so that no subnet route comes
+	// with them.
+	Addresses []netip.Addr
+	// Networks are the overlay's; each gets one route into the interface.
+	Networks []netip.Prefix
+	// MTU is the inner MTU.
+	MTU encap.InnerMTU
+	// QueueLen is the transmit queue's length in packets; 0 means DefaultQueueLen.
+	QueueLen int
+}
+
+// ConfigureLink gives the interface name its MTU, addresses and routes, brings
+// it up and allows the kernel to forward what arrives on it, in the calling
+// thread's network namespace. All of it goes with the interface. It needs
+// CAP_NET_ADMIN and a writable /proc/sys/net.
+func ConfigureLink(name string, c LinkConfig) error {
+	if c.QueueLen <= 0 {
+		c.QueueLen = DefaultQueueLen
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("configure %s: %w", name, err)
+	}
+	if err := setSysctls(name); err != nil {
+		return fmt.Errorf("configure %s: %w", name, err)
+	}
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{fmt.Sprintf("set MTU %d", c.MTU), func() error { return netlink.LinkSetMTU(link, int(c.MTU)) }},
+		{"set queue length", func() error { return netlink.LinkSetTxQLen(link, c.QueueLen) }},
+		{"add address", func() error { return addAddresses(link, c.Addresses) }},
+		{"bring up", func() error { return netlink.LinkSetUp(link) }},
+		{"add route", func() error { return addRoutes(link, c) }},
+	}
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			return fmt.Errorf("configure %s: %s: %w", name, s.what, err)
+		}
+	}
+	return nil
+}
+
+func addAddresses(link netlink.Link, addrs []netip.Addr) error {
+	for _, a := range addrs {
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}); err != nil {
+			return fmt.Errorf("%s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+func addRoutes(link netlink.Link, c LinkConfig) error {
+	for _, n := range c.Networks {
+		route := &netlink.Route{
+			LinkIndex: link.Attrs().Index, Dst: ipNet(n), Protocol: RouteProtocol, Scope: netlink.SCOPE_LINK,
+		}
+		for _, a := range c.Addresses {
+			if a.Is4() == n.Addr().Is4() {
+				route.Src = a.AsSlice()
+			}
+		}
+		if err := netlink.RouteAdd(route); err != nil {
+			return fmt.Errorf("%s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// setSysctls sets what the overlay needs on its own interface
+// (Documentation/networking/ip-sysctl.rst): forwarding of what arrives there;
+// our own address as a source, which the router's ICMP errors carry; and no
+// autoconfiguration, whose packets nobody in the overlay would answer. A kernel
+// without IPv6 has none of the latter.
+func setSysctls(name string) error {
+	settings := []struct {
+		path, value string
+		optional    bool
+	}{
+		{filepath.Join("ipv4/conf", name, "forwarding"), "1", false},
+		{filepath.Join("ipv4/conf", name, "accept_local"), "1", false},
+		{filepath.Join("ipv6/conf", name, "addr_gen_mode"), "1", true},
+		{filepath.Join("ipv6/conf", name, "accept_ra"), "0", true},
+	}
+	for _, s := range settings {
+		err := os.WriteFile(filepath.Join("/proc/sys/net", s.path), []byte(s.value), 0)
+		if err != nil && (!s.optional || !errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("set sysctl net/%s=%s: %w", s.path, s.value, err)
+		}
+	}
+	return nil
+}
+
+// ForwardingEnabled tells whether the host forwards IPv4 packets that arrive on
+// interfaces other than ours, as those of its containers do.
+func ForwardingEnabled() (bool, error) {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	if err != nil {
+		return false, fmt.Errorf("read sysctl net.ipv4.ip_forward: %w", err)
+	}
+	return strings.TrimSpace(string(b)) != "0", nil
+}
+
+// RemoveStaleLink makes way for the device name: it deletes a kernel VXLAN
+// interface of that name, as flanneld leaves one behind, and a persistent TUN
+// device that nobody uses. It returns the deleted interface's type, "" when
+// there was none, and refuses with [ErrDeviceExists] to touch anything else.
+func RemoveStaleLink(name string) (string, error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	if tap, ok := link.(*netlink.Tuntap); ok && (tap.NonPersist || tap.Queues > 0 || tap.Attrs().OperState == netlink.OperUp) {
+		return "", fmt.Errorf("interface %s: %w: a running process holds it", name, ErrDeviceExists)
+	}
+	if t := link.Type(); t != "vxlan" && t != "tuntap" && t != "tun" {
+		return "", fmt.Errorf("interface %s: %w, of type %s", name, ErrDeviceExists, t)
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		return "", fmt.Errorf("delete interface %s: %w", name, err)
+	}
+	return link.Type(), nil
+}

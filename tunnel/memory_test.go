@@ -1,0 +1,114 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// memoryDevice is a device whose far end is the test instead of a kernel: each
+// queue is one end of a socket pair that keeps packets apart.
+type memoryDevice struct {
+	queues []Queue
+	far    []*memoryQueue
+}
+
+func newMemoryDevice(t testing.TB, queues int) *memoryDevice {
+	t.Helper()
+	d := &memoryDevice{}
+	for range queues {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.queues = append(d.queues, &memoryQueue{fd: fds[0]})
+		d.far = append(d.far, &memoryQueue{fd: fds[1]})
+	}
+	t.Cleanup(func() {
+		for _, q := range d.far {
+			unix.Close(q.fd)
+		}
+	})
+	return d
+}
+
+func (d *memoryDevice) Name() string    { return "memory" }
+func (d *memoryDevice) Queues() []Queue { return d.queues }
+
+func (d *memoryDevice) Close() error {
+	var errs []error
+	for _, q := range d.queues {
+		errs = append(errs, unix.Close(q.FD()))
+	}
+	return errors.Join(errs...)
+}
+
+// memoryQueue puts the offload before each packet, as a TUN queue does.
+type memoryQueue struct{ fd int }
+
+const memoryHeader = 10
+
+func (q *memoryQueue) FD() int { return q.fd }
+
+func (q *memoryQueue) Read(buf []byte) (int, Offload, error) {
+	msg := make([]byte, memoryHeader+MaxPacket)
+	n, err := unix.Read(q.fd, msg)
+	if err != nil {
+		return 0, Offload{}, err
+	}
+	if n == 0 {
+		return 0, Offload{}, unix.EBADFD
+	}
+	e := binary.BigEndian
+	o := Offload{
+		NeedsChecksum: msg[0] != 0, GSO: GSOType(msg[1]), HeaderLen: e.Uint16(msg[2:]),
+		SegmentSize: e.Uint16(msg[4:]), ChecksumStart: e.Uint16(msg[6:]), ChecksumOffset: e.Uint16(msg[8:]),
+	}
+	return copy(buf, msg[memoryHeader:n]), o, nil
+}
+
+func (q *memoryQueue) Write(o Offload, parts [][]byte) error {
+	e := binary.BigEndian
+	msg := make([]byte, memoryHeader)
+	if o.NeedsChecksum {
+		msg[0] = 1
+	}
+	msg[1] = byte(o.GSO)
+	e.PutUint16(msg[2:], o.HeaderLen)
+	e.PutUint16(msg[4:], o.SegmentSize)
+	e.PutUint16(msg[6:], o.ChecksumStart)
+	e.PutUint16(msg[8:], o.ChecksumOffset)
+	for _, p := range parts {
+		msg = append(msg, p...)
+	}
+	_, err := unix.Write(q.fd, msg)
+	return err
+}
+
+// send gives the device a packet to forward.
+func (q *memoryQueue) send(t testing.TB, packet []byte) {
+	t.Helper()
+	if err := q.Write(Offload{}, [][]byte{packet}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// receive waits for a packet from the device.
+func (q *memoryQueue) receive(t testing.TB) ([]byte, Offload) {
+	t.Helper()
+	wait := unix.NsecToTimespec(int64(5 * time.Second))
+	n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}, &wait, nil)
+	if err != nil || n == 0 {
+		t.Fatalf("no packet from the device: %v", errors.Join(err, os.ErrDeadlineExceeded))
+	}
+	buf := make([]byte, MaxPacket)
+	n, o, err := q.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n], o
+}

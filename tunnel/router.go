@@ -1,0 +1,269 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"uvxlan/encap"
+	"uvxlan/lease"
+)
+
+// ErrClosed is what Run returns on a router that was closed before.
+var ErrClosed = errors.New("the router is closed")
+
+// Config is what a [Router] must know beside its device and sockets.
+type Config struct {
+	// VNI is the VXLAN segment; frames of any other are dropped.
+	VNI encap.VNI
+	// Port is the UDP port that peers receive on.
+	Port uint16
+	// MAC is our VTEP's address, which peers put into their frames to us.
+	MAC encap.MAC
+	// Addresses are our VTEP's own addresses inside the overlay, at most one a
+	// family: ARP and neighbour solicitations for them are answered, and ICMP
+	// errors come from them.
+	Addresses []netip.Addr
+	// Networks are the overlay's networks. A peer whose outer address lies in
+	// one of them is refused, for its packets would loop.
+	Networks []netip.Prefix
+	// MTU is the device's.
+	MTU encap.InnerMTU
+	// AnySource also takes frames from outer addresses that no peer has and with
+	// inner sources that aren't the peer's, as kernel VXLAN does.
+	AnySource bool
+	// Logger gets what happens rarely; nil means nothing is logged.
+	Logger *slog.Logger
+}
+
+func (c *Config) validate(dev Device, u *Underlay) error {
+	var errs []error
+	if !c.VNI.Valid() {
+		errs = append(errs, fmt.Errorf("VNI %d is not of 24 bits", c.VNI))
+	}
+	if c.Port == 0 {
+		errs = append(errs, errors.New("the port is missing"))
+	}
+	if c.MAC == (encap.MAC{}) || c.MAC.IsGroup() {
+		errs = append(errs, fmt.Errorf("%s is no VTEP's MAC", c.MAC))
+	}
+	if c.MTU < minMTU {
+		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, minMTU))
+	}
+	if len(dev.Queues()) == 0 || len(dev.Queues()) != len(u.rx) {
+		errs = append(errs, fmt.Errorf("the device has %d queues and the underlay %d receiving sockets",
+			len(dev.Queues()), len(u.rx)))
+	}
+	return errors.Join(errs...)
+}
+
+// minMTU is IPv4's (RFC 791, section 3.2).
+const minMTU = 68
+
+// Router moves packets between a device and the peers. Its methods may be
+// called from any goroutine.
+type Router struct {
+	// immutable
+	config   Config
+	log      *slog.Logger
+	device   Device
+	underlay *Underlay
+	peers    *peerTable
+	workers  []*worker
+
+	running sync.WaitGroup // Run
+
+	mu       sync.Mutex // guards the rest
+	started  bool       // Run was called
+	closed   bool       // Close was called
+	released bool       // the descriptors are closed
+}
+
+// New makes a router of a device and as many receiving sockets as the device
+// has queues; see [OpenDevice] and [Listen]. It starts nothing. The router owns
+// both from here on and closes them in Close; when New returns an error they
+// are still the caller's.
+func New(dev Device, u *Underlay, c Config) (*Router, error) {
+	if err := c.validate(dev, u); err != nil {
+		return nil, fmt.Errorf("configure router: %w", err)
+	}
+	r := &Router{
+		config: c, device: dev, underlay: u, peers: newPeerTable(),
+		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+	}
+	for i, q := range dev.Queues() {
+		w, err := newWorker(&r.config, q, r.peers, u.rx[i], u.tx[i], u.v6)
+		if err != nil {
+			return nil, errors.Join(err, r.closeWorkers())
+		}
+		r.workers = append(r.workers, w)
+	}
+	return r, nil
+}
+
+// Run moves packets until ctx ends or Close is called, and then returns nil
+// after the last worker has stopped; the peers stay as they are. It returns
+// early with [ErrDeviceGone] when the interface is deleted, and [ErrClosed] on
+// a closed router. Run is called once.
+func (r *Router) Run(ctx context.Context) error {
+	if err := r.start(); err != nil {
+		return err
+	}
+	defer r.running.Done()
+	stopped := context.AfterFunc(ctx, r.halt)
+	defer stopped()
+	failed := make(chan error, len(r.workers))
+	var wg sync.WaitGroup
+	for _, w := range r.workers {
+		wg.Go(func() {
+			failed <- w.run()
+			r.halt()
+		})
+	}
+	wg.Wait()
+	close(failed)
+	for err := range failed {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Router) start() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.closed:
+		return ErrClosed
+	case r.started:
+		return errors.New("run router: it runs, or has run")
+	}
+	r.started = true
+	r.running.Add(1)
+	return nil
+}
+
+// halt makes every worker return soon.
+func (r *Router) halt() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.haltLocked()
+}
+
+func (r *Router) haltLocked() {
+	if r.released {
+		return
+	}
+	for _, w := range r.workers {
+		if err := w.halt(); err != nil {
+			r.log.Error("stop worker", "error", err)
+		}
+	}
+}
+
+// Close ends Run, waits for it and closes the device and the sockets. Further
+// calls do nothing.
+func (r *Router) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	r.haltLocked()
+	r.mu.Unlock()
+	r.running.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.released {
+		return nil
+	}
+	r.released = true
+	return errors.Join(r.closeWorkers(), r.underlay.Close(), r.device.Close())
+}
+
+func (r *Router) closeWorkers() error {
+	var errs []error
+	for _, w := range r.workers {
+		errs = append(errs, w.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Apply takes over what a watch of leases reports. A lease that can't be a peer
+// is left out, and is named in the error; all others are in force when Apply
+// returns.
+func (r *Router) Apply(u lease.Update) error {
+	var peers []Peer
+	var errs []error
+	gone := make([]netip.Prefix, 0, len(u.Deleted))
+	for _, l := range u.Deleted {
+		gone = append(gone, l.Subnet)
+	}
+	for _, l := range u.Leases {
+		p, err := PeerFromLease(l)
+		if err != nil {
+			errs = append(errs, err)
+			gone = append(gone, l.Subnet)
+			continue
+		}
+		peers = append(peers, p)
+	}
+	if u.Reset {
+		errs = append(errs, r.ReplacePeers(peers))
+	} else {
+		errs = append(errs, r.UpdatePeers(peers, gone))
+	}
+	return errors.Join(errs...)
+}
+
+// ReplacePeers makes peers all there are. One that cannot be reached is left
+// out, and is named in the error.
+func (r *Router) ReplacePeers(peers []Peer) error {
+	entries, _, err := r.entries(peers)
+	r.peers.replace(entries)
+	return err
+}
+
+// UpdatePeers removes the peers of the subnets gone and adds peers, each in the
+// place of the one that had its subnet. One that cannot be reached is left out,
+// so that its subnet has no peer, and is named in the error.
+func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
+	entries, refused, err := r.entries(peers)
+	r.peers.update(entries, slices.Concat(gone, refused))
+	return err
+}
+
+func (r *Router) entries(peers []Peer) (entries []*entry, refused []netip.Prefix, err error) {
+	var errs []error
+	for _, p := range peers {
+		p.Subnet = p.Subnet.Masked()
+		if err := p.check(r.config.Networks); err != nil {
+			errs = append(errs, err)
+			refused = append(refused, p.Subnet)
+			continue
+		}
+		entries = append(entries, newEntry(p, r.config.VNI, r.config.MAC, r.config.Port))
+	}
+	return entries, refused, errors.Join(errs...)
+}
+
+// Peers lists the peers, sorted by subnet.
+func (r *Router) Peers() []Peer {
+	var peers []Peer
+	for _, e := range r.peers.load().subnets.AllSorted() {
+		peers = append(peers, e.Peer)
+	}
+	return peers
+}
+
+// Stats is what the router has counted so far.
+func (r *Router) Stats() Stats {
+	s := Stats{Peers: r.peers.load().subnets.Size()}
+	for _, w := range r.workers {
+		w.total.addTo(&s)
+	}
+	return s
+}

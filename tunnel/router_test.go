@@ -1,0 +1,408 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
+	"uvxlan/lease"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testVNI = 7
+
+// node is a router between a memory device and real sockets on an address of
+// its own in 127.0.0.0/8.
+type node struct {
+	*Router
+	queue  *memoryQueue
+	peer   Peer
+	config Config
+}
+
+func testMAC(n byte) encap.MAC { return encap.MAC{2, 0, 0, 0, 0, n} }
+
+// freePort finds a UDP port that no test's address uses.
+func freePort(t testing.TB) uint16 {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return uint16(c.LocalAddr().(*net.UDPAddr).Port)
+}
+
+// startNode runs a router as 127.0.0.n that owns 10.0.n.0/24.
+func startNode(t *testing.T, n byte, port uint16, change func(*Config)) *node {
+	t.Helper()
+	nd := newNode(t, n, port, change)
+	done := make(chan error, 1)
+	go func() { done <- nd.Run(context.Background()) }()
+	t.Cleanup(func() {
+		err := nd.Close()
+		if run := <-done; err != nil || run != nil && !errors.Is(run, ErrClosed) {
+			t.Error("closing the router:", err, run)
+		}
+	})
+	return nd
+}
+
+func newNode(t testing.TB, n byte, port uint16, change func(*Config)) *node {
+	t.Helper()
+	device := newMemoryDevice(t, 1)
+	address := netip.AddrFrom4([4]byte{127, 0, 0, n})
+	underlay, err := Listen(UnderlayConfig{Address: address, Port: port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{
+		VNI: testVNI, Port: port, MAC: testMAC(n), MTU: 1450,
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, n, 0}), netip.MustParseAddr("fd00::1")},
+		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+	}
+	if change != nil {
+		change(&c)
+	}
+	r, err := New(device, underlay, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, n, 0}), 24)
+	return &node{r, device.far[0], Peer{Subnet: subnet, Underlay: address, MAC: c.MAC}, c}
+}
+
+func addPeers(t testing.TB, n *node, peers ...Peer) {
+	t.Helper()
+	if err := n.UpdatePeers(peers, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// udpPacket is an IPv4 UDP packet with right checksums.
+func udpPacket(src, dst string, payload int) encap.IPv4 {
+	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
+	p := make([]byte, 28+payload)
+	p[0], p[8], p[9] = 0x45, 64, encap.ProtoUDP
+	copy(p[12:], s[:])
+	copy(p[16:], d[:])
+	p[21], p[23] = 53, 54
+	for i := range payload {
+		p[28+i] = byte(i)
+	}
+	ip := encap.IPv4(p)
+	ip.SetTotalLen(len(p))
+	ip.UpdateChecksum()
+	p[24], p[25] = byte((8+payload)>>8), byte(8+payload)
+	sum := encap.Checksum(p[20:], ip.PseudoHeaderSum(encap.ProtoUDP, 8+payload))
+	p[26], p[27] = byte(sum>>8), byte(sum)
+	return ip
+}
+
+func TestRouterCarriesPackets(t *testing.T) {
+	port := freePort(t)
+	a, b := startNode(t, 1, port, nil), startNode(t, 2, port, nil)
+	addPeers(t, a, b.peer)
+	addPeers(t, b, a.peer)
+
+	for _, size := range []int{0, 1, 100, 1422, 9000, 60000} {
+		sent := udpPacket("10.0.1.9", "10.0.2.9", size)
+		a.queue.send(t, sent)
+		got, offload := b.queue.receive(t)
+		if !bytes.Equal(got, sent) || offload != (Offload{}) {
+			t.Fatalf("%d bytes of payload: the packet changed on its way, offload %+v", size, offload)
+		}
+	}
+	back := udpPacket("10.0.2.9", "10.0.1.9", 64)
+	b.queue.send(t, back)
+	if got, _ := a.queue.receive(t); !bytes.Equal(got, back) {
+		t.Fatal("the answer changed on its way")
+	}
+	sa, sb := waitStats(t, a, func(s Stats) bool { return s.RxPackets == 1 }), waitStats(t, b, func(s Stats) bool { return s.RxPackets == 6 })
+	if sa.TxPackets != 6 || sb.TxPackets != 1 || sa.TxBytes != sb.RxBytes || sa.Dropped()+sb.Dropped() != 0 {
+		t.Fatalf("counters: a %+v, b %+v", sa, sb)
+	}
+}
+
+// waitStats waits until the counters, which follow each batch, are as wanted.
+func waitStats(t testing.TB, n *node, want func(Stats) bool) Stats {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		s := n.Stats()
+		if want(s) {
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("counters stay at %+v", s)
+		}
+	}
+}
+
+func TestRouterTellsSenderOfUnknownDestination(t *testing.T) {
+	a := startNode(t, 1, freePort(t), nil)
+	sent := udpPacket("10.0.1.9", "10.0.99.1", 32)
+	a.queue.send(t, sent)
+	got, _ := a.queue.receive(t)
+	p, err := encap.ParseIPv4(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	icmp := p.Payload()
+	if p.Src() != a.config.Addresses[0] || p.Dst() != sent.Src() || p.Protocol() != encap.ProtoICMP ||
+		icmp[0] != 3 || icmp[1] != encap.ICMPNetUnreachable || !bytes.HasPrefix(icmp[8:], sent[:28]) {
+		t.Fatalf("not the ICMP error for it: % x", got)
+	}
+	waitStats(t, a, func(s Stats) bool { return s.Drop(DropNoRoute) == 1 && s.Answers == 1 })
+	a.queue.send(t, udpPacket("10.0.1.9", "224.0.0.1", 1))
+	waitStats(t, a, func(s Stats) bool { return s.Drop(DropMulticast) == 1 })
+	a.queue.send(t, []byte{0x45, 0})
+	waitStats(t, a, func(s Stats) bool { return s.Drop(DropMalformedOut) == 1 })
+}
+
+// wire sends bytes to a node's VXLAN port from an address of 127.0.0.0/8.
+type wire struct {
+	*net.UDPConn
+	to *net.UDPAddr
+}
+
+func newWire(t testing.TB, from byte, to *node) *wire {
+	t.Helper()
+	address := netip.AddrFrom4([4]byte{127, 0, 0, from})
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, to.config.Port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &wire{c, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.peer.Underlay, to.config.Port))}
+}
+
+func (w *wire) send(t testing.TB, header encap.FrameHeader, payload []byte) {
+	t.Helper()
+	if _, err := w.WriteTo(append(header[:], payload...), w.to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *wire) receive(t testing.TB) (f encap.Frame) {
+	t.Helper()
+	buf := make([]byte, MaxPacket)
+	if err := w.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := w.Read(buf)
+	if err == nil {
+		err = f.Decode(buf[:n])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
+	good := udpPacket("10.0.9.1", "10.0.1.9", 8)
+	header := encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4)
+	with := func(change func(h *encap.FrameHeader)) encap.FrameHeader {
+		h := header
+		change(&h)
+		return h
+	}
+	for _, c := range []struct {
+		name    string
+		from    byte
+		header  encap.FrameHeader
+		payload []byte
+		want    DropReason
+	}{
+		{"unknown outer source", 8, header, good, DropUnknownPeer},
+		{"foreign VNI", 9, with(func(h *encap.FrameHeader) { h[6]++ }), good, DropForeignVNI},
+		{"no I flag", 9, with(func(h *encap.FrameHeader) { h[0] = 0 }), good, DropNoVNI},
+		{"wrong inner MAC", 9, with(func(h *encap.FrameHeader) { h[13]++ }), good, DropInnerMAC},
+		{"IPv4 to a group MAC", 9, with(func(h *encap.FrameHeader) { h[8] |= 1 }), good, DropInnerMAC},
+		{"inner source of nobody", 9, header, udpPacket("10.9.9.1", "10.0.1.9", 8), DropInnerSource},
+		{"inner source of us", 9, header, udpPacket("10.0.1.5", "10.0.1.9", 8), DropInnerSource},
+		{"truncated inner packet", 9, header, good[:30], DropMalformed},
+		{"no IP packet", 9, header, make([]byte, 64), DropMalformed},
+		{"other EtherType", 9, with(func(h *encap.FrameHeader) { h[20], h[21] = 0x88, 0xcc }), good, DropEtherType},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := startNode(t, 1, freePort(t), nil)
+			addPeers(t, a, Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)})
+			newWire(t, c.from, a).send(t, c.header, c.payload)
+			s := waitStats(t, a, func(s Stats) bool { return s.Dropped() == 1 })
+			if s.Drop(c.want) != 1 || s.RxPackets != 0 {
+				t.Fatalf("want one drop for %s, counted %+v", c.want, s)
+			}
+		})
+	}
+	t.Run("short", func(t *testing.T) {
+		a := startNode(t, 1, freePort(t), nil)
+		w := newWire(t, 9, a)
+		if _, err := w.WriteTo(header[:21], w.to); err != nil {
+			t.Fatal(err)
+		}
+		waitStats(t, a, func(s Stats) bool { return s.Drop(DropShort) == 1 })
+	})
+	t.Run("any source", func(t *testing.T) {
+		a := startNode(t, 1, freePort(t), func(c *Config) { c.AnySource = true })
+		newWire(t, 8, a).send(t, header, good)
+		if got, _ := a.queue.receive(t); !bytes.Equal(got, good) {
+			t.Fatal("the packet changed on its way")
+		}
+	})
+	t.Run("peer's own address", func(t *testing.T) {
+		a := startNode(t, 1, freePort(t), nil)
+		addPeers(t, a, Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)})
+		fromHost := udpPacket("127.0.0.9", "10.0.1.9", 8)
+		newWire(t, 9, a).send(t, header, fromHost)
+		if got, _ := a.queue.receive(t); !bytes.Equal(got, fromHost) {
+			t.Fatal("the packet changed on its way")
+		}
+	})
+}
+
+func TestRouterAnswersARP(t *testing.T) {
+	a := startNode(t, 1, freePort(t), nil)
+	addPeers(t, a, Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)})
+	w := newWire(t, 9, a)
+	request := []byte{
+		0, 1, 8, 0, 6, 4, 0, 1, // Ethernet, IPv4, request
+		2, 0, 0, 0, 0, 9, 10, 0, 9, 0, // sender
+		0, 0, 0, 0, 0, 0, 10, 0, 1, 0, // target: our VTEP's address
+	}
+	group := encap.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	w.send(t, encap.MakeFrameHeader(testVNI, group, testMAC(9), encap.EtherTypeARP), request)
+	f := w.receive(t)
+	if f.Dst != testMAC(9) || f.Src != testMAC(1) || f.EtherType != encap.EtherTypeARP || f.VNI != testVNI {
+		t.Fatalf("the reply's frame is %+v", f)
+	}
+	want := append([]byte{0, 1, 8, 0, 6, 4, 0, 2, 2, 0, 0, 0, 0, 1, 10, 0, 1, 0}, request[8:18]...)
+	if !bytes.Equal(f.Payload, want) {
+		t.Fatalf("the reply is % x", f.Payload)
+	}
+	request[27] = 77 // somebody else's address
+	w.send(t, encap.MakeFrameHeader(testVNI, group, testMAC(9), encap.EtherTypeARP), request)
+	s := waitStats(t, a, func(s Stats) bool { return s.Drop(DropEtherType) == 1 })
+	if s.Answers != 1 {
+		t.Fatalf("answered %d questions", s.Answers)
+	}
+}
+
+func TestRouterFollowsLeases(t *testing.T) {
+	a := startNode(t, 1, freePort(t), nil)
+	leaseOf := func(subnet, ip, backend, mac string) lease.Lease {
+		return lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{
+			PublicIP: netip.MustParseAddr(ip), BackendType: backend, BackendData: []byte(`{"VNI":1,"VtepMAC":"` + mac + `"}`),
+		}}
+	}
+	two := leaseOf("10.0.2.0/24", "127.0.0.2", "vxlan", "02:00:00:00:00:02")
+	err := a.Apply(lease.Update{Reset: true, Leases: []lease.Lease{
+		two,
+		leaseOf("10.0.3.0/24", "127.0.0.3", "host-gw", "02:00:00:00:00:03"),
+		leaseOf("10.0.4.0/24", "127.0.0.4", "vxlan", "nonsense"),
+		leaseOf("10.0.5.0/24", "10.0.5.5", "vxlan", "02:00:00:00:00:05"),
+	}})
+	for _, subnet := range []string{"10.0.3.0/24", "10.0.4.0/24", "10.0.5.0/24"} {
+		if err == nil || !strings.Contains(err.Error(), subnet) {
+			t.Errorf("the error doesn't name %s: %v", subnet, err)
+		}
+	}
+	if p := a.Peers(); len(p) != 1 || p[0].Underlay != two.Attrs.PublicIP {
+		t.Fatalf("peers after the snapshot: %v", p)
+	}
+	moved := leaseOf("10.0.2.0/24", "127.0.0.6", "vxlan", "02:00:00:00:00:06")
+	if err := a.Apply(lease.Update{Leases: []lease.Lease{moved}}); err != nil {
+		t.Fatal(err)
+	}
+	if p := a.Peers(); len(p) != 1 || p[0] != (Peer{moved.Subnet, moved.Attrs.PublicIP, testMAC(6)}) {
+		t.Fatalf("peers after the change: %v", p)
+	}
+	if err := a.Apply(lease.Update{Deleted: []lease.Lease{{Subnet: moved.Subnet}}}); err != nil {
+		t.Fatal(err)
+	}
+	if p := a.Peers(); len(p) != 0 || a.peers.load().knows(moved.Attrs.PublicIP) {
+		t.Fatalf("peers after the deletion: %v", p)
+	}
+}
+
+func TestRouterClose(t *testing.T) {
+	port := freePort(t)
+	a := newNode(t, 1, port, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatalf("Run after its context ended: %v", err)
+	}
+	for range 2 {
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Run(context.Background()); !errors.Is(err, ErrClosed) {
+		t.Fatalf("Run after Close: %v", err)
+	}
+	b := newNode(t, 1, port, nil) // the port is free again
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRouterReportsLostDevice(t *testing.T) {
+	a := newNode(t, 1, freePort(t), nil)
+	defer a.Close()
+	if err := unix.Shutdown(a.queue.fd, unix.SHUT_RDWR); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(context.Background()); !errors.Is(err, ErrDeviceGone) {
+		t.Fatalf("Run: %v", err)
+	}
+}
+
+func TestNewRefusesBadConfig(t *testing.T) {
+	device := newMemoryDevice(t, 2)
+	defer device.Close()
+	underlay, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer underlay.Close()
+	_, err = New(device, underlay, Config{VNI: 1 << 24, MTU: 20})
+	for _, want := range []string{"VNI", "port", "MAC", "MTU", "queues"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error doesn't name %s: %v", want, err)
+		}
+	}
+}
+
+func TestListenRefusesTakenPort(t *testing.T) {
+	c := UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t), Workers: 2}
+	first, err := Listen(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(c); !errors.Is(err, ErrPortInUse) {
+		t.Fatalf("second listener on the port: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Listen(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,225 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Defaults of [UnderlayConfig].
+const (
+	// DefaultSourcePorts is the number of outer source ports a worker sends from.
+	DefaultSourcePorts = 8
+	// socketBuffer is asked of the kernel for each receiving and sending
+	// socket, in bytes: some milliseconds at the rates a worker reaches.
+	socketBuffer = 8 << 20
+)
+
+// ErrPortInUse says that another process, or a VXLAN device of the kernel,
+// holds the VXLAN port.
+var ErrPortInUse = errors.New("the port is in use")
+
+// UnderlayConfig describes the sockets of [Listen].
+type UnderlayConfig struct {
+	// Address is the local address that datagrams are sent from and received
+	// at; peers know us by it, or by what a NAT makes of it. Its family is the
+	// underlay's. Required.
+	Address netip.Addr
+	// Port is the VXLAN port, ours and every peer's. Required.
+	Port uint16
+	// Workers is the number of receiving sockets, and so of workers; at least 1.
+	Workers int
+	// SourcePorts is the number of sending sockets a worker has, each on a port
+	// of its own of the kernel's local range; 0 means DefaultSourcePorts.
+	SourcePorts int
+}
+
+// Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
+// worker one receiving socket of an SO_REUSEPORT group on the VXLAN port, and a
+// pool of sending sockets, so that the inner flows spread over outer source
+// ports (RFC 7348, section 5).
+type Underlay struct {
+	v6 bool
+	rx []int
+	tx [][]int
+}
+
+// Listen opens the sockets in the calling thread's network namespace. The
+// caller owns the result until it hands it to [New]. A port that someone else
+// holds is [ErrPortInUse].
+func Listen(c UnderlayConfig) (*Underlay, error) {
+	c.Workers = max(c.Workers, 1)
+	if c.SourcePorts <= 0 {
+		c.SourcePorts = DefaultSourcePorts
+	}
+	u := &Underlay{v6: c.Address.Is6()}
+	if err := u.open(c); err != nil {
+		return nil, errors.Join(fmt.Errorf("open underlay: %w", err), u.Close())
+	}
+	return u, nil
+}
+
+func (u *Underlay) open(c UnderlayConfig) error {
+	local := netip.AddrPortFrom(c.Address, c.Port)
+	if err := probePort(local); err != nil {
+		return err
+	}
+	for range c.Workers {
+		fd, err := u.receiver(local)
+		if err != nil {
+			return err
+		}
+		u.rx = append(u.rx, fd)
+	}
+	for range c.Workers {
+		var pool []int
+		for range c.SourcePorts {
+			fd, err := u.sender(netip.AddrPortFrom(c.Address, 0))
+			if err != nil {
+				return errors.Join(err, closeAll(pool))
+			}
+			pool = append(pool, fd)
+		}
+		u.tx = append(u.tx, pool)
+	}
+	return nil
+}
+
+// probePort binds the port once without SO_REUSEPORT, which is refused when
+// anybody holds it: a second process of the same user would otherwise join the
+// group unnoticed and take its share of the datagrams.
+func probePort(local netip.AddrPort) error {
+	fd, err := udpSocket(local.Addr().Is6())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return bind(fd, local)
+}
+
+func bind(fd int, local netip.AddrPort) error {
+	err := unix.Bind(fd, unixSockaddr(local))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("bind %s: %w: %w", local, ErrPortInUse, err)
+	}
+	if err != nil {
+		return fmt.Errorf("bind %s: %w", local, err)
+	}
+	return nil
+}
+
+func udpSocket(v6 bool) (int, error) {
+	family := unix.AF_INET
+	if v6 {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	if err != nil {
+		return -1, fmt.Errorf("open UDP socket: %w", err)
+	}
+	if v6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("set IPV6_V6ONLY: %w", err)
+	}
+	return fd, nil
+}
+
+type sockopt struct {
+	name       string
+	level, opt int
+	value      int
+}
+
+func newSocket(v6 bool, local netip.AddrPort, opts []sockopt) (int, error) {
+	fd, err := udpSocket(v6)
+	if err != nil {
+		return -1, err
+	}
+	for _, o := range opts {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
+			unix.Close(fd)
+			return -1, fmt.Errorf("set %s: %w", o.name, err)
+		}
+	}
+	if err := bind(fd, local); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (u *Underlay) receiver(local netip.AddrPort) (int, error) {
+	tos := sockopt{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}
+	if u.v6 {
+		tos = sockopt{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1}
+	}
+	fd, err := newSocket(u.v6, local, []sockopt{
+		{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}, tos,
+	})
+	if err == nil {
+		growBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	}
+	return fd, err
+}
+
+// sender opens a socket that only sends: what anybody sends to its port is
+// dropped by a filter rather than kept in a buffer that nobody reads. DF stays
+// unset and the TTL is 64, as kernel VXLAN has them.
+func (u *Underlay) sender(local netip.AddrPort) (int, error) {
+	opts := []sockopt{
+		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
+		{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 64},
+	}
+	if u.v6 {
+		opts = []sockopt{
+			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
+			{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 64},
+		}
+	}
+	fd, err := newSocket(u.v6, local, opts)
+	if err != nil {
+		return -1, err
+	}
+	growBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+	refuse := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(refuse)), Filter: &refuse[0]})
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("attach socket filter: %w", err)
+	}
+	return fd, nil
+}
+
+// growBuffer asks for socketBuffer beyond the host's limit, which takes
+// CAP_NET_ADMIN, or else for what the limit allows.
+func growBuffer(fd, force, plain int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, socketBuffer)
+	}
+}
+
+// Close closes every socket.
+func (u *Underlay) Close() error {
+	errs := []error{closeAll(u.rx)}
+	for _, pool := range u.tx {
+		errs = append(errs, closeAll(pool))
+	}
+	u.rx, u.tx = nil, nil
+	return errors.Join(errs...)
+}
+
+func closeAll(fds []int) error {
+	var errs []error
+	for _, fd := range fds {
+		if err := unix.Close(fd); err != nil {
+			errs = append(errs, fmt.Errorf("close UDP socket: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,81 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrDeviceGone says that the TUN interface was deleted under the router.
+var ErrDeviceGone = errors.New("the TUN interface was deleted")
+
+// worker moves packets between one queue of the device and one set of sockets,
+// in both directions, on a thread of its own. One thread for both saves half
+// the wake-ups: an answer is often there by the time a packet was delivered.
+type worker struct {
+	in    *inbound
+	out   *outbound
+	waker waker
+	stop  atomic.Bool
+	total counters
+}
+
+func newWorker(c *Config, q Queue, t *peerTable, rx int, tx []int, v6 bool) (*worker, error) {
+	wake, err := newWaker()
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{waker: wake}
+	l := newLocal(c)
+	w.out = newOutbound(q, t, tx, v6, l, &w.total)
+	w.in = newInbound(c, q, t, rx, newSender(tx[0], v6), l, &w.total)
+	return w, nil
+}
+
+// run drains both ends until neither has anything left, then sleeps until one
+// has. It returns after halt, or with what made the device or socket useless.
+func (w *worker) run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	fds := []unix.PollFd{
+		{Fd: int32(w.waker.fd), Events: unix.POLLIN},
+		{Fd: int32(w.in.fd), Events: unix.POLLIN},
+		{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN},
+	}
+	for !w.stop.Load() {
+		moreIn, err := w.in.drain()
+		if err != nil {
+			return err
+		}
+		moreOut, err := w.out.drain()
+		if err != nil {
+			return deviceError(err)
+		}
+		if moreIn || moreOut {
+			continue
+		}
+		if err := poll(fds); err != nil {
+			return fmt.Errorf("poll device and underlay: %w", err)
+		}
+	}
+	return nil
+}
+
+func deviceError(err error) error {
+	if errors.Is(err, unix.EBADFD) || errors.Is(err, unix.EIO) {
+		return fmt.Errorf("read device: %w: %w", ErrDeviceGone, err)
+	}
+	return fmt.Errorf("read device: %w", err)
+}
+
+// halt makes run return soon; it may be called at any time before close.
+func (w *worker) halt() error {
+	w.stop.Store(true)
+	return w.waker.wake()
+}
+
+// close releases what newWorker acquired. run must have returned.
+func (w *worker) close() error { return w.waker.close() }
