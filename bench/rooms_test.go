@@ -1,0 +1,42 @@
+// Package bench_test holds the project's rooms apart.
+package bench_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Imports point one way, and the data path carries nothing of the control
+// plane's: whoever embeds it would carry it too.
+func TestImportsPointOneWay(t *testing.T) {
+	for _, c := range []struct {
+		pkg     string
+		allowed []string // of this module, beside itself
+		foreign bool     // may use modules other than the standard library
+	}{
+		{"encap", nil, false},
+		{"lease", nil, false},
+		{"lease/etcd", []string{"lease"}, true},
+		{"lease/etcdserver", nil, true},
+		{"tunnel", []string{"encap", "lease"}, true},
+	} {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "uvxlan/"+c.pkg).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for dep := range strings.FieldsSeq(string(out)) {
+			own, ours := strings.CutPrefix(dep, "uvxlan/")
+			switch {
+			case ours && own != c.pkg && !slices.Contains(c.allowed, own):
+				t.Errorf("%s imports %s", c.pkg, own)
+			case !ours && !c.foreign:
+				t.Errorf("%s imports %s", c.pkg, dep)
+			case c.pkg == "tunnel" && slices.ContainsFunc([]string{"etcd", "grpc", "prometheus", "protobuf"},
+				func(s string) bool { return strings.Contains(dep, s) }):
+				t.Errorf("%s imports %s", c.pkg, dep)
+			}
+		}
+	}
+}
