@@ -1,0 +1,116 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/subnetfile"
+	"uvxlan/lease"
+	"uvxlan/lease/etcd"
+	"uvxlan/lease/etcdserver"
+)
+
+// Run is the daemon's life: it returns nil when ctx ends, after the device is
+// gone, and otherwise an error of one line that says what to do. The lease stays
+// in etcd, so that the next run has the same subnet.
+func Run(ctx context.Context, o Options) error {
+	err := run(ctx, o)
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return explain(err)
+}
+
+func run(ctx context.Context, o Options) error {
+	if err := preflight(); err != nil {
+		return err
+	}
+	ext, err := extiface.Choose(o.Interface)
+	if err != nil {
+		return err
+	}
+	o.Logger.Info("external interface", "name", ext.Name, "address", ext.Address, "public_ip", ext.PublicIP, "mtu", int(ext.MTU))
+	if o.EmbeddedEtcd {
+		server, err := startEtcd(ctx, &o, ext)
+		if err != nil {
+			return err
+		}
+		defer server.Close()
+	}
+	o.Etcd.Logger = o.Logger
+	registry, err := etcd.Open(o.Etcd)
+	if err != nil {
+		return err
+	}
+	defer registry.Close()
+	return serve(ctx, o, ext, registry)
+}
+
+// startEtcd runs the embedded etcd on loopback and on the address that the
+// other hosts know, and makes it ours.
+func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdserver.Server, error) {
+	own := "http://" + netip.AddrPortFrom(ext.Address, 2379).String()
+	server, err := etcdserver.Start(ctx, etcdserver.Options{
+		Dir:             filepath.Join(o.StateDir, "etcd"),
+		ListenClient:    "http://127.0.0.1:2379," + own,
+		AdvertiseClient: own,
+		Logger:          o.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	o.Etcd.Endpoints = []string{server.Endpoint()}
+	o.Logger.Info("embedded etcd is up; start the other hosts with", "etcd-endpoints", own)
+	return server, nil
+}
+
+// serve opens what can fail before it takes a lease, so that a host that can't
+// carry packets never holds a subnet.
+func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry) error {
+	manager, err := lease.NewManager(lease.Options{
+		Registry: registry, Logger: o.Logger, Previous: previous(o),
+	})
+	if err != nil {
+		return err
+	}
+	config, err := manager.Config(ctx)
+	if err != nil {
+		return err
+	}
+	overlay, err := openOverlay(o, config, ext)
+	if err != nil {
+		return err
+	}
+	defer overlay.close()
+	own, err := manager.Acquire(ctx, config, overlay.attrs)
+	if err != nil {
+		return err
+	}
+	o.Logger.Info("lease", "subnet", own.Subnet, "expires", own.Expires)
+	if err := overlay.start(own); err != nil {
+		return err
+	}
+	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: int(overlay.mtu)}
+	if err := file.Write(o.SubnetFile); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return overlay.run(ctx) })
+	group.Go(func() error { return manager.Run(ctx, own, overlay.apply) })
+	return group.Wait()
+}
+
+// previous is the subnet that an earlier run wrote to the subnet file, the zero
+// Prefix if there is none.
+func previous(o Options) netip.Prefix {
+	f, err := subnetfile.Read(o.SubnetFile)
+	if err != nil {
+		o.Logger.Warn("the earlier run's subnet is not known", "error", err)
+	}
+	return f.Subnet
+}

@@ -1,0 +1,57 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel"
+)
+
+// preflight finds out before anything else whether this process can have a TUN
+// device at all.
+func preflight() error {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w: %w", tunnel.ErrNoTUN, err)
+	case err != nil:
+		return err
+	}
+	f.Close()
+	return checkCapability()
+}
+
+func checkCapability() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("no CAP_NET_ADMIN: %w", unix.EPERM)
+	}
+	return nil
+}
+
+// explain adds what to do to an error that has a usual remedy.
+func explain(err error) error {
+	for _, r := range []struct {
+		cause  error
+		remedy string
+	}{
+		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
+		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
+		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},
+		{unix.EPERM, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
+		{unix.EACCES, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
+	} {
+		if errors.Is(err, r.cause) {
+			return fmt.Errorf("%w: %s", err, r.remedy)
+		}
+	}
+	return err
+}

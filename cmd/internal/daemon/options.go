@@ -1,0 +1,49 @@
+// Package daemon is uvxland without its command line: it takes the host's
+// lease, makes the overlay's device, and keeps the router fed with the peers'
+// leases.
+package daemon
+
+import (
+	"log/slog"
+	"runtime"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/lease/etcd"
+)
+
+// Defaults of Options.
+const (
+	DefaultSubnetFile = "/run/flannel/subnet.env"
+	DefaultStateDir   = "/var/lib/uvxlan"
+	// maxWorkers bounds the default number of workers: beyond it the flows of
+	// one host seldom spread.
+	maxWorkers = 8
+)
+
+// Options are what the command line says.
+type Options struct {
+	// Etcd says where the leases are. Its Endpoints don't count with
+	// EmbeddedEtcd.
+	Etcd etcd.Options
+	// EmbeddedEtcd runs an etcd in this process, its data in StateDir.
+	EmbeddedEtcd bool
+	StateDir     string
+	// Interface says how the peers reach this host.
+	Interface extiface.Wanted
+	// SubnetFile is where container runtimes look for the host's subnet.
+	SubnetFile string
+	// Workers is the number of threads that move packets; 0 means one a CPU, at
+	// most 8.
+	Workers int
+	// AnySource takes packets whatever address they come from.
+	AnySource bool
+	// Logger is required.
+	Logger *slog.Logger
+}
+
+func (o *Options) workers() int {
+	if o.Workers > 0 {
+		return o.Workers
+	}
+	return min(runtime.NumCPU(), maxWorkers)
+}

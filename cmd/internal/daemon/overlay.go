@@ -1,0 +1,229 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/encap"
+	"uvxlan/lease"
+	"uvxlan/tunnel"
+)
+
+// overlay is the host's part of the overlay: the device, the sockets and the
+// router between them, made anew when somebody deletes the device.
+type overlay struct {
+	// immutable
+	log     *slog.Logger
+	config  *lease.Config
+	ext     extiface.Interface
+	name    string
+	workers int
+	any     bool
+	mtu     encap.InnerMTU
+
+	mac encap.MAC // before start: the one to propose
+	own lease.Lease
+
+	// opened, until a router owns them
+	device   tunnel.Device
+	underlay *tunnel.Underlay
+
+	mu     sync.Mutex // guards router
+	router *tunnel.Router
+}
+
+func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, error) {
+	if c.Backend.Type != lease.TypeVXLAN || c.Backend.DirectRouting {
+		return nil, fmt.Errorf("backend %q with DirectRouting %t: this version runs %q without it",
+			c.Backend.Type, c.Backend.DirectRouting, lease.TypeVXLAN)
+	}
+	if c.Network.Contains(ext.PublicIP) {
+		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
+			ext.PublicIP, c.Network)
+	}
+	v := &overlay{
+		log: o.Logger, config: c, ext: ext, workers: o.workers(), any: o.AnySource,
+		name: "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
+		mtu:  underlayMTU(c, ext).Inner(false),
+		mac:  randomMAC(),
+	}
+	// Busy workers must leave the rest of the daemon room to run.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), v.workers+2))
+	return v, v.open()
+}
+
+func underlayMTU(c *lease.Config, ext extiface.Interface) encap.OuterMTU {
+	if c.Backend.MTU > 0 {
+		return encap.OuterMTU(c.Backend.MTU)
+	}
+	return ext.MTU
+}
+
+// randomMAC is locally administered and of one station (IEEE 802, section 8.2).
+func randomMAC() (m encap.MAC) {
+	rand.Read(m[:]) // never fails
+	m[0] = m[0]&^1 | 2
+	return m
+}
+
+// open acquires the sockets and the device.
+func (v *overlay) open() error {
+	removed, err := tunnel.RemoveStaleLink(v.name)
+	if err != nil {
+		return err
+	}
+	if removed != "" {
+		v.log.Info("removed an earlier interface", "name", v.name, "type", removed)
+	}
+	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
+		Address: v.ext.Address, Port: v.config.Backend.Port, Workers: v.workers,
+	})
+	if err != nil {
+		return err
+	}
+	v.device, err = tunnel.OpenDevice(v.name, v.workers)
+	if err != nil {
+		err = errors.Join(err, v.underlay.Close())
+		v.underlay = nil
+	}
+	return err
+}
+
+// attrs is what our lease says. The VTEP's MAC is the one our previous lease
+// told the peers, if there is one.
+func (v *overlay) attrs(previous *lease.Lease) (lease.Attrs, error) {
+	if previous != nil {
+		if p, err := tunnel.PeerFromLease(*previous); err == nil {
+			v.mac = p.MAC
+		}
+	}
+	data, err := json.Marshal(lease.VXLANData{VNI: v.config.Backend.VNI, VtepMAC: v.mac.String()})
+	if err != nil {
+		return lease.Attrs{}, fmt.Errorf("write lease: %w", err)
+	}
+	return lease.Attrs{PublicIP: v.ext.PublicIP, BackendType: lease.TypeVXLAN, BackendData: data}, nil
+}
+
+// start makes the router and brings the device up for our lease.
+func (v *overlay) start(own lease.Lease) error {
+	v.own = own
+	vtep := []netip.Addr{own.Subnet.Addr()}
+	networks := []netip.Prefix{v.config.Network}
+	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
+		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: v.mtu,
+		Addresses: vtep, Networks: networks, AnySource: v.any, Logger: v.log,
+	})
+	if err != nil {
+		return errors.Join(err, v.closeOpened())
+	}
+	v.device, v.underlay = nil, nil
+	if err := v.use(router); err != nil {
+		return err
+	}
+	err = tunnel.ConfigureLink(v.name, tunnel.LinkConfig{Addresses: vtep, Networks: networks, MTU: v.mtu})
+	if err != nil {
+		return err
+	}
+	v.log.Info("device is up, the kernel forwards what arrives on it", "name", v.name, "address", vtep[0],
+		"route", v.config.Network, "mtu", int(v.mtu), "mac", v.mac.String(), "workers", v.workers)
+	v.checkForwarding()
+	return nil
+}
+
+// use puts router in the place of the one before, with all its peers; an update
+// goes to the one or to the other, never between them.
+func (v *overlay) use(router *tunnel.Router) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.router
+	v.router = router
+	if old == nil {
+		return nil
+	}
+	return router.ReplacePeers(old.Peers())
+}
+
+func (v *overlay) checkForwarding() {
+	on, err := tunnel.ForwardingEnabled()
+	if err != nil {
+		v.log.Warn("whether the host forwards is not known", "error", err)
+	} else if !on {
+		v.log.Warn("the host doesn't forward what its containers send: sysctl -w net.ipv4.ip_forward=1")
+	}
+}
+
+// run moves packets until ctx ends. When the device is deleted under it, it
+// makes another, with the same peers.
+func (v *overlay) run(ctx context.Context) error {
+	for {
+		err := v.router.Run(ctx)
+		if !errors.Is(err, tunnel.ErrDeviceGone) {
+			return err
+		}
+		v.log.Error("making the device again", "name", v.name, "error", err)
+		if err := v.restart(); err != nil {
+			return fmt.Errorf("make %s again: %w", v.name, err)
+		}
+	}
+}
+
+func (v *overlay) restart() error {
+	if err := v.router.Close(); err != nil {
+		v.log.Warn("close the old router", "error", err)
+	}
+	if err := v.open(); err != nil {
+		return err
+	}
+	return v.start(v.own)
+}
+
+// apply passes on what the watch reports.
+func (v *overlay) apply(u lease.Update) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.router.Apply(u); err != nil {
+		v.log.Warn("leases that are no peers were left out", "error", err)
+	}
+	if u.Reset {
+		v.log.Info("peers loaded", "count", len(v.router.Peers()))
+		return
+	}
+	for _, l := range u.Leases {
+		v.log.Info("peer", "subnet", l.Subnet, "public_ip", l.Attrs.PublicIP)
+	}
+	for _, l := range u.Deleted {
+		v.log.Info("peer gone", "subnet", l.Subnet)
+	}
+}
+
+// close removes the device, and with it its routes and addresses.
+func (v *overlay) close() {
+	err := v.closeOpened()
+	if v.router != nil {
+		s := v.router.Stats()
+		err = errors.Join(err, v.router.Close())
+		v.log.Info("router stopped", "sent", s.TxPackets, "received", s.RxPackets, "dropped", s.Dropped())
+	}
+	if err != nil {
+		v.log.Warn("close the overlay", "error", err)
+	}
+}
+
+// closeOpened closes what no router owns.
+func (v *overlay) closeOpened() error {
+	if v.device == nil {
+		return nil
+	}
+	err := errors.Join(v.underlay.Close(), v.device.Close())
+	v.device, v.underlay = nil, nil
+	return err
+}

@@ -1,0 +1,108 @@
+// Package subnetfile reads and writes subnet.env, the file by which container
+// runtimes learn which subnet and MTU their host has.
+package subnetfile
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// File is what the file says. The form is flannel's: KEY=value lines without
+// quotes.
+type File struct {
+	// Network is the overlay's, FLANNEL_NETWORK.
+	Network netip.Prefix
+	// Subnet is the host's, FLANNEL_SUBNET. The file has the gateway's address,
+	// the first of the subnet, with the subnet's length.
+	Subnet netip.Prefix
+	// MTU is that of the overlay's device, in bytes, FLANNEL_MTU.
+	MTU int
+	// IPMasq tells that the daemon masquerades, FLANNEL_IPMASQ.
+	IPMasq bool
+}
+
+// Write replaces the file at path in one step: a reader sees the old or the
+// new one, whole. It makes the directory if need be.
+func (f File) Write(path string) error {
+	if err := f.write(path); err != nil {
+		return fmt.Errorf("write subnet file: %w", err)
+	}
+	return nil
+}
+
+func (f File) write(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.WriteString(f.text())
+	err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
+func (f File) text() string {
+	gateway := netip.PrefixFrom(f.Subnet.Masked().Addr().Next(), f.Subnet.Bits())
+	return fmt.Sprintf("FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n",
+		f.Network, gateway, f.MTU, f.IPMasq)
+}
+
+// Read reads the file at path; Subnet comes back as a network address. A file
+// that isn't there is the zero File. Lines and values that make no sense are
+// passed over, since the file only tells what an earlier run had.
+func Read(path string) (File, error) {
+	r, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return File{}, nil
+	}
+	if err != nil {
+		return File{}, fmt.Errorf("read subnet file: %w", err)
+	}
+	defer r.Close()
+	var f File
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		key, value, _ := strings.Cut(strings.TrimSpace(lines.Text()), "=")
+		f.set(key, value)
+	}
+	if err := lines.Err(); err != nil {
+		return File{}, fmt.Errorf("read subnet file: %w", err)
+	}
+	return f, nil
+}
+
+func (f *File) set(key, value string) {
+	switch key {
+	case "FLANNEL_NETWORK":
+		f.Network = network(value)
+	case "FLANNEL_SUBNET":
+		f.Subnet = network(value)
+	case "FLANNEL_MTU":
+		f.MTU, _ = strconv.Atoi(value)
+	case "FLANNEL_IPMASQ":
+		f.IPMasq = value == "true"
+	}
+}
+
+func network(s string) netip.Prefix {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p.Masked()
+}

@@ -1,0 +1,45 @@
+package subnetfile
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestWriteAndRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "flannel", "subnet.env")
+	f := File{netip.MustParsePrefix("172.7.0.0/16"), netip.MustParsePrefix("172.7.21.0/24"), 1450, false}
+	for range 2 {
+		if err := f.Write(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(path)
+	want := "FLANNEL_NETWORK=172.7.0.0/16\nFLANNEL_SUBNET=172.7.21.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+	if err != nil || string(text) != want {
+		t.Fatalf("the file is %q, %v", text, err)
+	}
+	if got, err := Read(path); err != nil || got != f {
+		t.Fatalf("read back %+v, %v", got, err)
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("left beside the file: %v, %v", entries, err)
+	}
+}
+
+func TestReadWhatMakesNoSense(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	if got, err := Read(path); err != nil || got != (File{}) {
+		t.Fatalf("no file: %+v, %v", got, err)
+	}
+	text := "# mine\nFLANNEL_SUBNET=\"172.7.21.1/24\"\nFLANNEL_MTU=x\n\nFLANNEL_IPMASQ=true\nFLANNEL_NETWORK=172.7.0.0/16"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := File{Network: netip.MustParsePrefix("172.7.0.0/16"), IPMasq: true}
+	if got, err := Read(path); err != nil || got != want {
+		t.Fatalf("read %+v, %v", got, err)
+	}
+}

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/bench/cluster"
+	"uvxlan/bench/lab"
+	"uvxlan/lease/etcd"
+	"uvxlan/lease/etcdserver"
+)
+
+const (
+	vxlanConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`
+	// patience bounds what should take a moment, on a loaded machine.
+	patience = 20 * time.Second
+	// etcdDir, in the environment, makes the test binary an etcd server.
+	etcdDir, etcdListen = "UVXLAN_TEST_ETCD_DIR", "UVXLAN_TEST_ETCD_LISTEN"
+)
+
+// daemonBinary is uvxland as users get it, built once.
+var daemonBinary string
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(etcdDir); dir != "" {
+		os.Exit(serveEtcd(dir))
+	}
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "uvxland-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // the temporary directory is emptied by the system too
+	daemonBinary = filepath.Join(dir, "uvxland")
+	if os.Geteuid() == 0 {
+		build := exec.Command("go", "build", "-o", daemonBinary, ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build uvxland: %v\n%s", err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// serveEtcd is an etcd in a process of its own, so that it can be stopped
+// without a daemon.
+func serveEtcd(dir string) int {
+	server, err := etcdserver.Start(context.Background(), etcdserver.Options{
+		Dir: dir, ListenClient: os.Getenv(etcdListen), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	<-ctx.Done()
+	server.Close()
+	return 0
+}
+
+// world is a lab with an etcd on kb21 and the configuration in it.
+type world struct {
+	*lab.Lab
+	t       *testing.T
+	cluster *cluster.Cluster
+	etcd    *lab.Cmd
+	dir     string
+}
+
+// newWorld makes the hosts, all three if none are named.
+func newWorld(t *testing.T, hosts ...string) *world {
+	t.Helper()
+	requireRoot(t)
+	var specs []lab.HostSpec
+	for _, spec := range lab.DefaultHosts() {
+		for _, name := range hosts {
+			if spec.Name == name {
+				specs = append(specs, spec)
+			}
+		}
+	}
+	// The lock is waited for as long as the test may take.
+	l, err := lab.New(t.Context(), lab.Options{Hosts: specs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w := &world{Lab: l, t: t, dir: t.TempDir()}
+	kb21 := l.Host("kb21")
+	w.cluster = &cluster.Cluster{Binary: daemonBinary, Dir: w.dir, Etcd: kb21, Endpoint: cluster.Endpoint(kb21)}
+	w.startEtcd()
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.showLogs()
+		}
+	})
+	w.configure(vxlanConfig)
+	return w
+}
+
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("integration tests need root, and CI must not skip them")
+	}
+	t.Skip("needs root for network namespaces and TUN devices")
+}
+
+func (w *world) configure(config string) {
+	w.t.Helper()
+	if err := w.cluster.SetConfig(w.context(), config); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// context bounds one step.
+func (w *world) context() context.Context {
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	w.t.Cleanup(cancel)
+	return ctx
+}
+
+func (w *world) startEtcd() {
+	w.t.Helper()
+	w.etcd = w.cluster.Etcd.Command(w.t.Context(), os.Args[0])
+	w.etcd.Env = append(os.Environ(), etcdDir+"="+filepath.Join(w.dir, "etcd"), etcdListen+"="+w.cluster.Endpoint)
+	w.etcd.Stderr = os.Stderr
+	if err := w.etcd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) stopEtcd() {
+	w.t.Helper()
+	if err := w.etcd.Stop(w.context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) registry() *etcd.Registry {
+	w.t.Helper()
+	r, err := w.cluster.Open()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// start starts daemons and waits until they are ready.
+func (w *world) start(names ...string) (daemons []*cluster.Daemon) {
+	w.t.Helper()
+	for _, name := range names {
+		d, err := w.cluster.Start(w.t.Context(), w.Host(name))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		daemons = append(daemons, d)
+	}
+	for _, d := range daemons {
+		if err := d.Ready(w.context()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return daemons
+}
+
+// mesh waits until the containers of the hosts reach each other.
+func (w *world) mesh(names ...string) {
+	w.t.Helper()
+	var hosts []*lab.Host
+	for _, name := range names {
+		hosts = append(hosts, w.Host(name))
+	}
+	if _, err := cluster.Mesh(w.context(), hosts, lab.DefaultContainerMTU); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) container(host string) *lab.Container { return w.Host(host).Container }
+
+func (w *world) showLogs() {
+	logs, _ := filepath.Glob(filepath.Join(w.dir, "*", "uvxland.log"))
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		w.t.Logf("%s: %v\n%s", name, err, text)
+	}
+}
+
+// transfer sends size pseudo-random bytes over one TCP connection and compares
+// what arrives by its SHA-256.
+func transfer(t *testing.T, from *lab.Node, to *lab.Container, size int64) {
+	t.Helper()
+	var listener net.Listener
+	err := to.Do(func() (err error) {
+		listener, err = net.Listen("tcp4", netip.AddrPortFrom(to.Address, 0).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	type outcome struct {
+		sum [sha256.Size]byte
+		n   int64
+		err error
+	}
+	received := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		o.sum, o.n, o.err = receive(listener)
+		received <- o
+	}()
+	sum, err := send(from, listener.Addr().String(), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-received; got.err != nil || got.n != size || got.sum != sum {
+		t.Fatalf("%s -> %s: %d of %d bytes arrived, SHA-256 right: %t, %v", from.Name, to.Name, got.n, size, got.sum == sum, got.err)
+	}
+}
+
+func receive(l net.Listener) (sum [sha256.Size]byte, n int64, err error) {
+	conn, err := l.Accept()
+	if err != nil {
+		return sum, 0, err
+	}
+	defer conn.Close()
+	hash := sha256.New()
+	n, err = io.Copy(hash, conn)
+	return [sha256.Size]byte(hash.Sum(nil)), n, err
+}
+
+func send(from *lab.Node, to string, size int64) (sum [sha256.Size]byte, err error) {
+	var conn net.Conn
+	err = from.Do(func() (err error) {
+		conn, err = net.DialTimeout("tcp4", to, patience)
+		return err
+	})
+	if err != nil {
+		return sum, err
+	}
+	hash := sha256.New()
+	data := io.LimitReader(rand.NewChaCha8([32]byte{}), size)
+	_, err = io.Copy(io.MultiWriter(conn, hash), data)
+	return [sha256.Size]byte(hash.Sum(nil)), errors.Join(err, conn.Close())
+}

@@ -1,0 +1,125 @@
+// Uvxland joins a host's containers into one network with the containers of
+// other hosts, as flanneld does, on hosts whose kernel has no VXLAN.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/daemon"
+	"uvxlan/cmd/internal/flagenv"
+	"uvxlan/cmd/internal/version"
+	"uvxlan/lease/etcd"
+)
+
+func main() {
+	f, err := parse(os.Args[1:])
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		fail(2, err)
+	case f.version:
+		fmt.Fprintln(os.Stderr, version.String())
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	// The second signal ends the process whatever it is waiting for.
+	context.AfterFunc(ctx, stop)
+	if err := daemon.Run(ctx, f.options()); err != nil {
+		fail(1, err)
+	}
+}
+
+func fail(code int, err error) {
+	fmt.Fprintln(os.Stderr, "uvxland:", strings.ReplaceAll(err.Error(), "\n", "; "))
+	os.Exit(code)
+}
+
+// flags are the command line as it was given.
+type flags struct {
+	endpoints   string
+	etcd        etcd.Options
+	embedded    bool
+	stateDir    string
+	ifaces      flagenv.List
+	publicIP    netip.Addr
+	subnetFile  string
+	workers     int
+	sourceCheck bool
+	verbosity   int
+	version     bool
+}
+
+const defaultEndpoints = "http://127.0.0.1:4001,http://127.0.0.1:2379"
+
+func parse(args []string) (*flags, error) {
+	f := &flags{}
+	fs := flag.NewFlagSet("uvxland", flag.ContinueOnError)
+	fs.StringVar(&f.endpoints, "etcd-endpoints", defaultEndpoints, "comma-separated `URLs` of etcd")
+	fs.StringVar(&f.etcd.Prefix, "etcd-prefix", etcd.DefaultPrefix, "etcd key `prefix` of the network")
+	fs.StringVar(&f.etcd.CAFile, "etcd-cafile", "", "`file` of the certificates that etcd's is checked against")
+	fs.StringVar(&f.etcd.CertFile, "etcd-certfile", "", "`file` of the client certificate for etcd")
+	fs.StringVar(&f.etcd.KeyFile, "etcd-keyfile", "", "`file` of the client certificate's key")
+	fs.StringVar(&f.etcd.Username, "etcd-username", "", "etcd user `name`")
+	fs.StringVar(&f.etcd.Password, "etcd-password", "", "etcd `password`")
+	fs.BoolVar(&f.embedded, "embedded-etcd", false, "run an etcd in this process, for a first node or a trial")
+	fs.StringVar(&f.stateDir, "state-dir", daemon.DefaultStateDir, "`directory` of the embedded etcd's data")
+	fs.Var(&f.ifaces, "iface", "`name or address` of the interface to the other hosts, may be repeated (default: of the default route)")
+	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
+	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")
+	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, at most 8)")
+	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
+	fs.IntVar(&f.verbosity, "v", 0, "log `level`: 0, or 1 for more")
+	fs.BoolVar(&f.version, "version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q: all settings are flags, see -help", fs.Arg(0))
+	}
+	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
+		return nil, err
+	}
+	return f, f.check(fs)
+}
+
+func (f *flags) check(fs *flag.FlagSet) error {
+	var errs []error
+	fs.Visit(func(g *flag.Flag) {
+		if g.Name == "etcd-endpoints" && f.embedded {
+			errs = append(errs, errors.New("-embedded-etcd brings its own endpoints: leave -etcd-endpoints away"))
+		}
+	})
+	if f.workers < 0 || f.workers > 256 {
+		errs = append(errs, fmt.Errorf("-workers %d: must be from 0 to 256", f.workers))
+	}
+	if f.publicIP.IsValid() && !f.publicIP.Is4() {
+		errs = append(errs, fmt.Errorf("-public-ip %s: must be an IPv4 address", f.publicIP))
+	}
+	return errors.Join(errs...)
+}
+
+func (f *flags) options() daemon.Options {
+	level := slog.LevelInfo
+	if f.verbosity > 0 {
+		level = slog.LevelDebug
+	}
+	o := daemon.Options{
+		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
+		Workers: f.workers, AnySource: !f.sourceCheck,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	}
+	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
+	o.Interface.Names, o.Interface.PublicIP = f.ifaces, f.publicIP
+	return o
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/bench/cluster"
+	"uvxlan/bench/lab"
+)
+
+// output is a process's, which the test reads while it runs.
+func startCommand(t *testing.T, w *world, args ...string) (*lab.Cmd, *bytes.Buffer) {
+	t.Helper()
+	var out bytes.Buffer
+	c := w.Host("kb21").Command(w.context(), args[0], args[1:]...)
+	c.Stdout, c.Stderr = &out, &out
+	return c, &out
+}
+
+// Each thing that can be wrong at the start ends the daemon with one line that
+// says what to do.
+func TestIntegrationStartErrors(t *testing.T) {
+	w := newWorld(t, "kb21")
+	args := []string{daemonBinary, "-etcd-endpoints", w.cluster.Endpoint, "-subnet-file", t.TempDir() + "/subnet.env"}
+	nl := w.Host("kb21").Netlink()
+	for _, c := range []struct {
+		name    string
+		command []string
+		prepare func() error
+		undo    func() error
+		want    []string
+	}{
+		{
+			name:    "no /dev/net/tun",
+			command: append([]string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /dev/net && exec "$@"`, "sh"}, args...),
+			want:    []string{"/dev/net/tun", "modprobe tun"},
+		},
+		{
+			name:    "no CAP_NET_ADMIN",
+			command: append([]string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"}, args...),
+			want:    []string{"CAP_NET_ADMIN", "run as root"},
+		},
+		{
+			name:    "port in use",
+			command: args,
+			prepare: func() error {
+				attrs := netlink.NewLinkAttrs()
+				attrs.Name = "other"
+				link := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: 77, Port: 4789}
+				if err := nl.LinkAdd(link); err != nil {
+					return err
+				}
+				return nl.LinkSetUp(link)
+			},
+			undo: func() error {
+				link, err := nl.LinkByName("other")
+				if err != nil {
+					return err
+				}
+				return nl.LinkDel(link)
+			},
+			want: []string{"4789", "in use", "ss -lunp"},
+		},
+		{
+			name:    "bad config",
+			command: args,
+			prepare: func() error {
+				r := w.registry()
+				return r.SetConfig(w.context(), []byte(`{"Network":"172.7.0.0/16","SubnetLen":12,"Backend":{"Type":"carrier-pigeon"}}`))
+			},
+			undo: func() error { return w.cluster.SetConfig(w.context(), vxlanConfig) },
+			want: []string{"SubnetLen", "12", "carrier-pigeon", "vxlan"},
+		},
+		{
+			name:    "overlay over underlay",
+			command: args,
+			prepare: func() error {
+				return w.cluster.SetConfig(w.context(), `{"Network":"192.168.0.0/16","Backend":{"Type":"vxlan"}}`)
+			},
+			undo: func() error { return w.cluster.SetConfig(w.context(), vxlanConfig) },
+			want: []string{"192.168.14.21", "inside the overlay network"},
+		},
+		{
+			name:    "no such interface",
+			command: append(slices.Clip(args), "-iface", "eth9"),
+			want:    []string{"eth9", "eth0"},
+		},
+		{
+			name:    "foreign interface of the name",
+			command: args,
+			prepare: func() error {
+				attrs := netlink.NewLinkAttrs()
+				attrs.Name = "flannel.1"
+				return nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+			},
+			undo: func() error {
+				link, err := nl.LinkByName("flannel.1")
+				if err != nil {
+					return err
+				}
+				return nl.LinkDel(link)
+			},
+			want: []string{"flannel.1", "bridge", "ip link delete"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.prepare != nil {
+				if err := c.prepare(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd, out := startCommand(t, w, c.command...)
+			err := cmd.Run()
+			lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+			last := lines[len(lines)-1]
+			if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.HasPrefix(last, "uvxland: ") {
+				t.Errorf("it ended with %v: %s", err, out)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(last, want) {
+					t.Errorf("the line doesn't say %q: %s", want, last)
+				}
+			}
+			if c.undo != nil {
+				if err := c.undo(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if leases, _, err := w.registry().List(w.context()); err != nil || len(leases) != 0 {
+				t.Errorf("it took a lease nevertheless: %v, %v", leases, err)
+			}
+		})
+	}
+}
+
+// Without etcd the daemon says so once, waits, and comes up when etcd does; a
+// SIGTERM meanwhile ends it in order.
+func TestIntegrationWaitsForEtcd(t *testing.T) {
+	w := newWorld(t, "kb21", "kb22")
+	w.stopEtcd()
+	d, err := w.cluster.Start(t.Context(), w.Host("kb21"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := func() string {
+		text, err := os.ReadFile(d.LogFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	for ctx := w.context(); !strings.Contains(log(), w.cluster.Endpoint); time.Sleep(5 * time.Millisecond) {
+		if ctx.Err() != nil {
+			t.Fatalf("it doesn't say that etcd is away: %s", log())
+		}
+	}
+	time.Sleep(3 * time.Second) // many failed attempts
+	if n := strings.Count(log(), w.cluster.Endpoint); n != 1 {
+		t.Errorf("it says %d times that etcd is away: %s", n, log())
+	}
+	if err := d.Stop(w.context()); err != nil {
+		t.Errorf("SIGTERM while it waits: %v", err)
+	}
+	again, err := w.cluster.Start(t.Context(), w.Host("kb21"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.startEtcd()
+	if err := again.Ready(w.context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flanneld leaves its kernel device behind; the daemon takes its place, and the
+// host keeps the lease that flanneld had.
+func TestIntegrationTakesOverFromFlannel(t *testing.T) {
+	w := newWorld(t, "kb21", "kb22")
+	w.start("kb22")
+	flannel := newKernelPeer(t, w.Host("kb21"))
+	old, err := w.registry().Create(w.context(), flannel.lease(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start("kb21")
+	w.mesh("kb21", "kb22")
+	l := w.leaseOf("kb21")
+	if !l.Equal(old) {
+		t.Errorf("the lease was %+v and is %+v", old, l)
+	}
+}
+
+// The embedded etcd serves the other hosts too.
+func TestIntegrationEmbeddedEtcd(t *testing.T) {
+	w := newWorld(t, "kb21", "kb22")
+	w.stopEtcd()
+	w.cluster.Embedded = true
+	if _, err := w.cluster.Start(t.Context(), w.Host("kb21")); err != nil {
+		t.Fatal(err)
+	}
+	w.configure(vxlanConfig)
+	d, err := w.cluster.Start(t.Context(), w.Host("kb22"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Ready(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cluster.Reach(w.context(), w.container("kb21").Node, w.container("kb22"), 1450); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Wait(); err != nil {
+		t.Error(err)
+	}
+}
