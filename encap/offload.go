@@ -1,0 +1,31 @@
+package encap
+
+// GSOType says how a superpacket is to be segmented; the values are those of
+// struct virtio_net_hdr (virtio 1.3, section 5.1.6).
+type GSOType uint8
+
+// The kinds of superpackets.
+const (
+	GSONone  GSOType = 0
+	GSOTCPv4 GSOType = 1
+	GSOTCPv6 GSOType = 4
+	GSOUDP   GSOType = 5
+	// GSOECN is set beside a TCP type when the superpacket carries CWR.
+	GSOECN GSOType = 0x80
+)
+
+// Offload is what a packet's sender left to whoever passes the packet on:
+// the transport checksum, segmentation or both. Its zero value is a complete
+// packet. Offsets count in bytes from the start of the IP header.
+type Offload struct {
+	// NeedsChecksum tells that the 16 bits at ChecksumStart+ChecksumOffset hold
+	// the pseudo-header's sum only; the checksum covers ChecksumStart onwards.
+	NeedsChecksum  bool
+	ChecksumStart  uint16
+	ChecksumOffset uint16
+	// GSO, unless GSONone, asks for segments of SegmentSize bytes of payload
+	// behind HeaderLen bytes of headers.
+	GSO         GSOType
+	SegmentSize uint16
+	HeaderLen   uint16
+}
