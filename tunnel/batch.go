@@ -31,11 +31,24 @@ func mmsg(call uintptr, fd int, msgs []mmsghdr) (int, error) {
 
 // controlInt is a control message that carries one int, ready to be sent.
 func controlInt(level, kind int32, value int) []byte {
-	b := make([]byte, unix.CmsgSpace(4))
+	b := control(level, kind, 4)
+	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(value))
+	return b
+}
+
+// controlSegment is the control message that makes a message a run of datagrams
+// of size bytes.
+func controlSegment(size int) []byte {
+	b := control(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+	binary.NativeEndian.PutUint16(b[unix.CmsgLen(0):], uint16(size))
+	return b
+}
+
+func control(level, kind int32, size int) []byte {
+	b := make([]byte, unix.CmsgSpace(size))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 	h.Level, h.Type = level, kind
-	h.SetLen(unix.CmsgLen(4))
-	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(value))
+	h.SetLen(unix.CmsgLen(size))
 	return b
 }
 
@@ -52,22 +65,33 @@ func ecnControls(v6 bool) (c [4][]byte) {
 	return c
 }
 
-// receivedECN finds the outer ECN field among a datagram's control messages.
-func receivedECN(control []byte) uint8 {
+// ancillary is what the kernel tells beside a received message.
+type ancillary struct {
+	// ecn is the outer ECN field.
+	ecn uint8
+	// segment is the size in bytes of each datagram of the message but the last,
+	// 0 when the message is one datagram (UDP_GRO, udp(7)).
+	segment int
+}
+
+// parseControl reads the control messages, which come in any order.
+func parseControl(control []byte) (a ancillary) {
 	for len(control) >= unix.SizeofCmsghdr {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
 		size := int(h.Len)
 		if size < unix.SizeofCmsghdr || size > len(control) {
-			return 0
+			break
 		}
 		data := control[unix.SizeofCmsghdr:size]
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
-			return data[0] & 3
+			a.ecn = data[0] & 3
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
-			return uint8(binary.NativeEndian.Uint32(data)) & 3
+			a.ecn = uint8(binary.NativeEndian.Uint32(data)) & 3
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
+			a.segment = int(binary.NativeEndian.Uint32(data))
 		}
 		control = control[min(unix.CmsgSpace(len(data)), len(control)):]
 	}
-	return 0
+	return a
 }

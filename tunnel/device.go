@@ -1,6 +1,10 @@
 package tunnel
 
-import "io"
+import (
+	"io"
+
+	"uvxlan/encap"
+)
 
 // MaxPacket is the length in bytes of the longest packet a [Queue] hands over
 // or takes: an IP packet or superpacket of 16-bit length.
@@ -14,6 +18,10 @@ type Device interface {
 	// Queues are the device's queues, at least one. The kernel keeps each flow
 	// to one queue. The slice and the queues belong to the device.
 	Queues() []Queue
+	// Offloads are those that the device takes part in: OffloadTSO and
+	// OffloadUSO for what it hands over, OffloadTCP and OffloadUDP for what it
+	// takes.
+	Offloads() Offloads
 	// Close closes every queue; the interface goes with the last one unless it
 	// was made persistent. No queue may be in use by then.
 	io.Closer
@@ -35,32 +43,5 @@ type Queue interface {
 // MaxParts is the greatest number of parts [Queue.Write] takes.
 const MaxParts = 1023
 
-// GSOType says how a superpacket is to be segmented; the values are those of
-// struct virtio_net_hdr (virtio 1.3, section 5.1.6).
-type GSOType uint8
-
-// The kinds of superpackets.
-const (
-	GSONone  GSOType = 0
-	GSOTCPv4 GSOType = 1
-	GSOTCPv6 GSOType = 4
-	GSOUDP   GSOType = 5
-	// GSOECN is set beside a TCP type when the superpacket carries CWR.
-	GSOECN GSOType = 0x80
-)
-
-// Offload is what a packet's sender left to whoever passes the packet on:
-// the transport checksum, segmentation or both. Its zero value is a complete
-// packet. Offsets count from the start of the IP header.
-type Offload struct {
-	// NeedsChecksum tells that the 16 bits at ChecksumStart+ChecksumOffset hold
-	// the pseudo-header's sum only; the checksum covers ChecksumStart onwards.
-	NeedsChecksum  bool
-	ChecksumStart  uint16
-	ChecksumOffset uint16
-	// GSO, unless GSONone, asks for segments of SegmentSize bytes of payload
-	// behind HeaderLen bytes of headers.
-	GSO         GSOType
-	SegmentSize uint16
-	HeaderLen   uint16
-}
+// Offload is what a packet's sender left undone.
+type Offload = encap.Offload

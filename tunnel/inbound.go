@@ -12,16 +12,18 @@ import (
 
 // A packet's way in, in the order of the functions below:
 //
-//  1. drain receives as many datagrams as there are, up to a batch, in one call.
-//  2. receive checks the frame: our VNI, from a known peer, to our VTEP.
-//     Questions about our own address are answered on the spot.
-//  3. deliver4 and deliver6 check that the inner source belongs to that peer and
+//  1. drain receives as many messages as there are, up to a batch, in one call.
+//  2. receive splits a message into its datagrams: the kernel hands over those
+//     of one sender together.
+//  3. take checks the frame: our VNI, from a known peer, to our VTEP. Questions
+//     about our own address are answered on the spot.
+//  4. deliver4 and deliver6 check that the inner source belongs to that peer and
 //     carry a congestion mark inward.
-//  4. write finds out what the sender's kernel left undone (offload.go) and
-//     hands the packet to the device.
+//  5. The packets of a batch gather in the coalescer, which joins those of a
+//     flow to superpackets, and write hands each to the device in one call.
 
 const (
-	// rxBatch is the number of datagrams received in one call.
+	// rxBatch is the number of messages received in one call.
 	rxBatch = 32
 	// rxBuffer takes the longest datagram there is: a kernel on the same
 	// machine passes superpackets as one.
@@ -32,34 +34,38 @@ const (
 
 // inbound is the receiving half of a worker.
 type inbound struct {
-	fd     int
-	queue  Queue
-	table  *peerTable
-	local  *local
-	vni    encap.VNI
-	mac    encap.MAC
-	mtu    int
-	anySrc bool
-	frame  encap.Frame
-	msgs   [rxBatch]mmsghdr
-	iovs   [rxBatch]unix.Iovec
-	names  [rxBatch]sockaddr
-	ctrl   [rxBatch][rxControl]byte
-	bufs   []byte
-	parts  [1][]byte
-	reply  *sender
-	port   uint16
-	answer answer
-	tally  tally
-	total  *counters
+	fd        int
+	queue     Queue
+	table     *peerTable
+	local     *local
+	port      uint16
+	vni       encap.VNI
+	mac       encap.MAC
+	anySrc    bool
+	source    source
+	frame     encap.Frame
+	coalescer *encap.Coalescer
+	single    single
+	msgs      [rxBatch]mmsghdr
+	iovs      [rxBatch]unix.Iovec
+	names     [rxBatch]sockaddr
+	ctrl      [rxBatch][rxControl]byte
+	bufs      []byte
+	reply     *sender
+	answer    answer
+	tally     tally
+	total     *counters
 }
 
-func newInbound(c *Config, q Queue, t *peerTable, fd int, reply *sender, l *local, total *counters) *inbound {
+func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, reply *sender, l *local, total *counters) *inbound {
 	in := &inbound{
 		fd: fd, queue: q, table: t, local: l, reply: reply, total: total,
-		port: c.Port, vni: c.VNI, mac: c.MAC, mtu: int(c.MTU), anySrc: c.AnySource,
-		bufs: make([]byte, rxBatch*rxBuffer),
+		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
+		coalescer: encap.NewCoalescer(c.MTU),
+		bufs:      make([]byte, rxBatch*rxBuffer),
 	}
+	in.coalescer.SetTCP(granted.Has(OffloadTCP))
+	in.coalescer.SetUDP(granted.Has(OffloadUDP))
 	for i := range in.msgs {
 		in.iovs[i].Base = &in.bufs[i*rxBuffer]
 		in.iovs[i].SetLen(rxBuffer)
@@ -73,7 +79,7 @@ func newInbound(c *Config, q Queue, t *peerTable, fd int, reply *sender, l *loca
 }
 
 // drain delivers what the socket has, up to one batch, and tells whether there
-// may be more. Its error means that the device or the socket is of no more use.
+// may be more. Its error means that the socket is of no more use.
 func (in *inbound) drain() (more bool, err error) {
 	for i := range in.msgs {
 		h := &in.msgs[i].hdr
@@ -89,44 +95,73 @@ func (in *inbound) drain() (more bool, err error) {
 	}
 	peers := in.table.load()
 	for i := range n {
-		if reason := in.receive(peers, i); reason != accepted {
-			in.tally.drop(reason)
-		}
+		in.receive(peers, i)
 	}
-	in.total.addRx(&in.tally)
+	in.write()
+	in.total.add(&in.total.rx, &in.tally)
 	return n == rxBatch, nil
 }
 
 // accepted is no reason to drop.
 const accepted = dropReasons
 
-// receive takes datagram i of the batch.
-func (in *inbound) receive(peers *table, i int) DropReason {
-	h, from := &in.msgs[i].hdr, in.names[i].addrPort()
+// receive takes message i of the batch: a datagram, or several of one sender
+// that the kernel put together.
+func (in *inbound) receive(peers *table, i int) {
+	h, data := &in.msgs[i].hdr, in.bufs[i*rxBuffer:][:in.msgs[i].len]
+	a := parseControl(in.ctrl[i][:h.Controllen])
+	in.source = source{from: in.names[i].addrPort().Addr(), ecn: a.ecn}
+	in.source.known = in.anySrc || peers.knows(in.source.from)
+	in.tally.messages++
 	if h.Flags&unix.MSG_TRUNC != 0 {
-		return DropTruncated
+		in.tally.drop(DropTruncated)
+		return
 	}
-	if reason := in.check(peers, in.bufs[i*rxBuffer:][:in.msgs[i].len], from.Addr()); reason != accepted {
+	if a.segment == 0 {
+		a.segment = len(data)
+	}
+	for ok := true; ok; ok = len(data) > 0 { // an empty datagram is one too
+		n := min(a.segment, len(data))
+		if reason := in.take(peers, data[:n:n]); reason != accepted {
+			in.tally.drop(reason)
+		}
+		in.tally.datagrams++
+		data = data[n:]
+	}
+}
+
+// source is what a message's datagrams have in common.
+type source struct {
+	from  netip.Addr
+	known bool // a peer's address
+	ecn   uint8
+	// inner is the inner source that was last found to belong to the peer.
+	inner netip.Addr
+}
+
+// take judges one datagram and passes its packet on.
+func (in *inbound) take(peers *table, datagram []byte) DropReason {
+	if reason := in.check(datagram); reason != accepted {
 		return reason
 	}
 	switch in.frame.EtherType {
 	case encap.EtherTypeIPv4:
-		return in.deliver4(peers, from.Addr(), receivedECN(in.ctrl[i][:h.Controllen]))
+		return in.deliver4(peers)
 	case encap.EtherTypeIPv6:
 		if n := in.local.advertise(&in.answer, &in.frame); n > 0 {
-			return in.resolve(n, from.Addr())
+			return in.resolve(n)
 		}
-		return in.deliver6(peers, from.Addr(), receivedECN(in.ctrl[i][:h.Controllen]))
+		return in.deliver6(peers)
 	case encap.EtherTypeARP:
 		if n := in.local.arpReply(&in.answer, &in.frame); n > 0 {
-			return in.resolve(n, from.Addr())
+			return in.resolve(n)
 		}
 	}
 	return DropEtherType
 }
 
 // check decodes the frame (RFC 7348, section 5) and judges its outside.
-func (in *inbound) check(peers *table, datagram []byte, from netip.Addr) DropReason {
+func (in *inbound) check(datagram []byte) DropReason {
 	f := &in.frame
 	switch err := f.Decode(datagram); {
 	case err != nil:
@@ -135,7 +170,7 @@ func (in *inbound) check(peers *table, datagram []byte, from netip.Addr) DropRea
 		return DropNoVNI
 	case f.VNI != in.vni:
 		return DropForeignVNI
-	case !in.anySrc && !peers.knows(from):
+	case !in.source.known:
 		return DropUnknownPeer
 	case f.Dst == in.mac:
 		return accepted
@@ -147,36 +182,37 @@ func (in *inbound) check(peers *table, datagram []byte, from netip.Addr) DropRea
 
 // resolve sends the answer to a question about our own address, n bytes of
 // frame, to the peer that asked.
-func (in *inbound) resolve(n int, to netip.Addr) DropReason {
-	peer := makeSockaddr(netip.AddrPortFrom(to, in.port))
-	in.reply.add(&peer, (*encap.FrameHeader)(in.answer[:]), in.answer[encap.FrameHeaderLen:n], 0)
+func (in *inbound) resolve(n int) DropReason {
+	to := makeSockaddr(netip.AddrPortFrom(in.source.from, in.port))
+	in.reply.add(&entry{to: to}, 0, in.answer[:n], nil)
 	in.reply.send(&in.tally)
 	in.tally.answers++
 	return accepted
 }
 
-// deliver4 judges the inside of an IPv4 frame and writes it.
-func (in *inbound) deliver4(peers *table, from netip.Addr, outerECN uint8) DropReason {
+// deliver4 judges the inside of an IPv4 frame and passes it on.
+func (in *inbound) deliver4(peers *table) DropReason {
 	p, err := encap.ParseIPv4(in.frame.Payload)
 	if err != nil {
 		return DropMalformed
 	}
-	if !in.owns(peers, from, p.Src()) {
+	if !in.owns(peers, p.Src()) {
 		return DropInnerSource
 	}
-	ecn, drop := encap.DecapsulateECN(outerECN, p.ECN())
+	ecn, drop := encap.DecapsulateECN(in.source.ecn, p.ECN())
 	if drop {
 		return DropECN
 	}
 	if ecn != p.ECN() {
 		p.SetECN(ecn)
 	}
-	return in.write(p)
+	in.gather(p)
+	return accepted
 }
 
 // deliver6 is deliver4 for IPv6. A group MAC is for neighbour discovery only,
 // which was answered before.
-func (in *inbound) deliver6(peers *table, from netip.Addr, outerECN uint8) DropReason {
+func (in *inbound) deliver6(peers *table) DropReason {
 	p, err := encap.ParseIPv6(in.frame.Payload)
 	if err != nil {
 		return DropMalformed
@@ -184,36 +220,88 @@ func (in *inbound) deliver6(peers *table, from netip.Addr, outerECN uint8) DropR
 	if in.frame.Dst != in.mac {
 		return DropInnerMAC
 	}
-	if !in.owns(peers, from, p.Src()) {
+	if !in.owns(peers, p.Src()) {
 		return DropInnerSource
 	}
-	ecn, drop := encap.DecapsulateECN(outerECN, p.ECN())
+	ecn, drop := encap.DecapsulateECN(in.source.ecn, p.ECN())
 	if drop {
 		return DropECN
 	}
 	if ecn != p.ECN() {
 		p.SetECN(ecn)
 	}
-	return in.write(p)
+	in.gather(p)
+	return accepted
 }
 
-// owns tells whether the peer at from may send packets of the inner source src:
-// its own subnet's or its own address.
-func (in *inbound) owns(peers *table, from, src netip.Addr) bool {
-	if in.anySrc || src == from {
+// owns tells whether the message's peer may send packets of the inner source
+// src: its own subnet's or its own address.
+func (in *inbound) owns(peers *table, src netip.Addr) bool {
+	s := &in.source
+	if in.anySrc || src == s.inner || src == s.from {
 		return true
 	}
 	peer := peers.lookup(src)
-	return peer != nil && peer.Underlay == from
+	if peer == nil || peer.Underlay != s.from {
+		return false
+	}
+	s.inner = src
+	return true
 }
 
-// write hands one packet to the device.
-func (in *inbound) write(packet []byte) DropReason {
-	in.parts[0] = packet
-	if in.queue.Write(received(packet, in.mtu), in.parts[:]) != nil {
-		return DropDevice
+// gather keeps a packet for the end of the batch.
+func (in *inbound) gather(packet []byte) {
+	if in.coalescer.Add(packet) {
+		return
 	}
-	in.tally.packets++
-	in.tally.bytes += uint64(len(packet))
-	return accepted
+	in.write()
+	in.coalescer.Add(packet)
+}
+
+// write hands what was gathered to the device.
+func (in *inbound) write() {
+	for i := range in.coalescer.Len() {
+		p := in.coalescer.Packet(i)
+		err := in.queue.Write(p.Offload, p.Parts)
+		if errors.Is(err, unix.EINVAL) && p.Offload.GSO != encap.GSONone {
+			err = in.single.write(in.queue, p.Offload, p.Parts)
+			in.tally.fallbacks++
+		}
+		if err != nil {
+			in.tally.dropN(DropDevice, p.Packets)
+			continue
+		}
+		in.tally.packets++
+		in.tally.bytes += uint64(p.Len)
+	}
+	in.coalescer.Reset()
+}
+
+// single writes superpackets segment by segment, for kernels that refuse some
+// of them (Linux 6.6.44 and its neighbours).
+type single struct {
+	segmenter encap.Segmenter
+	packet    []byte
+	header    [encap.MaxHeaderLen]byte
+	parts     [2][]byte
+}
+
+func (s *single) write(q Queue, o Offload, parts [][]byte) error {
+	s.packet = s.packet[:0]
+	for _, p := range parts {
+		s.packet = append(s.packet, p...)
+	}
+	if err := s.segmenter.Start(s.packet, o); err != nil {
+		return err
+	}
+	for {
+		n, payload := s.segmenter.Next(s.header[:])
+		if n == 0 {
+			return nil
+		}
+		s.parts = [2][]byte{s.header[:n], payload}
+		if err := q.Write(Offload{}, s.parts[:]); err != nil {
+			return err
+		}
+	}
 }

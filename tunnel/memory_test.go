@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
 )
 
 // memoryDevice is a device whose far end is the test instead of a kernel: each
@@ -15,11 +17,13 @@ import (
 type memoryDevice struct {
 	queues []Queue
 	far    []*memoryQueue
+
+	offloads Offloads
 }
 
-func newMemoryDevice(t testing.TB, queues int) *memoryDevice {
+func newMemoryDevice(t testing.TB, queues int, o Offloads) *memoryDevice {
 	t.Helper()
-	d := &memoryDevice{}
+	d := &memoryDevice{offloads: o}
 	for range queues {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -38,6 +42,8 @@ func newMemoryDevice(t testing.TB, queues int) *memoryDevice {
 
 func (d *memoryDevice) Name() string    { return "memory" }
 func (d *memoryDevice) Queues() []Queue { return d.queues }
+
+func (d *memoryDevice) Offloads() Offloads { return d.offloads }
 
 func (d *memoryDevice) Close() error {
 	var errs []error
@@ -65,7 +71,7 @@ func (q *memoryQueue) Read(buf []byte) (int, Offload, error) {
 	}
 	e := binary.BigEndian
 	o := Offload{
-		NeedsChecksum: msg[0] != 0, GSO: GSOType(msg[1]), HeaderLen: e.Uint16(msg[2:]),
+		NeedsChecksum: msg[0] != 0, GSO: encap.GSOType(msg[1]), HeaderLen: e.Uint16(msg[2:]),
 		SegmentSize: e.Uint16(msg[4:]), ChecksumStart: e.Uint16(msg[6:]), ChecksumOffset: e.Uint16(msg[8:]),
 	}
 	return copy(buf, msg[memoryHeader:n]), o, nil

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
 )
 
 const tunPath = "/dev/net/tun"
@@ -31,30 +33,71 @@ const vnetNeedsChecksum = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
 // nativeDevice is a TUN device of this kernel with a vnet header on every
 // packet and a descriptor for every queue.
 type nativeDevice struct {
-	name   string
-	queues []Queue
+	name     string
+	queues   []Queue
+	offloads Offloads
 }
 
-// OpenDevice makes the TUN interface name with the given number of queues and
-// opens all of them, in the calling thread's network namespace. The interface
+// DeviceConfig says what [OpenDevice] opens.
+type DeviceConfig struct {
+	// Queues is the number of queues, one for each worker; 0 means one.
+	Queues int
+	// Offloads are those wanted of the device; what the kernel refuses is left
+	// out.
+	Offloads Offloads
+}
+
+// OpenDevice makes the TUN interface name and opens all of its queues, in the
+// calling thread's network namespace. The interface
 // is down, without addresses, and goes when the device is closed; see
 // [ConfigureLink]. It needs CAP_NET_ADMIN.
 //
 // It returns [ErrNoTUN], [ErrDeviceExists] or the kernel's refusal (unix.EPERM
 // for want of privilege), wrapped.
-func OpenDevice(name string, queues int) (Device, error) {
+func OpenDevice(name string, c DeviceConfig) (Device, error) {
 	if len(name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("open TUN device %q: the name is longer than %d bytes", name, unix.IFNAMSIZ-1)
 	}
 	d := &nativeDevice{name: name}
-	for i := range max(queues, 1) {
+	for i := range max(c.Queues, 1) {
 		q, err := openNativeQueue(name, i == 0)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", name, err), d.Close())
 		}
 		d.queues = append(d.queues, q)
 	}
+	d.offloads = setOffloads(d.queues[0].FD(), c.Offloads)
 	return d, nil
+}
+
+// setOffloads asks the device for superpackets, for as many kinds as the kernel
+// knows. Whether it takes UDP superpackets is told by whether it would give
+// them: both came with Linux 6.2.
+func setOffloads(fd int, want Offloads) Offloads {
+	const (
+		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+		udp = unix.TUN_F_CSUM | unix.TUN_F_USO4 | unix.TUN_F_USO6
+	)
+	set := func(flags int) bool { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags) == nil }
+	got := want & OffloadTCP
+	if want&(OffloadUSO|OffloadUDP) != 0 && set(udp) {
+		got |= want & (OffloadUSO | OffloadUDP)
+	}
+	if want.Has(OffloadTSO) && set(tcp) {
+		got |= OffloadTSO
+	}
+	flags := 0
+	if got.Has(OffloadTSO) {
+		flags |= tcp
+	}
+	if got.Has(OffloadUSO) {
+		flags |= udp
+	}
+	if !set(flags) {
+		set(0)
+		got &^= OffloadTSO | OffloadUSO
+	}
+	return got
 }
 
 // openNativeQueue attaches one queue. The first must make the interface, so
@@ -94,6 +137,8 @@ func attachQueue(fd int, name string, flags uint16) error {
 
 func (d *nativeDevice) Name() string    { return d.name }
 func (d *nativeDevice) Queues() []Queue { return d.queues }
+
+func (d *nativeDevice) Offloads() Offloads { return d.offloads }
 
 func (d *nativeDevice) Close() error {
 	var errs []error
@@ -168,7 +213,7 @@ func (q *nativeQueue) offload() Offload {
 	h, e := &q.hdr, binary.NativeEndian
 	return Offload{
 		NeedsChecksum:  h[0]&vnetNeedsChecksum != 0,
-		GSO:            GSOType(h[1]),
+		GSO:            encap.GSOType(h[1]),
 		HeaderLen:      e.Uint16(h[2:]),
 		SegmentSize:    e.Uint16(h[4:]),
 		ChecksumStart:  e.Uint16(h[6:]),

@@ -3,8 +3,6 @@ package tunnel
 import (
 	"errors"
 	"net/netip"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -14,12 +12,15 @@ import (
 // A packet's way out, in the order of the functions below:
 //
 //  1. drain reads packets from the device's queue into the arena, one after the
-//     other, until there are none or the batch is full.
+//     other, until there are none or the batch is full. One of them may be a
+//     superpacket of up to 64 KiB.
 //  2. forward finds the peer whose subnet holds the destination, in the table
 //     that was current when the batch began. Without one the sender is told.
-//  3. The packet joins the batch of a sending socket, chosen by its flow: a
-//     datagram of the peer's frame header and the packet where it lies.
-//  4. send passes each socket's batch to the kernel in one call.
+//  3. whole and cut make datagrams of it: the frame header goes into the room
+//     before a packet; a superpacket's segments get headers of their own and
+//     their payload stays where it is.
+//  4. The datagrams join the batch of a sending socket, chosen by their flow
+//     (sender.go), and flush passes each batch to the kernel in one call.
 
 const (
 	// txBatch is the most packets of a batch, txArena the bytes they may take
@@ -27,39 +28,44 @@ const (
 	// stay in the cache.
 	txBatch = 64
 	txArena = 512 << 10
-	// sendPatience is how long a full socket buffer may hold up a worker before
-	// the datagram is dropped as a full interface queue would drop it.
-	sendPatience = 5 * time.Millisecond
+	// txHeaders is room for the segments' headers: of the arena's bytes at an
+	// ordinary MTU. A batch that needs more is sent in parts.
+	txHeaders = 64 << 10
+	// headroom is kept free before each packet for its frame header.
+	headroom = encap.FrameHeaderLen
 )
 
 // outbound is the sending half of a worker.
 type outbound struct {
-	queue   Queue
-	table   *peerTable
-	sockets []*sender
-	local   *local
-	arena   []byte
-	parts   [1][]byte
-	answer  [encap.MaxICMPLen]byte
-	tally   tally
-	total   *counters
+	queue     Queue
+	table     *peerTable
+	sockets   []*sender
+	local     *local
+	arena     []byte
+	headers   []byte
+	used      int // of headers
+	segmenter encap.Segmenter
+	parts     [1][]byte
+	answer    [encap.MaxICMPLen]byte
+	tally     tally
+	total     *counters
 }
 
-func newOutbound(q Queue, t *peerTable, fds []int, v6 bool, l *local, c *counters) *outbound {
-	o := &outbound{queue: q, table: t, local: l, total: c, arena: make([]byte, txArena+MaxPacket)}
-	for _, fd := range fds {
-		o.sockets = append(o.sockets, newSender(fd, v6))
+func newOutbound(q Queue, t *peerTable, sockets []*sender, l *local, c *counters) *outbound {
+	return &outbound{
+		queue: q, table: t, sockets: sockets, local: l, total: c,
+		arena:   make([]byte, txArena+headroom+MaxPacket),
+		headers: make([]byte, txHeaders),
 	}
-	return o
 }
 
 // drain sends what the device has, up to one batch, and tells whether there may
 // be more. Its error means that the device is of no more use.
 func (o *outbound) drain() (more bool, err error) {
 	peers := o.table.load()
-	packets, used := 0, 0
-	for packets < txBatch && used <= txArena {
-		n, _, err := o.queue.Read(o.arena[used : used+MaxPacket])
+	packets, at := 0, 0
+	for packets < txBatch && at <= txArena {
+		n, offload, err := o.queue.Read(o.arena[at+headroom:][:MaxPacket])
 		if errors.Is(err, unix.EAGAIN) {
 			break
 		}
@@ -67,17 +73,18 @@ func (o *outbound) drain() (more bool, err error) {
 			o.finish(packets)
 			return false, err
 		}
-		o.forward(peers, o.arena[used:used+n])
-		used += n
+		o.forward(peers, o.arena[at:at+headroom+n], offload)
+		at += headroom + n
 		packets++
 	}
 	o.finish(packets)
-	return packets == txBatch || used > txArena, nil
+	return packets == txBatch || at > txArena, nil
 }
 
-// forward puts one packet where it is to go. The packet stays in the arena
-// until the batch is sent.
-func (o *outbound) forward(peers *table, packet []byte) {
+// forward puts one packet, which lies behind its headroom, where it is to go.
+// It stays in the arena until the batch is sent.
+func (o *outbound) forward(peers *table, room []byte, offload Offload) {
+	packet := room[headroom:]
 	dst, ecn, ok := destination(packet)
 	if !ok {
 		o.tally.drop(DropMalformedOut)
@@ -93,9 +100,11 @@ func (o *outbound) forward(peers *table, packet []byte) {
 		header = &peer.header6
 	}
 	s := o.sockets[encap.FlowHash(packet)%uint32(len(o.sockets))]
-	s.add(&peer.to, header, packet, ecn)
-	o.tally.packets++
-	o.tally.bytes += uint64(len(packet))
+	if offload.GSO != encap.GSONone {
+		o.cut(s, peer, header, packet, ecn, offload)
+		return
+	}
+	o.whole(s, peer, header, room, ecn, offload)
 }
 
 // destination is what an outgoing packet's path depends on.
@@ -107,6 +116,46 @@ func destination(packet []byte) (dst netip.Addr, ecn uint8, ok bool) {
 		return p.Dst(), p.ECN(), true
 	}
 	return netip.Addr{}, 0, false
+}
+
+// whole makes one datagram of a packet, in place.
+func (o *outbound) whole(s *sender, peer *entry, header *encap.FrameHeader, room []byte, ecn uint8, offload Offload) {
+	if offload.NeedsChecksum && !encap.FillChecksum(room[headroom:], offload) {
+		o.tally.drop(DropMalformedOut)
+		return
+	}
+	if !s.fits() {
+		o.flush()
+	}
+	copy(room, header[:])
+	s.add(peer, ecn, room, nil)
+	o.tally.packets++
+	o.tally.datagrams++
+	o.tally.bytes += uint64(len(room) - headroom)
+}
+
+// cut makes a datagram of each segment of a superpacket.
+func (o *outbound) cut(s *sender, peer *entry, header *encap.FrameHeader, packet []byte, ecn uint8, offload Offload) {
+	if o.segmenter.Start(packet, offload) != nil {
+		o.tally.drop(DropMalformedOut)
+		return
+	}
+	for {
+		if !s.fits() || len(o.headers)-o.used < headroom+encap.MaxHeaderLen {
+			o.flush()
+		}
+		block := o.headers[o.used:]
+		n, payload := o.segmenter.Next(block[headroom:])
+		if n == 0 {
+			break
+		}
+		n += copy(block, header[:])
+		s.add(peer, ecn, block[:n:n], payload)
+		o.used += n
+		o.tally.datagrams++
+	}
+	o.tally.packets++
+	o.tally.bytes += uint64(len(packet))
 }
 
 // refuse drops a packet that no peer would take and tells its sender, as a
@@ -129,62 +178,19 @@ func (o *outbound) refuse(packet []byte, dst netip.Addr) {
 
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// finish sends the batch and adds it to the totals.
+// finish ends a batch and adds it to the totals.
 func (o *outbound) finish(packets int) {
 	if packets == 0 {
 		return
 	}
+	o.flush()
+	o.total.add(&o.total.tx, &o.tally)
+}
+
+// flush passes each socket's part of the batch to the kernel.
+func (o *outbound) flush() {
 	for _, s := range o.sockets {
 		s.send(&o.tally)
 	}
-	o.total.addTx(&o.tally)
-}
-
-// sender is one sending socket and its part of the batch.
-type sender struct {
-	fd   int
-	n    int
-	ecn  [4][]byte
-	msgs [txBatch]mmsghdr
-	iovs [txBatch][2]unix.Iovec
-}
-
-func newSender(fd int, v6 bool) *sender {
-	s := &sender{fd: fd, ecn: ecnControls(v6)}
-	for i := range s.msgs {
-		h := &s.msgs[i].hdr
-		h.Iov = &s.iovs[i][0]
-		h.SetIovlen(len(s.iovs[i]))
-		s.iovs[i][0].SetLen(encap.FrameHeaderLen)
-	}
-	return s
-}
-
-// add appends a datagram of header and packet. All three are borrowed until
-// send; the table's entries never change.
-func (s *sender) add(to *sockaddr, header *encap.FrameHeader, packet []byte, ecn uint8) {
-	h, iov := &s.msgs[s.n].hdr, &s.iovs[s.n]
-	h.Name, h.Namelen = &to.raw[0], to.len
-	h.Control = unsafe.SliceData(s.ecn[ecn])
-	h.SetControllen(len(s.ecn[ecn]))
-	iov[0].Base = &header[0]
-	iov[1].Base = &packet[0]
-	iov[1].SetLen(len(packet))
-	s.n++
-}
-
-// send passes the batch to the kernel. A datagram that is refused is dropped
-// and the rest goes on; a full buffer is waited for a moment, which holds up
-// the device's queue as a busy interface would.
-func (s *sender) send(t *tally) {
-	for rest := s.msgs[:s.n]; len(rest) > 0; {
-		n, err := mmsg(unix.SYS_SENDMMSG, s.fd, rest)
-		rest = rest[n:]
-		if err == nil || errors.Is(err, unix.EAGAIN) && writable(s.fd, sendPatience) {
-			continue
-		}
-		t.drop(DropSend)
-		rest = rest[1:]
-	}
-	s.n = 0
+	o.used = 0
 }

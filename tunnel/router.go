@@ -96,8 +96,8 @@ func New(dev Device, u *Underlay, c Config) (*Router, error) {
 		config: c, device: dev, underlay: u, peers: newPeerTable(),
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 	}
-	for i, q := range dev.Queues() {
-		w, err := newWorker(&r.config, q, r.peers, u.rx[i], u.tx[i], u.v6)
+	for i := range dev.Queues() {
+		w, err := newWorker(&r.config, dev, u, i, r.peers)
 		if err != nil {
 			return nil, errors.Join(err, r.closeWorkers())
 		}
@@ -259,9 +259,12 @@ func (r *Router) Peers() []Peer {
 	return peers
 }
 
+// Offloads are those in use: wanted of the device and the sockets, and granted.
+func (r *Router) Offloads() Offloads { return r.device.Offloads() | r.underlay.Offloads() }
+
 // Stats is what the router has counted so far.
 func (r *Router) Stats() Stats {
-	s := Stats{Peers: r.peers.load().subnets.Size()}
+	s := Stats{Peers: r.peers.load().subnets.Size(), Offloads: r.Offloads()}
 	for _, w := range r.workers {
 		w.total.addTo(&s)
 	}

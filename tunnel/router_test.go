@@ -47,22 +47,31 @@ func freePort(t testing.TB) uint16 {
 func startNode(t *testing.T, n byte, port uint16, change func(*Config)) *node {
 	t.Helper()
 	nd := newNode(t, n, port, change)
+	nd.run(t)
+	return nd
+}
+
+// run runs the router until the test ends.
+func (n *node) run(t *testing.T) {
 	done := make(chan error, 1)
-	go func() { done <- nd.Run(context.Background()) }()
+	go func() { done <- n.Run(context.Background()) }()
 	t.Cleanup(func() {
-		err := nd.Close()
+		err := n.Close()
 		if run := <-done; err != nil || run != nil && !errors.Is(run, ErrClosed) {
 			t.Error("closing the router:", err, run)
 		}
 	})
-	return nd
 }
 
 func newNode(t testing.TB, n byte, port uint16, change func(*Config)) *node {
 	t.Helper()
-	device := newMemoryDevice(t, 1)
+	return newNodeOn(t, newMemoryDevice(t, 1, 0), n, port, 0, change)
+}
+
+func newNodeOn(t testing.TB, device *memoryDevice, n byte, port uint16, o Offloads, change func(*Config)) *node {
+	t.Helper()
 	address := netip.AddrFrom4([4]byte{127, 0, 0, n})
-	underlay, err := Listen(UnderlayConfig{Address: address, Port: port})
+	underlay, err := Listen(UnderlayConfig{Address: address, Port: port, Offloads: o})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +90,9 @@ func newNode(t testing.TB, n byte, port uint16, change func(*Config)) *node {
 	subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, n, 0}), 24)
 	return &node{r, device.far[0], Peer{Subnet: subnet, Underlay: address, MAC: c.MAC}, c}
 }
+
+// testPeer9 is played by a wire from 127.0.0.9.
+var testPeer9 = Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)}
 
 func addPeers(t testing.TB, n *node, peers ...Peer) {
 	t.Helper()
@@ -237,7 +249,7 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a := startNode(t, 1, freePort(t), nil)
-			addPeers(t, a, Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)})
+			addPeers(t, a, testPeer9)
 			newWire(t, c.from, a).send(t, c.header, c.payload)
 			s := waitStats(t, a, func(s Stats) bool { return s.Dropped() == 1 })
 			if s.Drop(c.want) != 1 || s.RxPackets != 0 {
@@ -262,7 +274,7 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 	})
 	t.Run("peer's own address", func(t *testing.T) {
 		a := startNode(t, 1, freePort(t), nil)
-		addPeers(t, a, Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)})
+		addPeers(t, a, testPeer9)
 		fromHost := udpPacket("127.0.0.9", "10.0.1.9", 8)
 		newWire(t, 9, a).send(t, header, fromHost)
 		if got, _ := a.queue.receive(t); !bytes.Equal(got, fromHost) {
@@ -273,7 +285,7 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 
 func TestRouterAnswersARP(t *testing.T) {
 	a := startNode(t, 1, freePort(t), nil)
-	addPeers(t, a, Peer{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParseAddr("127.0.0.9"), testMAC(9)})
+	addPeers(t, a, testPeer9)
 	w := newWire(t, 9, a)
 	request := []byte{
 		0, 1, 8, 0, 6, 4, 0, 1, // Ethernet, IPv4, request
@@ -295,6 +307,33 @@ func TestRouterAnswersARP(t *testing.T) {
 	s := waitStats(t, a, func(s Stats) bool { return s.Drop(DropEtherType) == 1 })
 	if s.Answers != 1 {
 		t.Fatalf("answered %d questions", s.Answers)
+	}
+}
+
+func TestRouterAnswersNeighborSolicitation(t *testing.T) {
+	a := startNode(t, 1, freePort(t), nil)
+	addPeers(t, a, testPeer9)
+	w := newWire(t, 9, a)
+	solicitation := []byte{
+		0x60, 0, 0, 0, 0, 32, 58, 255, // IPv6: 32 bytes of ICMPv6, hop limit 255
+		0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, // from fd00::9
+		0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 1, // to the solicited-node group
+		135, 0, 0, 0, 0, 0, 0, 0, // neighbour solicitation
+		0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, // for fd00::1, our VTEP's
+		1, 1, 2, 0, 0, 0, 0, 9, // from this MAC
+	}
+	sum := encap.Checksum(solicitation[40:], encap.IPv6(solicitation).PseudoHeaderSum(encap.ProtoICMPv6, 32))
+	solicitation[42], solicitation[43] = byte(sum>>8), byte(sum)
+	group := encap.MAC{0x33, 0x33, 0xff, 0, 0, 1}
+	w.send(t, encap.MakeFrameHeader(testVNI, group, testMAC(9), encap.EtherTypeIPv6), solicitation)
+	f := w.receive(t)
+	p, err := encap.ParseIPv6(f.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	icmp := p.Payload()
+	if f.Dst != testMAC(9) || p.Src() != a.config.Addresses[1] || icmp[0] != 136 || !bytes.Equal(icmp[26:32], a.config.MAC[:]) {
+		t.Fatalf("not the advertisement: % x", f.Payload)
 	}
 }
 
@@ -371,7 +410,7 @@ func TestRouterReportsLostDevice(t *testing.T) {
 }
 
 func TestNewRefusesBadConfig(t *testing.T) {
-	device := newMemoryDevice(t, 2)
+	device := newMemoryDevice(t, 2, 0)
 	defer device.Close()
 	underlay, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t)})
 	if err != nil {

@@ -64,15 +64,30 @@ func DropReasons() []DropReason {
 	return all
 }
 
-// Stats is what a [Router] has counted since New. Packets and bytes are those
-// of the inner IP packets, a superpacket being one packet.
+// Stats is what a [Router] has counted since New. Tx is from the device to the
+// underlay, Rx the other way.
 type Stats struct {
-	Peers                int
-	TxPackets, TxBytes   uint64 // device to underlay
-	RxPackets, RxBytes   uint64 // underlay to device
-	TxBatches, RxBatches uint64 // rounds that moved something
-	Answers              uint64 // ARP replies, neighbour advertisements, ICMP errors
-	Drops                [dropReasons]uint64
+	Peers int
+	// Offloads are those in use.
+	Offloads Offloads
+	// Datagrams are VXLAN frames on the wire, that were sent or taken; Bytes are
+	// those of the IP packets inside, a superpacket's headers counted once.
+	TxDatagrams, RxDatagrams uint64
+	TxBytes, RxBytes         uint64
+	// Packets are what was read from or written to the device in one call, and
+	// Messages what was sent or received as one by the sockets: where they are
+	// fewer than the datagrams, superpackets were moved.
+	TxPackets, RxPackets   uint64
+	TxMessages, RxMessages uint64
+	// Batches are the rounds that moved something.
+	TxBatches, RxBatches uint64
+	// Fallbacks counts runs and superpackets that the kernel refused and that
+	// were passed on one by one.
+	Fallbacks uint64
+	// Answers counts ARP replies, neighbour advertisements and ICMP errors.
+	Answers uint64
+	// Drops counts by DropReason.
+	Drops [dropReasons]uint64
 }
 
 // Drop is how many packets were dropped for reason d.
@@ -88,44 +103,49 @@ func (s *Stats) Dropped() (n uint64) {
 
 // tally is what one worker counts in one batch.
 type tally struct {
-	packets, bytes uint64
-	answers        uint64
-	dropped        bool
-	drops          [dropReasons]uint64
+	packets, datagrams, messages, bytes uint64
+	fallbacks, answers                  uint64
+	dropped                             bool
+	drops                               [dropReasons]uint64
 }
 
-func (t *tally) drop(d DropReason) { t.dropped = true; t.drops[d]++ }
+func (t *tally) drop(d DropReason) { t.dropN(d, 1) }
+
+func (t *tally) dropN(d DropReason, n int) {
+	t.dropped = true
+	t.drops[d] += uint64(n)
+}
 
 // counters are one worker's totals: one writer, any reader. The padding keeps
 // two workers' totals out of one cache line.
 type counters struct {
-	_                    [64]byte
-	txPackets, txBytes   atomic.Uint64
-	rxPackets, rxBytes   atomic.Uint64
-	txBatches, rxBatches atomic.Uint64
-	answers              atomic.Uint64
-	drops                [dropReasons]atomic.Uint64
-	_                    [64]byte
+	_                  [64]byte
+	tx, rx             direction
+	fallbacks, answers atomic.Uint64
+	drops              [dropReasons]atomic.Uint64
+	_                  [64]byte
 }
 
-func (c *counters) addTx(t *tally) {
-	c.txBatches.Add(1)
-	c.txPackets.Add(t.packets)
-	c.txBytes.Add(t.bytes)
-	c.addRest(t)
+type direction struct {
+	packets, datagrams, messages, bytes, batches atomic.Uint64
 }
 
-func (c *counters) addRx(t *tally) {
-	c.rxBatches.Add(1)
-	c.rxPackets.Add(t.packets)
-	c.rxBytes.Add(t.bytes)
-	c.addRest(t)
+func (d *direction) add(t *tally) {
+	d.packets.Add(t.packets)
+	d.datagrams.Add(t.datagrams)
+	d.messages.Add(t.messages)
+	d.bytes.Add(t.bytes)
+	d.batches.Add(1)
 }
 
-// addRest adds what is rare and starts the tally anew.
-func (c *counters) addRest(t *tally) {
+// add adds a batch of one direction and starts the tally anew.
+func (c *counters) add(d *direction, t *tally) {
+	d.add(t)
 	if t.answers > 0 {
 		c.answers.Add(t.answers)
+	}
+	if t.fallbacks > 0 {
+		c.fallbacks.Add(t.fallbacks)
 	}
 	if t.dropped {
 		for i, n := range t.drops {
@@ -138,12 +158,17 @@ func (c *counters) addRest(t *tally) {
 }
 
 func (c *counters) addTo(s *Stats) {
-	s.TxPackets += c.txPackets.Load()
-	s.TxBytes += c.txBytes.Load()
-	s.RxPackets += c.rxPackets.Load()
-	s.RxBytes += c.rxBytes.Load()
-	s.TxBatches += c.txBatches.Load()
-	s.RxBatches += c.rxBatches.Load()
+	s.TxPackets += c.tx.packets.Load()
+	s.TxDatagrams += c.tx.datagrams.Load()
+	s.TxMessages += c.tx.messages.Load()
+	s.TxBytes += c.tx.bytes.Load()
+	s.TxBatches += c.tx.batches.Load()
+	s.RxPackets += c.rx.packets.Load()
+	s.RxDatagrams += c.rx.datagrams.Load()
+	s.RxMessages += c.rx.messages.Load()
+	s.RxBytes += c.rx.bytes.Load()
+	s.RxBatches += c.rx.batches.Load()
+	s.Fallbacks += c.fallbacks.Load()
 	s.Answers += c.answers.Load()
 	for i := range c.drops {
 		s.Drops[i] += c.drops[i].Load()

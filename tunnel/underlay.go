@@ -34,6 +34,9 @@ type UnderlayConfig struct {
 	// SourcePorts is the number of sending sockets a worker has, each on a port
 	// of its own of the kernel's local range; 0 means DefaultSourcePorts.
 	SourcePorts int
+	// Offloads are those wanted of the sockets, OffloadGSO and OffloadGRO; what
+	// the kernel refuses is left out.
+	Offloads Offloads
 }
 
 // Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
@@ -41,9 +44,10 @@ type UnderlayConfig struct {
 // pool of sending sockets, so that the inner flows spread over outer source
 // ports (RFC 7348, section 5).
 type Underlay struct {
-	v6 bool
-	rx []int
-	tx [][]int
+	offloads Offloads
+	v6       bool
+	rx       []int
+	tx       [][]int
 }
 
 // Listen opens the sockets in the calling thread's network namespace. The
@@ -54,7 +58,7 @@ func Listen(c UnderlayConfig) (*Underlay, error) {
 	if c.SourcePorts <= 0 {
 		c.SourcePorts = DefaultSourcePorts
 	}
-	u := &Underlay{v6: c.Address.Is6()}
+	u := &Underlay{v6: c.Address.Is6(), offloads: c.Offloads & (OffloadGSO | OffloadGRO)}
 	if err := u.open(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open underlay: %w", err), u.Close())
 	}
@@ -72,6 +76,12 @@ func (u *Underlay) open(c UnderlayConfig) error {
 			return err
 		}
 		u.rx = append(u.rx, fd)
+		if u.offloads.Has(OffloadGRO) && unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) != nil {
+			u.offloads &^= OffloadGRO
+		}
+	}
+	if u.offloads.Has(OffloadGSO) && !segmentationWorks() {
+		u.offloads &^= OffloadGSO
 	}
 	for range c.Workers {
 		var pool []int
@@ -203,6 +213,9 @@ func growBuffer(fd, force, plain int) {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, socketBuffer)
 	}
 }
+
+// Offloads are those of the wanted ones that work.
+func (u *Underlay) Offloads() Offloads { return u.offloads }
 
 // Close closes every socket.
 func (u *Underlay) Close() error {

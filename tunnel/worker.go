@@ -23,15 +23,19 @@ type worker struct {
 	total counters
 }
 
-func newWorker(c *Config, q Queue, t *peerTable, rx int, tx []int, v6 bool) (*worker, error) {
+func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker, error) {
 	wake, err := newWaker()
 	if err != nil {
 		return nil, err
 	}
 	w := &worker{waker: wake}
-	l := newLocal(c)
-	w.out = newOutbound(q, t, tx, v6, l, &w.total)
-	w.in = newInbound(c, q, t, rx, newSender(tx[0], v6), l, &w.total)
+	q, l := dev.Queues()[i], newLocal(c)
+	var senders []*sender
+	for _, fd := range u.tx[i] {
+		senders = append(senders, newSender(fd, u.v6, u.offloads.Has(OffloadGSO)))
+	}
+	w.out = newOutbound(q, t, senders, l, &w.total)
+	w.in = newInbound(c, q, dev.Offloads(), t, u.rx[i], newSender(u.tx[i][0], u.v6, false), l, &w.total)
 	return w, nil
 }
 

@@ -19,6 +19,7 @@ import (
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
+	"uvxlan/tunnel"
 )
 
 func main() {
@@ -56,6 +57,8 @@ type flags struct {
 	subnetFile  string
 	workers     int
 	sourceCheck bool
+	offload     string
+	noOffload   string
 	verbosity   int
 	version     bool
 }
@@ -79,6 +82,8 @@ func parse(args []string) (*flags, error) {
 	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")
 	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, at most 8)")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
+	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
+	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+tunnel.AllOffloads.String())
 	fs.IntVar(&f.verbosity, "v", 0, "log `level`: 0, or 1 for more")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
@@ -100,6 +105,12 @@ func (f *flags) check(fs *flag.FlagSet) error {
 			errs = append(errs, errors.New("-embedded-etcd brings its own endpoints: leave -etcd-endpoints away"))
 		}
 	})
+	if f.offload != "auto" && f.offload != "on" && f.offload != "off" {
+		errs = append(errs, fmt.Errorf("-offload %q: must be auto, on or off", f.offload))
+	}
+	if _, err := tunnel.ParseOffloads(f.noOffload); err != nil {
+		errs = append(errs, fmt.Errorf("-offload-disable: %w", err))
+	}
 	if f.workers < 0 || f.workers > 256 {
 		errs = append(errs, fmt.Errorf("-workers %d: must be from 0 to 256", f.workers))
 	}
@@ -118,6 +129,10 @@ func (f *flags) options() daemon.Options {
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Workers: f.workers, AnySource: !f.sourceCheck,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	}
+	if f.offload != "off" {
+		disabled, _ := tunnel.ParseOffloads(f.noOffload) // checked before
+		o.Offloads, o.MustOffload = tunnel.AllOffloads&^disabled, f.offload == "on"
 	}
 	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
 	o.Interface.Names, o.Interface.PublicIP = f.ifaces, f.publicIP

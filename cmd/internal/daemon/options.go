@@ -9,6 +9,7 @@ import (
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/lease/etcd"
+	"uvxlan/tunnel"
 )
 
 // Defaults of Options.
@@ -37,6 +38,10 @@ type Options struct {
 	Workers int
 	// AnySource takes packets whatever address they come from.
 	AnySource bool
+	// Offloads are those to use, where the kernel has them; with MustOffload it
+	// must.
+	Offloads    tunnel.Offloads
+	MustOffload bool
 	// Logger is required.
 	Logger *slog.Logger
 }

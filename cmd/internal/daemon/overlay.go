@@ -22,13 +22,12 @@ import (
 // router between them, made anew when somebody deletes the device.
 type overlay struct {
 	// immutable
-	log     *slog.Logger
-	config  *lease.Config
-	ext     extiface.Interface
-	name    string
-	workers int
-	any     bool
-	mtu     encap.InnerMTU
+	log    *slog.Logger
+	config *lease.Config
+	ext    extiface.Interface
+	name   string
+	opts   Options
+	mtu    encap.InnerMTU
 
 	mac encap.MAC // before start: the one to propose
 	own lease.Lease
@@ -51,13 +50,13 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 			ext.PublicIP, c.Network)
 	}
 	v := &overlay{
-		log: o.Logger, config: c, ext: ext, workers: o.workers(), any: o.AnySource,
+		log: o.Logger, config: c, ext: ext, opts: o,
 		name: "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
 		mtu:  underlayMTU(c, ext).Inner(false),
 		mac:  randomMAC(),
 	}
 	// Busy workers must leave the rest of the daemon room to run.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), v.workers+2))
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
 	return v, v.open()
 }
 
@@ -85,12 +84,12 @@ func (v *overlay) open() error {
 		v.log.Info("removed an earlier interface", "name", v.name, "type", removed)
 	}
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
-		Address: v.ext.Address, Port: v.config.Backend.Port, Workers: v.workers,
+		Address: v.ext.Address, Port: v.config.Backend.Port, Workers: v.opts.workers(), Offloads: v.opts.Offloads,
 	})
 	if err != nil {
 		return err
 	}
-	v.device, err = tunnel.OpenDevice(v.name, v.workers)
+	v.device, err = tunnel.OpenDevice(v.name, tunnel.DeviceConfig{Queues: v.opts.workers(), Offloads: v.opts.Offloads})
 	if err != nil {
 		err = errors.Join(err, v.underlay.Close())
 		v.underlay = nil
@@ -120,12 +119,15 @@ func (v *overlay) start(own lease.Lease) error {
 	networks := []netip.Prefix{v.config.Network}
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
 		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: v.mtu,
-		Addresses: vtep, Networks: networks, AnySource: v.any, Logger: v.log,
+		Addresses: vtep, Networks: networks, AnySource: v.opts.AnySource, Logger: v.log,
 	})
 	if err != nil {
 		return errors.Join(err, v.closeOpened())
 	}
 	v.device, v.underlay = nil, nil
+	if missing := v.opts.Offloads &^ router.Offloads(); missing != 0 && v.opts.MustOffload {
+		return errors.Join(fmt.Errorf("-offload=on: this kernel refuses %s", missing), router.Close())
+	}
 	if err := v.use(router); err != nil {
 		return err
 	}
@@ -134,7 +136,7 @@ func (v *overlay) start(own lease.Lease) error {
 		return err
 	}
 	v.log.Info("device is up, the kernel forwards what arrives on it", "name", v.name, "address", vtep[0],
-		"route", v.config.Network, "mtu", int(v.mtu), "mac", v.mac.String(), "workers", v.workers)
+		"route", v.config.Network, "mtu", int(v.mtu), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", router.Offloads().String())
 	v.checkForwarding()
 	return nil
 }

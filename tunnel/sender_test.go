@@ -1,0 +1,186 @@
+package tunnel
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// senderPair is a sender and what its peer receives, over loopback.
+func senderPair(t testing.TB, segment bool) (*sender, *entry, *net.UDPConn) {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := udpSocket(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Close()
+		unix.Close(fd)
+	})
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(c.LocalAddr().(*net.UDPAddr).Port))
+	return newSender(fd, false, segment), &entry{to: makeSockaddr(to)}, c
+}
+
+func expect(t *testing.T, c *net.UDPConn, want [][]byte) {
+	t.Helper()
+	buf := make([]byte, MaxPacket)
+	for i, w := range want {
+		if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := c.Read(buf)
+		if err != nil || !bytes.Equal(buf[:n], w) {
+			t.Fatalf("datagram %d: got %d bytes, want %d, the same: %t, %v", i, n, len(w), bytes.Equal(buf[:n], w), err)
+		}
+	}
+}
+
+// datagrams makes datagrams of the given sizes; every second one lies behind
+// the one before in memory, as packets in the arena do.
+func datagrams(sizes ...int) (all [][]byte) {
+	arena := make([]byte, 0, 1<<20)
+	for i, n := range sizes {
+		if i%2 == 0 {
+			arena = append(arena, 0)
+		}
+		at := len(arena)
+		for j := range n {
+			arena = append(arena, byte(i+j))
+		}
+		all = append(all, arena[at:len(arena):len(arena)])
+	}
+	return all
+}
+
+func TestSenderRuns(t *testing.T) {
+	hundred := make([]int, 100)
+	for i := range hundred {
+		hundred[i] = 64
+	}
+	for _, c := range []struct {
+		name     string
+		sizes    []int
+		ecn      []uint8
+		messages uint64 // with segmentation
+	}{
+		{"one", []int{100}, nil, 1},
+		{"equal", []int{100, 100, 100, 100}, nil, 1},
+		{"last is shorter", []int{100, 100, 60, 60, 100}, nil, 3},
+		{"longer starts a new run", []int{60, 100, 100}, nil, 2},
+		{"ECN differs", []int{100, 100, 100}, []uint8{0, 2, 2}, 2},
+		{"more than a run takes", hundred, nil, 2},
+		{"more bytes than a run takes", []int{30000, 30000, 30000}, nil, 2},
+	} {
+		for _, segment := range []bool{true, false} {
+			t.Run(c.name, func(t *testing.T) {
+				s, to, conn := senderPair(t, segment)
+				want := datagrams(c.sizes...)
+				for i, d := range want {
+					ecn := uint8(0)
+					if c.ecn != nil {
+						ecn = c.ecn[i]
+					}
+					s.add(to, ecn, d[:len(d)/3], d[len(d)/3:])
+				}
+				var got tally
+				s.send(&got)
+				if !segment {
+					c.messages = uint64(len(want))
+				}
+				if got.dropped || got.messages != c.messages {
+					t.Errorf("counted %+v, want %d messages", got, c.messages)
+				}
+				expect(t, conn, want)
+			})
+		}
+	}
+}
+
+// What the kernel refuses as a run goes out as single datagrams, and its peer
+// gets no run again.
+func TestSenderFallsBack(t *testing.T) {
+	s, to, conn := senderPair(t, true)
+	want := datagrams(1000, 1000, 1000, 999)
+	for _, d := range want {
+		s.add(to, 2, d[:50], d[50:])
+	}
+	s.finish(0)
+	var got tally
+	s.refused(&s.runs[0], s.headers[0].hdr, unix.EIO, &got)
+	if got.dropped || got.fallbacks != 1 {
+		t.Errorf("counted %+v", got)
+	}
+	expect(t, conn, want)
+	s.messages, s.pieces = 0, 0
+	for _, d := range want {
+		s.add(to, 0, d, nil)
+	}
+	if s.messages != len(want) {
+		t.Errorf("%d datagrams are %d messages after the refusal", len(want), s.messages)
+	}
+	s.send(&got)
+	expect(t, conn, want)
+}
+
+func TestSenderDropsWhatCannotGo(t *testing.T) {
+	s, to, conn := senderPair(t, true)
+	nowhere := &entry{to: makeSockaddr(netip.MustParseAddrPort("255.255.255.255:9"))} // without SO_BROADCAST: EACCES
+	d := datagrams(100, 200, 200, 300)
+	s.add(to, 0, d[0], nil)
+	s.add(nowhere, 0, d[1], nil)
+	s.add(nowhere, 0, d[2], nil)
+	s.add(to, 0, d[3], nil)
+	var got tally
+	s.send(&got)
+	if got.drops[DropSend] != 2 {
+		t.Errorf("counted %+v", got)
+	}
+	expect(t, conn, [][]byte{d[0], d[3]})
+}
+
+func TestSegmentationProbe(t *testing.T) {
+	if !segmentationWorks() {
+		t.Error("this kernel's segmentation is taken for broken")
+	}
+}
+
+func TestParseControl(t *testing.T) {
+	gro := controlInt(unix.IPPROTO_UDP, unix.UDP_GRO, 1400)
+	tos := controlInt(unix.IPPROTO_IP, unix.IP_TOS, 3)
+	class := controlInt(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 2)
+	other := controlInt(unix.SOL_SOCKET, 99, 7)
+	for _, c := range []struct {
+		name    string
+		control []byte
+		want    ancillary
+	}{
+		{"none", nil, ancillary{}},
+		{"both", append(bytes.Clone(gro), tos...), ancillary{3, 1400}},
+		{"other order and one more", append(append(bytes.Clone(other), class...), gro...), ancillary{2, 1400}},
+		{"cut off", gro[:10], ancillary{}},
+		{"length beyond the end", gro[:unix.SizeofCmsghdr+2], ancillary{}},
+	} {
+		if got := parseControl(c.control); got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestOffloadNames(t *testing.T) {
+	for _, o := range []Offloads{0, OffloadGSO, OffloadTSO | OffloadUDP, AllOffloads} {
+		if got, err := ParseOffloads(o.String()); err != nil || got != o {
+			t.Errorf("%s: parsed as %s, %v", o, got, err)
+		}
+	}
+	if _, err := ParseOffloads("gso,warp"); err == nil {
+		t.Error("an unknown name was accepted")
+	}
+}
