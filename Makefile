@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build build-arm64 demo test vet lint unit integration fuzz tools clean
+.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak bench bench-quick tools clean
 
 all: build
 
@@ -48,6 +48,18 @@ fuzz:
 	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 	  done; \
 	done
+
+## soak: checked transfers on 16 flows for SOAKTIME
+SOAKTIME ?= 10m
+soak: tools
+	UVXLAN_SOAK=$(SOAKTIME) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationSoak$$' ./cmd/uvxland/
+
+## bench: uvxlan against kernel VXLAN and others, in one run
+bench: $(BIN)/uvxland tools
+	$(GO) run ./bench -uvxland $(BIN)/uvxland $(BENCHFLAGS)
+
+bench-quick: $(BIN)/uvxland tools
+	$(GO) run ./bench -quick -uvxland $(BIN)/uvxland $(BENCHFLAGS)
 
 # What the tests and the demo run beside our own binaries.
 TOOLS := iperf3:iperf3 ping:iputils-ping tcpdump:tcpdump

@@ -215,17 +215,24 @@ func (w *world) showLogs() {
 	}
 }
 
-// transfer sends size pseudo-random bytes over one TCP connection and compares
-// what arrives by its SHA-256.
+// transfer is a checkedTransfer that must succeed.
 func transfer(t *testing.T, from *lab.Node, to *lab.Container, size int64) {
 	t.Helper()
+	if err := checkedTransfer(from, to, size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkedTransfer sends size pseudo-random bytes over one TCP connection and
+// compares what arrives by its SHA-256.
+func checkedTransfer(from *lab.Node, to *lab.Container, size int64) error {
 	var listener net.Listener
 	err := to.Do(func() (err error) {
 		listener, err = net.Listen("tcp4", netip.AddrPortFrom(to.Address, 0).String())
 		return err
 	})
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer listener.Close()
 	type outcome struct {
@@ -241,11 +248,13 @@ func transfer(t *testing.T, from *lab.Node, to *lab.Container, size int64) {
 	}()
 	sum, err := send(from, listener.Addr().String(), size)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if got := <-received; got.err != nil || got.n != size || got.sum != sum {
-		t.Fatalf("%s -> %s: %d of %d bytes arrived, SHA-256 right: %t, %v", from.Name, to.Name, got.n, size, got.sum == sum, got.err)
+		return fmt.Errorf("%s -> %s: %d of %d bytes arrived, SHA-256 right: %t, %v",
+			from.Name, to.Name, got.n, size, got.sum == sum, got.err)
 	}
+	return nil
 }
 
 func receive(l net.Listener) (sum [sha256.Size]byte, n int64, err error) {
