@@ -14,7 +14,21 @@ import (
 //
 // An odd last byte counts as the high byte of a word, so only the last of
 // several chained parts may have an odd length.
-func Sum(b []byte, initial uint64) uint64 { return sumGeneric(b, initial) }
+func Sum(b []byte, initial uint64) uint64 {
+	if len(b) < vectorMin {
+		return sumGeneric(b, initial)
+	}
+	n := len(b) &^ (vectorLen - 1)
+	acc := bits.ReverseBytes64(sumVectors(&b[0], n))
+	return sumGeneric(b[n:], AddSums(initial, acc))
+}
+
+const (
+	// vectorLen is the length in bytes of what sumVectors adds at a time.
+	vectorLen = 32
+	// never is a length that no slice has.
+	never = int(^uint(0) >> 1)
+)
 
 // AddSums joins two unfolded sums with the end-around carry. A single 16- or
 // 32-bit header field, in host form, is a sum too.

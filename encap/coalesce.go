@@ -116,9 +116,7 @@ func (c *Coalescer) place(d *candidate) {
 		c.last = int(s.super)
 		return
 	}
-	if s.batch == c.batch {
-		c.supers[s.super].open = false
-	}
+	// Without its slot, and no longer the last, what was there is closed.
 	i := c.add(d)
 	*s = slot{hash: hash, batch: c.batch, super: uint16(i)}
 	o := &c.supers[i]

@@ -22,7 +22,7 @@ type slot struct {
 }
 
 // find returns the slot of the flow with that hash or, if none is found, the one
-// to use for it, whose superpacket must then be closed.
+// to use for it.
 func (c *Coalescer) find(hash uint32) (s *slot, found bool) {
 	for i := range uint32(maxProbes) {
 		s := &c.slots[(hash+i)%tableSize]
@@ -51,8 +51,7 @@ func (c *Coalescer) forgetFlows() {
 func flowOf(p []byte, l4 int) (hash uint32, barrier uint8) {
 	h := hashAddresses(p)
 	ports := binary.LittleEndian.Uint32(p[l4:])
-	// TCP and UDP between the same ports would share a slot, if ever there were
-	// any.
+	// TCP and UDP of the same ports are rare enough to share a slot.
 	return uint32(mix(h^uint64(ports)) >> 32), uint8(h % barrierCount)
 }
 

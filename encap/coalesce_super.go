@@ -55,8 +55,8 @@ func (c *Coalescer) join(i int, d *candidate) bool {
 		return false
 	}
 	size := int(o.size)
-	// Only what the MTU was taken for may be cut further.
-	if n > size && (!d.oversized || size+d.headers != c.mtu) {
+	// A longer one is cut by the MTU.
+	if n > size && size+d.headers != c.mtu {
 		return false
 	}
 	if !o.continues(d) {

@@ -87,6 +87,7 @@ func TestCoalescer(t *testing.T) {
 		{"TCP, CWR", second(func(s *sample) { s.flags |= 0x80 }), []int{1, 1, 2}},
 		{"TCP, no ACK", second(func(s *sample) { s.flags = 0 }), []int{1, 1, 2}},
 		{"TCP, AccECN bit", second(func(s *sample) { s.reserved = 1 }), []int{1, 1, 2}},
+		{"TCP, AccECN bits everywhere", func() []sample { s := tcp4; s.reserved = 1; return stream(s, 4, 100) }(), alone},
 		{"TCP, urgent pointer", second(func(s *sample) { s.urgent = 1 }), []int{1, 1, 2}},
 		{"TCP, ack", second(func(s *sample) { s.ack++ }), []int{1, 1, 2}},
 		{"TCP, window", second(func(s *sample) { s.window++ }), []int{1, 1, 2}},
@@ -103,6 +104,8 @@ func TestCoalescer(t *testing.T) {
 		{"TTL", second(func(s *sample) { s.ttl-- }), []int{1, 1, 2}},
 		{"DF", second(func(s *sample) { s.fragment = 0 }), []int{1, 1, 2}},
 		{"reserved flag", second(func(s *sample) { s.fragment = 0xc000 }), []int{1, 1, 2}},
+		{"reserved flag everywhere", func() []sample { s := tcp4; s.fragment = 0xc000; return stream(s, 4, 100) }(), alone},
+		{"fragments everywhere", func() []sample { s := tcp4; s.fragment = 0x2000; return stream(s, 4, 100) }(), alone},
 		{"fragment", second(func(s *sample) { s.fragment = 0x2000 }), []int{1, 1, 2}},
 		{"IPv4 options", second(func(s *sample) { s.ipOptions = []byte{1, 1, 1, 0} }), []int{1, 1, 2}},
 		{"IPv4 checksum", second(func(s *sample) { s.badIP = true }), []int{1, 1, 2}},
@@ -291,18 +294,70 @@ func TestCoalescerManyFlows(t *testing.T) {
 	}
 }
 
-// TestCoalescerForgetsFlows runs the batch counter around.
-func TestCoalescerForgetsFlows(t *testing.T) {
+// TestCoalescerForgets has each batch begin with flows of the one before, and
+// of that whose number comes around.
+func TestCoalescerForgets(t *testing.T) {
 	c := encap.NewCoalescer(coalesceMTU)
-	s := udp4
-	s.payload = 10
-	for range 1<<16 + 2 {
-		p, _ := s.build()
+	flows := interleave(udp4, 4, 4, 10)
+	add := func(i int) {
+		t.Helper()
+		before := c.Len()
+		p, _ := flows[i].build()
 		c.Add(p)
-		if s = after(s); c.Len() != 1 {
+		if flows[i] = after(flows[i]); c.Len() != before+1 {
 			t.Fatal("joined a packet of another batch")
 		}
+	}
+	for i := range flows {
+		add(i)
+	}
+	for range 1<<16 - 1 {
 		c.Reset()
+	}
+	add(2)
+	c.Reset()
+	add(3)
+	c.Reset()
+	add(2)
+	add(3)
+	c.Reset()
+	add(3)
+	c.Reset()
+	add(3)
+}
+
+// TestCoalescerLiftsBarriers has a fragment behind many packets, then a new
+// batch.
+func TestCoalescerLiftsBarriers(t *testing.T) {
+	c := encap.NewCoalescer(coalesceMTU)
+	fragment := udp4
+	fragment.fragment = 0x2000
+	for range 100 {
+		p, _ := fragment.build()
+		c.Add(p)
+	}
+	c.Reset()
+	for _, s := range stream(udp4, 3, 10) {
+		p, _ := s.build()
+		c.Add(p)
+	}
+	if c.Len() != 1 {
+		t.Errorf("%d packets, want 1", c.Len())
+	}
+}
+
+// TestCoalescerFinished adds to a flow whose superpacket was handed out.
+func TestCoalescerFinished(t *testing.T) {
+	c := encap.NewCoalescer(coalesceMTU)
+	for i, s := range stream(tcp4, 4, 100) {
+		p, _ := s.build()
+		c.Add(p)
+		if i == 1 {
+			c.Packet(0)
+		}
+	}
+	if c.Len() != 2 || c.Packet(0).Packets != 2 || c.Packet(1).Packets != 2 {
+		t.Errorf("%d packets, the first of %d", c.Len(), c.Packet(0).Packets)
 	}
 }
 
