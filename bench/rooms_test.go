@@ -1,5 +1,5 @@
-// Package bench_test holds the project's rooms apart.
-package bench_test
+// Package main_test holds the project's rooms apart.
+package main_test
 
 import (
 	"os/exec"

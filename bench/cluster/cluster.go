@@ -26,6 +26,9 @@ type Cluster struct {
 	// Etcd is the host that etcd runs on, and Endpoint its URL there.
 	Etcd     *lab.Host
 	Endpoint string
+	// Prefix is the etcd key prefix of the network; empty means uvxland's own
+	// default. It lets several networks share an etcd.
+	Prefix string
 	// Embedded makes Etcd's own daemon run the etcd.
 	Embedded bool
 	// Args are given to every daemon.
@@ -38,7 +41,7 @@ func Endpoint(h *lab.Host) string { return "http://" + net.JoinHostPort(h.Addres
 // Open connects to the cluster's etcd from inside its host. The caller closes
 // the registry.
 func (c *Cluster) Open() (*etcd.Registry, error) {
-	return etcd.Open(etcd.Options{Endpoints: []string{c.Endpoint}, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+	return etcd.Open(etcd.Options{Endpoints: []string{c.Endpoint}, Prefix: c.Prefix, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 		var conn net.Conn
 		err := c.Etcd.Do(func() (err error) {
 			var d net.Dialer
@@ -88,6 +91,9 @@ func (c *Cluster) Start(ctx context.Context, h *lab.Host, args ...string) (*Daem
 		own = append(own, "-embedded-etcd")
 	} else {
 		own = append(own, "-etcd-endpoints", c.Endpoint)
+	}
+	if c.Prefix != "" {
+		own = append(own, "-etcd-prefix", c.Prefix)
 	}
 	log, err := os.OpenFile(d.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {

@@ -29,8 +29,10 @@ type Test struct {
 	Duration time.Duration
 	// Streams is the number of parallel streams; 0 means one.
 	Streams int
-	// Reverse makes the server send.
-	Reverse bool
+	// Reverse makes the server send, Bidirectional both ends at once; the result
+	// is then the sum of both directions.
+	Reverse       bool
+	Bidirectional bool
 	// UDP sends datagrams at Bandwidth bits a second in all streams together,
 	// 0 being as fast as possible, of Length bytes each, 0 being iperf3's choice.
 	UDP       bool
@@ -97,6 +99,9 @@ func (t Test) args() []string {
 	if t.Reverse {
 		args = append(args, "--reverse")
 	}
+	if t.Bidirectional {
+		args = append(args, "--bidir")
+	}
 	if t.UDP {
 		args = append(args, "--udp", "--bitrate", strconv.FormatInt(t.Bandwidth/int64(max(t.Streams, 1)), 10))
 	}
@@ -113,6 +118,9 @@ type report struct {
 		Sum         sum `json:"sum"`
 		SumSent     sum `json:"sum_sent"`
 		SumReceived sum `json:"sum_received"`
+		// The other direction, of a bidirectional test.
+		BackSent     sum `json:"sum_sent_bidir_reverse"`
+		BackReceived sum `json:"sum_received_bidir_reverse"`
 	} `json:"end"`
 }
 
@@ -148,8 +156,10 @@ func parse(out []byte, runErr error) (Result, error) {
 	if counts.Packets == 0 {
 		counts = r.End.Sum
 	}
+	back := r.End.BackReceived
 	return Result{
-		BitsPerSecond: got.BitsPerSecond, Seconds: got.Seconds, Bytes: got.Bytes,
-		Retransmits: r.End.SumSent.Retransmits, Packets: counts.Packets, Lost: counts.Lost,
+		BitsPerSecond: got.BitsPerSecond + back.BitsPerSecond, Seconds: got.Seconds, Bytes: got.Bytes + back.Bytes,
+		Retransmits: r.End.SumSent.Retransmits + r.End.BackSent.Retransmits,
+		Packets:     counts.Packets + back.Packets, Lost: counts.Lost + back.Lost,
 	}, nil
 }

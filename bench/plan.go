@@ -1,0 +1,147 @@
+package main
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"uvxlan/bench/lab"
+	"uvxlan/bench/report"
+	"uvxlan/bench/scenario"
+	"uvxlan/bench/system"
+)
+
+// underlays is every kind there is, in the order of the runs.
+var underlays = []lab.Offload{lab.Veth, lab.NIC, lab.NICPlain}
+
+// patterns is a comma-separated list of names and globs. Nil matches nothing.
+type patterns []string
+
+func parsePatterns(s string) patterns {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// match reports whether one of the patterns is one of the names.
+func (p patterns) match(names ...string) bool {
+	return slices.ContainsFunc(p, func(pattern string) bool {
+		return slices.ContainsFunc(names, func(name string) bool {
+			ok, err := path.Match(pattern, name)
+			return ok && err == nil
+		})
+	})
+}
+
+// unknown returns the first pattern that matches none of the names.
+func (p patterns) unknown(names []string) (string, bool) {
+	for _, pattern := range p {
+		if !(patterns{pattern}).match(names...) {
+			return pattern, true
+		}
+	}
+	return "", false
+}
+
+// selection is a product of systems, underlays and scenarios.
+type selection struct{ systems, underlays, scenarios patterns }
+
+func sel(systems, underlays, scenarios string) selection {
+	return selection{parsePatterns(systems), parsePatterns(underlays), parsePatterns(scenarios)}
+}
+
+// What is run if nothing is selected: everything where it tells most, since the
+// product of all would take an hour.
+var (
+	defaultRuns = []selection{
+		sel("uvxlan,kernel", "veth,nic", "*"),
+		sel("uvxlan,kernel", "nic-plain", "tcp1,tcp4,udp64"),
+		sel("host-gw", "veth", "tcp1,tcp4,udp64,rtt"),
+		sel("*", "nic", "tcp1,tcp4,udp64,rtt"),
+	}
+	quickRuns = []selection{
+		sel("uvxlan,kernel", "veth,nic", "tcp1,tcp4,udp64,rtt"),
+		sel("uvxlan,kernel", "nic-plain", "tcp1"),
+		sel("uvxlan-off,host-gw,kernel-to-uvxlan,wireguard-go,flannel-udp", "nic", "tcp1,udp64"),
+		sel("uvxlan-off", "nic", "rtt"),
+	}
+)
+
+// checkRuns is what the targets need.
+func checkRuns() (runs []selection) {
+	for _, t := range report.Targets {
+		// One underlay of those that would do is enough.
+		underlays := t.Underlays
+		if t.To != system.Kernel {
+			underlays = []string{lab.NIC.String()}
+		}
+		runs = append(runs, selection{patterns{t.System, t.To}, underlays, patterns{t.Scenario}})
+	}
+	return runs
+}
+
+// step is one system, underlay and scenario to be measured.
+type step struct {
+	underlay lab.Offload
+	scenario scenario.Scenario
+	system   system.System
+}
+
+// plan returns the steps that both the user's selection and the preset have. A
+// dimension that the user selects replaces the preset's.
+func plan(user selection, preset []selection, systems []system.System, scenarios []scenario.Scenario) []step {
+	var steps []step
+	for _, u := range underlays {
+		for _, c := range scenarios {
+			for _, s := range systems {
+				if wanted(user, preset, u.String(), c.Name, s) {
+					steps = append(steps, step{u, c, s})
+				}
+			}
+		}
+	}
+	return steps
+}
+
+func wanted(user selection, preset []selection, underlay, scenarioName string, s system.System) bool {
+	return slices.ContainsFunc(preset, func(p selection) bool {
+		return either(user.systems, p.systems).match(s.Name, s.Base()) &&
+			either(user.underlays, p.underlays).match(underlay) &&
+			either(user.scenarios, p.scenarios).match(scenarioName)
+	})
+}
+
+func either(user, preset patterns) patterns {
+	if user != nil {
+		return user
+	}
+	return preset
+}
+
+// check returns an error for a pattern that matches nothing there is.
+func (user selection) check(systems []system.System, scenarios []scenario.Scenario) error {
+	var systemNames, underlayNames, scenarioNames []string
+	for _, s := range systems {
+		systemNames = append(systemNames, s.Name, s.Base())
+	}
+	for _, u := range underlays {
+		underlayNames = append(underlayNames, u.String())
+	}
+	for _, c := range scenarios {
+		scenarioNames = append(scenarioNames, c.Name)
+	}
+	for _, c := range []struct {
+		flag  string
+		given patterns
+		names []string
+	}{
+		{"systems", user.systems, systemNames},
+		{"underlays", user.underlays, underlayNames},
+		{"scenarios", user.scenarios, scenarioNames},
+	} {
+		if pattern, bad := c.given.unknown(c.names); bad {
+			slices.Sort(c.names)
+			return fmt.Errorf("-%s: %q is none of %s", c.flag, pattern, strings.Join(slices.Compact(c.names), ", "))
+		}
+	}
+	return nil
+}
