@@ -5,7 +5,7 @@
 // is a goroutine locked to an OS thread that serves one queue of the device and
 // one receiving socket, in both directions, and runs to completion: nothing is
 // handed from one goroutine to another. What the workers share is the peer
-// table, which they read with one atomic load a batch, and which [Router.Apply]
+// table, which they read without a lock, and which [Router.Apply]
 // replaces as leases come and go.
 //
 // To follow a packet: outbound.go from the device to the wire, inbound.go from

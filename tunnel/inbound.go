@@ -23,11 +23,17 @@ import (
 //     flow to superpackets, and write hands each to the device in one call.
 
 const (
-	// rxBatch is the number of messages received in one call.
-	rxBatch = 32
+	// rxBatch is the most messages received in one call, rxBytes what they may
+	// have together, judged by those before: a batch should stay in the cache
+	// until it is written.
+	rxBatch = 64
+	rxBytes = 512 << 10
 	// rxBuffer takes the longest datagram there is: a kernel on the same
 	// machine passes superpackets as one.
 	rxBuffer = 64 << 10
+	// rxStride is the distance of two buffers: at a power of two their first
+	// lines would contend for the same few places of the cache.
+	rxStride = rxBuffer + 2048 + 64
 	// rxControl holds the control messages we ask for.
 	rxControl = 64
 )
@@ -51,6 +57,7 @@ type inbound struct {
 	names     [rxBatch]sockaddr
 	ctrl      [rxBatch][rxControl]byte
 	bufs      []byte
+	limit     int // messages of the next batch
 	reply     *sender
 	answer    answer
 	tally     tally
@@ -62,12 +69,13 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, repl
 		fd: fd, queue: q, table: t, local: l, reply: reply, total: total,
 		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
 		coalescer: encap.NewCoalescer(c.MTU),
-		bufs:      make([]byte, rxBatch*rxBuffer),
+		bufs:      make([]byte, rxBatch*rxStride),
+		limit:     rxBatch,
 	}
 	in.coalescer.SetTCP(granted.Has(OffloadTCP))
 	in.coalescer.SetUDP(granted.Has(OffloadUDP))
 	for i := range in.msgs {
-		in.iovs[i].Base = &in.bufs[i*rxBuffer]
+		in.iovs[i].Base = &in.bufs[i*rxStride]
 		in.iovs[i].SetLen(rxBuffer)
 		h := &in.msgs[i].hdr
 		h.Iov = &in.iovs[i]
@@ -78,28 +86,32 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, repl
 	return in
 }
 
-// drain delivers what the socket has, up to one batch, and tells whether there
-// may be more. Its error means that the socket is of no more use.
-func (in *inbound) drain() (more bool, err error) {
-	for i := range in.msgs {
-		h := &in.msgs[i].hdr
+// drain delivers what the socket has, up to one batch. Its error means that the
+// socket is of no more use.
+func (in *inbound) drain() (load, error) {
+	batch := in.msgs[:in.limit]
+	for i := range batch {
+		h := &batch[i].hdr
 		h.Namelen = uint32(len(in.names[i].raw))
 		h.SetControllen(rxControl)
 	}
-	n, err := mmsg(unix.SYS_RECVMMSG, in.fd, in.msgs[:])
+	n, err := mmsg(unix.SYS_RECVMMSG, in.fd, batch)
 	if errors.Is(err, unix.EAGAIN) {
-		return false, nil
+		return none, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("receive from underlay: %w", err)
+		return none, fmt.Errorf("receive from underlay: %w", err)
 	}
-	peers := in.table.load()
+	peers, bytes := in.table.load(), 0
 	for i := range n {
 		in.receive(peers, i)
+		bytes += int(batch[i].len)
 	}
 	in.write()
 	in.total.add(&in.total.rx, &in.tally)
-	return n == rxBatch, nil
+	more := n == in.limit
+	in.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
+	return loadOf(n, more), nil
 }
 
 // accepted is no reason to drop.
@@ -108,7 +120,7 @@ const accepted = dropReasons
 // receive takes message i of the batch: a datagram, or several of one sender
 // that the kernel put together.
 func (in *inbound) receive(peers *table, i int) {
-	h, data := &in.msgs[i].hdr, in.bufs[i*rxBuffer:][:in.msgs[i].len]
+	h, data := &in.msgs[i].hdr, in.bufs[i*rxStride:][:in.msgs[i].len]
 	a := parseControl(in.ctrl[i][:h.Controllen])
 	in.source = source{from: in.names[i].addrPort().Addr(), ecn: a.ecn}
 	in.source.known = in.anySrc || peers.knows(in.source.from)

@@ -14,8 +14,9 @@ import (
 //  1. drain reads packets from the device's queue into the arena, one after the
 //     other, until there are none or the batch is full. One of them may be a
 //     superpacket of up to 64 KiB.
-//  2. forward finds the peer whose subnet holds the destination, in the table
-//     that was current when the batch began. Without one the sender is told.
+//  2. forward finds the peer whose subnet holds the destination, in the table as
+//     it is after the packet was read: what Apply has put in force counts for
+//     every packet sent since. Without a peer the sender is told.
 //  3. whole and cut make datagrams of it: the frame header goes into the room
 //     before a packet; a superpacket's segments get headers of their own and
 //     their payload stays where it is.
@@ -59,10 +60,9 @@ func newOutbound(q Queue, t *peerTable, sockets []*sender, l *local, c *counters
 	}
 }
 
-// drain sends what the device has, up to one batch, and tells whether there may
-// be more. Its error means that the device is of no more use.
-func (o *outbound) drain() (more bool, err error) {
-	peers := o.table.load()
+// drain sends what the device has, up to one batch. Its error means that the
+// device is of no more use.
+func (o *outbound) drain() (load, error) {
 	packets, at := 0, 0
 	for packets < txBatch && at <= txArena {
 		n, offload, err := o.queue.Read(o.arena[at+headroom:][:MaxPacket])
@@ -71,14 +71,14 @@ func (o *outbound) drain() (more bool, err error) {
 		}
 		if err != nil {
 			o.finish(packets)
-			return false, err
+			return none, err
 		}
-		o.forward(peers, o.arena[at:at+headroom+n], offload)
+		o.forward(o.table.load(), o.arena[at:at+headroom+n], offload)
 		at += headroom + n
 		packets++
 	}
 	o.finish(packets)
-	return packets == txBatch || at > txArena, nil
+	return loadOf(packets, packets == txBatch || at > txArena), nil
 }
 
 // forward puts one packet, which lies behind its headroom, where it is to go.

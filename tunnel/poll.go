@@ -42,6 +42,10 @@ func poll(fds []unix.PollFd) error {
 	}
 }
 
+// yield lets any other thread of this CPU run. It goes through the scheduler,
+// since it may not come back for a while.
+func yield() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+
 // writable waits until fd takes more, at most for the given time.
 func writable(fd int, most time.Duration) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}

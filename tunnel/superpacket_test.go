@@ -68,8 +68,8 @@ func TestRouterCarriesSuperpackets(t *testing.T) {
 			t.Errorf("%d bytes of payload: offload %+v", payload, offload)
 		}
 	}
-	s := a.Stats()
-	if s.TxPackets != 3 || s.TxDatagrams != 2+10+46 || s.Dropped() != 0 {
+	s := waitStats(t, a, func(s Stats) bool { return s.TxPackets == 3 })
+	if s.TxDatagrams != 2+10+46 || s.Dropped() != 0 {
 		t.Errorf("counted %+v", s)
 	}
 }

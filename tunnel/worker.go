@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +40,17 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 	return w, nil
 }
 
-// run drains both ends until neither has anything left, then sleeps until one
-// has. It returns after halt, or with what made the device or socket useless.
+// linger is how long after its last packet a worker only gives way to other
+// threads before it sleeps. Under load the next packets come within that time,
+// and neither their sender nor the worker pays for a wake-up; whoever runs
+// meanwhile makes the next batch larger. A thread that doesn't sleep is also
+// seldom moved to another CPU, where it would overtake its own packets that are
+// still queued on the one before.
+const linger = 20 * time.Microsecond
+
+// run drains both ends until neither has had anything for a while, then sleeps
+// until one has. It returns after halt, or with what made the device or socket
+// useless.
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -49,23 +59,50 @@ func (w *worker) run() error {
 		{Fd: int32(w.in.fd), Events: unix.POLLIN},
 		{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN},
 	}
-	for !w.stop.Load() {
-		moreIn, err := w.in.drain()
+	for last := time.Now(); !w.stop.Load(); {
+		received, err := w.in.drain()
 		if err != nil {
 			return err
 		}
-		moreOut, err := w.out.drain()
+		sent, err := w.out.drain()
 		if err != nil {
 			return deviceError(err)
 		}
-		if moreIn || moreOut {
-			continue
+		if received == some || sent == some {
+			last = time.Now()
 		}
-		if err := poll(fds); err != nil {
-			return fmt.Errorf("poll device and underlay: %w", err)
+		switch {
+		case received == full || sent == full:
+		case time.Since(last) < linger:
+			yield()
+		default:
+			if err := poll(fds); err != nil {
+				return fmt.Errorf("poll device and underlay: %w", err)
+			}
+			last = time.Now()
 		}
 	}
 	return nil
+}
+
+// load is what a batch found.
+type load uint8
+
+const (
+	none load = iota // nothing
+	some             // all there was
+	full             // a batch, and there may be more
+)
+
+// loadOf classifies a batch of n packets or messages.
+func loadOf(n int, more bool) load {
+	switch {
+	case n == 0:
+		return none
+	case more:
+		return full
+	}
+	return some
 }
 
 func deviceError(err error) error {

@@ -250,9 +250,12 @@ func checkedTransfer(from *lab.Node, to *lab.Container, size int64) error {
 	if err != nil {
 		return err
 	}
-	if got := <-received; got.err != nil || got.n != size || got.sum != sum {
-		return fmt.Errorf("%s -> %s: %d of %d bytes arrived, SHA-256 right: %t, %v",
-			from.Name, to.Name, got.n, size, got.sum == sum, got.err)
+	got := <-received
+	if got.err != nil {
+		return fmt.Errorf("%s -> %s: after %d of %d bytes: %w", from.Name, to.Name, got.n, size, got.err)
+	}
+	if got.n != size || got.sum != sum {
+		return fmt.Errorf("%s -> %s: %d of %d bytes arrived, SHA-256 right: %t", from.Name, to.Name, got.n, size, got.sum == sum)
 	}
 	return nil
 }
