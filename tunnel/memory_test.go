@@ -107,7 +107,7 @@ func (q *memoryQueue) send(t testing.TB, packet []byte) {
 func (q *memoryQueue) receive(t testing.TB) ([]byte, Offload) {
 	t.Helper()
 	wait := unix.NsecToTimespec(int64(5 * time.Second))
-	n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}, &wait, nil)
+	n, err := pollFor([]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}, &wait)
 	if err != nil || n == 0 {
 		t.Fatalf("no packet from the device: %v", errors.Join(err, os.ErrDeadlineExceeded))
 	}

@@ -34,10 +34,17 @@ func (w waker) close() error { return unix.Close(w.fd) }
 
 // poll waits until one of fds is ready, however often a signal interrupts it.
 func poll(fds []unix.PollFd) error {
+	_, err := pollFor(fds, nil)
+	return err
+}
+
+// pollFor is poll with a limit, which a signal starts anew; it returns how many
+// of fds are ready.
+func pollFor(fds []unix.PollFd, most *unix.Timespec) (int, error) {
 	for {
-		_, err := unix.Ppoll(fds, nil, nil)
-		if err == nil || !errors.Is(err, unix.EINTR) {
-			return err
+		n, err := unix.Ppoll(fds, most, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
 		}
 	}
 }
@@ -48,8 +55,7 @@ func yield() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // writable waits until fd takes more, at most for the given time.
 func writable(fd int, most time.Duration) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	deadline := unix.NsecToTimespec(int64(most))
-	n, err := unix.Ppoll(fds, &deadline, nil)
+	limit := unix.NsecToTimespec(int64(most))
+	n, err := pollFor([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, &limit)
 	return err == nil && n > 0
 }
