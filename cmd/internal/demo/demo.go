@@ -31,6 +31,8 @@ const (
 	fullSize = lab.DefaultContainerMTU
 )
 
+var errInterrupted = errors.New("interrupted")
+
 // Options say what to show.
 type Options struct {
 	// Binary is the path of uvxland.
@@ -85,6 +87,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		Binary: o.Binary, Dir: dir, Etcd: kb21, Endpoint: cluster.Endpoint(kb21), Embedded: true,
 	}
 	if err := d.show(ctx); err != nil {
+		d.say.line("")
+		if ctx.Err() != nil {
+			return errInterrupted
+		}
 		return err
 	}
 	if o.Keep {
@@ -147,12 +153,8 @@ func (d *demo) startDaemons(ctx context.Context) error {
 	defer cancel()
 	for _, h := range d.lab.Hosts() {
 		d.say.step("uvxland on " + h.Name + d.with(h))
-		// A daemon that is kept must not end with this process.
-		lifetime := ctx
-		if d.Keep {
-			lifetime = context.WithoutCancel(ctx)
-		}
-		daemon, err := d.cluster.Start(lifetime, h)
+		// A daemon is stopped in order, or outlives this process if it is kept.
+		daemon, err := d.cluster.Start(context.WithoutCancel(ctx), h)
 		if err != nil {
 			return err
 		}
