@@ -208,12 +208,9 @@ func (in *inbound) deliver4(peers *table) DropReason {
 	if err != nil {
 		return DropMalformed
 	}
-	if !in.owns(peers, p.Src()) {
-		return DropInnerSource
-	}
-	ecn, drop := encap.DecapsulateECN(in.source.ecn, p.ECN())
-	if drop {
-		return DropECN
+	ecn, reason := in.admit(peers, p.Src(), p.ECN())
+	if reason != accepted {
+		return reason
 	}
 	if ecn != p.ECN() {
 		p.SetECN(ecn)
@@ -232,18 +229,28 @@ func (in *inbound) deliver6(peers *table) DropReason {
 	if in.frame.Dst != in.mac {
 		return DropInnerMAC
 	}
-	if !in.owns(peers, p.Src()) {
-		return DropInnerSource
-	}
-	ecn, drop := encap.DecapsulateECN(in.source.ecn, p.ECN())
-	if drop {
-		return DropECN
+	ecn, reason := in.admit(peers, p.Src(), p.ECN())
+	if reason != accepted {
+		return reason
 	}
 	if ecn != p.ECN() {
 		p.SetECN(ecn)
 	}
 	in.gather(p)
 	return accepted
+}
+
+// admit judges a packet by its inner source and ECN field, and returns the ECN
+// field it is to have.
+func (in *inbound) admit(peers *table, src netip.Addr, inner uint8) (ecn uint8, reason DropReason) {
+	if !in.owns(peers, src) {
+		return 0, DropInnerSource
+	}
+	ecn, drop := encap.DecapsulateECN(in.source.ecn, inner)
+	if drop {
+		return 0, DropECN
+	}
+	return ecn, accepted
 }
 
 // owns tells whether the message's peer may send packets of the inner source
