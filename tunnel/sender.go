@@ -23,8 +23,8 @@ const (
 	// fewer messages than that.
 	maxMessages = 256
 	maxPieces   = 2048
-	// sendPatience is how long a full socket buffer may hold up a worker before
-	// the datagram is dropped as a full interface queue would drop it.
+	// sendPatience is how long a full socket buffer may hold up a worker in one
+	// batch; then what doesn't fit is dropped, as a full interface queue would.
 	sendPatience = 5 * time.Millisecond
 )
 
@@ -34,6 +34,7 @@ type sender struct {
 	fd       int
 	segment  bool // UDP_SEGMENT may be used
 	controls *controls
+	patient  bool // this batch may still wait for room
 	messages int
 	pieces   int
 	runs     [maxMessages]run
@@ -116,10 +117,11 @@ func (s *sender) send(t *tally) {
 	for i := range s.messages {
 		s.finish(i)
 	}
+	s.patient = true
 	for next := 0; next < s.messages; {
 		n, err := mmsg(unix.SYS_SENDMMSG, s.fd, s.headers[next:s.messages])
 		next += n
-		if err == nil || errors.Is(err, unix.EAGAIN) && writable(s.fd, sendPatience) {
+		if err == nil || s.waited(err) {
 			continue
 		}
 		s.refused(&s.runs[next], s.headers[next].hdr, err, t)
@@ -127,6 +129,15 @@ func (s *sender) send(t *tally) {
 	}
 	t.messages += uint64(s.messages)
 	s.messages, s.pieces = 0, 0
+}
+
+// waited tells whether err was a full buffer that has room again.
+func (s *sender) waited(err error) bool {
+	if !s.patient || !errors.Is(err, unix.EAGAIN) {
+		return false
+	}
+	s.patient = writable(s.fd, sendPatience)
+	return s.patient
 }
 
 // finish fills in message i's header.
@@ -188,7 +199,7 @@ func (s *sender) single(r *run, h unix.Msghdr, t *tally) {
 func (s *sender) one(h unix.Msghdr, t *tally) {
 	msg := [1]mmsghdr{{hdr: h}}
 	_, err := mmsg(unix.SYS_SENDMMSG, s.fd, msg[:])
-	if errors.Is(err, unix.EAGAIN) && writable(s.fd, sendPatience) {
+	if err != nil && s.waited(err) {
 		_, err = mmsg(unix.SYS_SENDMMSG, s.fd, msg[:])
 	}
 	if err != nil {
