@@ -96,7 +96,7 @@ func (in *inbound) drain() (load, error) {
 		h.SetControllen(rxControl)
 	}
 	n, err := mmsg(unix.SYS_RECVMMSG, in.fd, batch)
-	if errors.Is(err, unix.EAGAIN) {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
 		return none, nil
 	}
 	if err != nil {

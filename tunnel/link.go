@@ -3,7 +3,6 @@ package tunnel
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -102,8 +101,8 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // setSysctls sets what the overlay needs on its own interface
 // (Documentation/networking/ip-sysctl.rst): forwarding of what arrives there;
 // our own address as a source, which the router's ICMP errors carry; and no
-// autoconfiguration, whose packets nobody in the overlay would answer. A kernel
-// without IPv6 has none of the latter.
+// autoconfiguration, whose packets nobody in the overlay would answer. The
+// latter is for quiet only, and a kernel without IPv6 has none of it.
 func setSysctls(name string) error {
 	settings := []struct {
 		path, value string
@@ -115,12 +114,25 @@ func setSysctls(name string) error {
 		{filepath.Join("ipv6/conf", name, "accept_ra"), "0", true},
 	}
 	for _, s := range settings {
-		err := os.WriteFile(filepath.Join("/proc/sys/net", s.path), []byte(s.value), 0)
-		if err != nil && (!s.optional || !errors.Is(err, fs.ErrNotExist)) {
+		if err := setSysctl(s.path, s.value); err != nil && !s.optional {
 			return fmt.Errorf("set sysctl net/%s=%s: %w", s.path, s.value, err)
 		}
 	}
 	return nil
+}
+
+// setSysctl sets a variable unless it has the value already, as it may where a
+// container's /proc/sys can only be read.
+func setSysctl(path, value string) error {
+	path = filepath.Join("/proc/sys/net", path)
+	err := os.WriteFile(path, []byte(value), 0)
+	if err == nil {
+		return nil
+	}
+	if now, readErr := os.ReadFile(path); readErr == nil && strings.TrimSpace(string(now)) == value {
+		return nil
+	}
+	return err
 }
 
 // ForwardingEnabled tells whether the host forwards IPv4 packets that arrive on

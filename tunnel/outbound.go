@@ -66,10 +66,16 @@ func (o *outbound) drain() (load, error) {
 	packets, at := 0, 0
 	for packets < txBatch && at <= txArena {
 		n, offload, err := o.queue.Read(o.arena[at+headroom:][:MaxPacket])
-		if errors.Is(err, unix.EAGAIN) {
-			break
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			o.finish(packets)
+			return loadOf(packets, false), nil
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADMSG), errors.Is(err, unix.ENOMEM):
+			// The kernel gave up on this packet, not on the device.
+			o.tally.drop(DropMalformedOut)
+			packets++
+			continue
+		case err != nil:
 			o.finish(packets)
 			return none, err
 		}
@@ -78,7 +84,7 @@ func (o *outbound) drain() (load, error) {
 		packets++
 	}
 	o.finish(packets)
-	return loadOf(packets, packets == txBatch || at > txArena), nil
+	return full, nil
 }
 
 // forward puts one packet, which lies behind its headroom, where it is to go.

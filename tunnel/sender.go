@@ -156,22 +156,24 @@ func (s *sender) finish(i int) {
 }
 
 // refused deals with a message that the kernel didn't take. A run is sent again
-// as single datagrams, and its peer gets no runs from then on: EIO means that
-// the interface can't fill in checksums, EINVAL and EMSGSIZE that a datagram is
-// longer than the path's MTU. Anything else is dropped.
+// as single datagrams: EIO means that the interface can't fill in checksums,
+// EINVAL and EMSGSIZE that a datagram is longer than the path's MTU. If they
+// pass, the peer gets no runs from then on; if they fail as well, it wasn't the
+// run that was refused. Anything else is dropped.
 func (s *sender) refused(r *run, h unix.Msghdr, err error, t *tally) {
 	again := errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMSGSIZE)
 	if r.count == 1 || !again {
 		t.dropN(DropSend, r.count)
 		return
 	}
-	r.to.plain.Store(true)
-	t.fallbacks++
-	s.single(r, h, t)
+	if s.single(r, h, t) {
+		r.to.plain.Store(true)
+		t.fallbacks++
+	}
 }
 
-// single sends a run's datagrams one by one.
-func (s *sender) single(r *run, h unix.Msghdr, t *tally) {
+// single sends a run's datagrams one by one and tells whether any was taken.
+func (s *sender) single(r *run, h unix.Msghdr, t *tally) (taken bool) {
 	control := s.controls.ecn[r.ecn]
 	h.Control = unsafe.SliceData(control)
 	h.SetControllen(len(control))
@@ -192,19 +194,23 @@ func (s *sender) single(r *run, h unix.Msghdr, t *tally) {
 		}
 		h.Iov = &iovs[0]
 		h.SetIovlen(n)
-		s.one(h, t)
+		if s.one(h) {
+			taken = true
+		} else {
+			t.drop(DropSend)
+		}
 	}
+	return taken
 }
 
-func (s *sender) one(h unix.Msghdr, t *tally) {
+// one sends one datagram and tells whether it was taken.
+func (s *sender) one(h unix.Msghdr) bool {
 	msg := [1]mmsghdr{{hdr: h}}
 	_, err := mmsg(unix.SYS_SENDMMSG, s.fd, msg[:])
 	if err != nil && s.waited(err) {
 		_, err = mmsg(unix.SYS_SENDMMSG, s.fd, msg[:])
 	}
-	if err != nil {
-		t.drop(DropSend)
-	}
+	return err == nil
 }
 
 // controls are the control messages of a sender: the outer ECN field and, for a

@@ -130,6 +130,22 @@ func TestSenderFallsBack(t *testing.T) {
 	expect(t, conn, want)
 }
 
+// A run whose single datagrams fail as well was not refused for being one: the
+// peer keeps its runs for when the fault is over.
+func TestSenderKeepsRunsThroughPassingFault(t *testing.T) {
+	s, _, _ := senderPair(t, true)
+	nowhere := &entry{to: makeSockaddr(netip.MustParseAddrPort("255.255.255.255:9"))}
+	for _, d := range datagrams(100, 100, 100) {
+		s.add(nowhere, 0, d, nil)
+	}
+	s.finish(0)
+	var got tally
+	s.refused(&s.runs[0], s.headers[0].hdr, unix.EINVAL, &got)
+	if nowhere.plain.Load() || got.fallbacks != 0 || got.drops[DropSend] != 3 {
+		t.Errorf("no more runs: %t, counted %+v", nowhere.plain.Load(), got)
+	}
+}
+
 func TestSenderDropsWhatCannotGo(t *testing.T) {
 	s, to, conn := senderPair(t, true)
 	nowhere := &entry{to: makeSockaddr(netip.MustParseAddrPort("255.255.255.255:9"))} // without SO_BROADCAST: EACCES
