@@ -140,8 +140,9 @@ func TestRouterCarriesPackets(t *testing.T) {
 	if got, _ := a.queue.receive(t); !bytes.Equal(got, back) {
 		t.Fatal("the answer changed on its way")
 	}
-	sa, sb := waitStats(t, a, func(s Stats) bool { return s.RxPackets == 1 }), waitStats(t, b, func(s Stats) bool { return s.RxPackets == 6 })
-	if sa.TxPackets != 6 || sb.TxPackets != 1 || sa.TxBytes != sb.RxBytes || sa.Dropped()+sb.Dropped() != 0 {
+	sa := waitStats(t, a, func(s Stats) bool { return s.TxPackets == 6 && s.RxPackets == 1 })
+	sb := waitStats(t, b, func(s Stats) bool { return s.TxPackets == 1 && s.RxPackets == 6 })
+	if sa.TxBytes != sb.RxBytes || sa.Dropped()+sb.Dropped() != 0 {
 		t.Fatalf("counters: a %+v, b %+v", sa, sb)
 	}
 }
