@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,9 @@ const (
 	// txHeaders is room for the segments' headers: of the arena's bytes at an
 	// ordinary MTU. A batch that needs more is sent in parts.
 	txHeaders = 64 << 10
+	// refusalPause is how long a worker sleeps after a batch in which the device
+	// gave nothing but errors, which may go on for as long as it likes.
+	refusalPause = time.Millisecond
 	// headroom is kept free before each packet for its frame header.
 	headroom = encap.FrameHeaderLen
 )
@@ -63,7 +67,7 @@ func newOutbound(q Queue, t *peerTable, sockets []*sender, l *local, c *counters
 // drain sends what the device has, up to one batch. Its error means that the
 // device is of no more use.
 func (o *outbound) drain() (load, error) {
-	packets, at := 0, 0
+	packets, refused, at := 0, 0, 0
 	for packets < txBatch && at <= txArena {
 		n, offload, err := o.queue.Read(o.arena[at+headroom:][:MaxPacket])
 		switch {
@@ -74,6 +78,7 @@ func (o *outbound) drain() (load, error) {
 			// The kernel gave up on this packet, not on the device.
 			o.tally.drop(DropMalformedOut)
 			packets++
+			refused++
 			continue
 		case err != nil:
 			o.finish(packets)
@@ -84,6 +89,9 @@ func (o *outbound) drain() (load, error) {
 		packets++
 	}
 	o.finish(packets)
+	if refused == packets {
+		time.Sleep(refusalPause)
+	}
 	return full, nil
 }
 

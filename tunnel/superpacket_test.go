@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -201,6 +203,43 @@ func (q *loopQueue) bytes() (n int) {
 		n += len(p)
 	}
 	return n
+}
+
+// refusingQueue answers every read but the first good ones with err.
+type refusingQueue struct {
+	loopQueue
+	err  error
+	good int
+}
+
+func (q *refusingQueue) Read(buf []byte) (int, Offload, error) {
+	if q.good == 0 {
+		return 0, Offload{}, q.err
+	}
+	q.good--
+	return q.loopQueue.Read(buf)
+}
+
+// A device that gives nothing but errors doesn't keep its worker busy.
+func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
+	packet := udpPacket("10.0.1.5", "224.0.0.1", 64) // dropped
+	for _, err := range []error{unix.EINVAL, unix.EBADMSG, unix.ENOMEM} {
+		for good, rests := range map[int]bool{0: true, 1: false} {
+			synctest.Test(t, func(t *testing.T) {
+				q := &refusingQueue{loopQueue{packets: [][]byte{packet}}, err, good}
+				var c counters
+				o := newOutbound(q, newPeerTable(), nil, newLocal(&Config{}), &c)
+				start := time.Now()
+				l, drainErr := o.drain()
+				if rested := time.Since(start) > 0; l != full || drainErr != nil || rested != rests {
+					t.Errorf("%v after %d good packets: load %d, %v, rested: %t", err, good, l, drainErr, rested)
+				}
+				if n := c.drops[DropMalformedOut].Load(); n != uint64(txBatch-good) {
+					t.Errorf("counted %d", n)
+				}
+			})
+		}
+	}
 }
 
 func TestWorkerDoesNotAllocate(t *testing.T) {
