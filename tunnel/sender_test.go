@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
 )
 
 // senderPair is a sender and what its peer receives, over loopback.
@@ -163,8 +166,65 @@ func TestSenderDropsWhatCannotGo(t *testing.T) {
 }
 
 func TestSegmentationProbe(t *testing.T) {
-	if !segmentationWorks() {
-		t.Error("this kernel's segmentation is taken for broken")
+	if err := probeSegmentation(); err != nil {
+		t.Errorf("this kernel's segmentation is taken for broken: %v", err)
+	}
+}
+
+// One lost datagram doesn't tell against the kernel.
+func TestSegmentationProbeTriesAgain(t *testing.T) {
+	for _, c := range []struct {
+		lost, attempts int
+		works          bool
+	}{{0, 1, true}, {2, 3, true}, {3, 3, false}} {
+		attempts := 0
+		works := segmentationWorks(func() error {
+			if attempts++; attempts <= c.lost {
+				return unix.ETIMEDOUT
+			}
+			return nil
+		})
+		if works != c.works || attempts != c.attempts {
+			t.Errorf("%d lost: it works: %t after %d attempts", c.lost, works, attempts)
+		}
+	}
+}
+
+// The probe sees the length and the checksum of each segment of a run.
+func TestSegmentationProbeSeesHeaders(t *testing.T) {
+	data := probeData()
+	for _, c := range []struct {
+		name        string
+		length, sum uint16
+		seen        bool
+	}{
+		{"right", 0, 0, true},
+		{"other length", 1, 0, false},
+		{"other checksum", 0, 1, false},
+	} {
+		p, err := newProbe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums := p.sums(data[:probeSize])
+		for i := range sums {
+			sums[i] += c.sum
+		}
+		if err := p.expect(probeLength+c.length, sums); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.exchange(data, controlSegment(probeSize)); (err == nil) != c.seen {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		p.close()
+	}
+	for segment := range slices.Chunk(data, probeSize) {
+		if encap.Checksum(segment, 0) != encap.Checksum(data[:probeSize], 0) {
+			t.Error("the datagrams' sums differ")
+		}
+	}
+	if bytes.Equal(data[:probeSize], data[probeSize:2*probeSize]) {
+		t.Error("the datagrams are the same")
 	}
 }
 

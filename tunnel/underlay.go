@@ -80,7 +80,7 @@ func (u *Underlay) open(c UnderlayConfig) error {
 			u.offloads &^= OffloadGRO
 		}
 	}
-	if u.offloads.Has(OffloadGSO) && !segmentationWorks() {
+	if u.offloads.Has(OffloadGSO) && !segmentationWorks(probeSegmentation) {
 		u.offloads &^= OffloadGSO
 	}
 	for range c.Workers {
@@ -197,13 +197,19 @@ func (u *Underlay) sender(local netip.AddrPort) (int, error) {
 	}
 	growBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	refuse := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-		&unix.SockFprog{Len: uint16(len(refuse)), Filter: &refuse[0]})
-	if err != nil {
+	if err := attachFilter(fd, refuse); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("attach socket filter: %w", err)
+		return -1, err
 	}
 	return fd, nil
+}
+
+func attachFilter(fd int, filter []unix.SockFilter) error {
+	program := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, program); err != nil {
+		return fmt.Errorf("attach socket filter: %w", err)
+	}
+	return nil
 }
 
 // growBuffer asks for socketBuffer beyond the host's limit, which takes
