@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -100,7 +99,7 @@ func (in *inbound) drain() (load, error) {
 		return none, nil
 	}
 	if err != nil {
-		return none, fmt.Errorf("receive from underlay: %w", err)
+		return none, err
 	}
 	peers, bytes := in.table.load(), 0
 	for i := range n {

@@ -108,8 +108,10 @@ func New(dev Device, u *Underlay, c Config) (*Router, error) {
 
 // Run moves packets until ctx ends or Close is called, and then returns nil
 // after the last worker has stopped; the peers stay as they are. It returns
-// early with [ErrDeviceGone] when the interface is deleted, and [ErrClosed] on
-// a closed router. Run is called once.
+// early with [ErrDeviceGone] when the interface is deleted, with
+// [ErrUnderlayGone] when a receiving socket fails, and [ErrClosed] on a closed
+// router. Run is called once; after the first two, close the router and make
+// another, to which [Router.Peers] carries over.
 func (r *Router) Run(ctx context.Context) error {
 	if err := r.start(); err != nil {
 		return err

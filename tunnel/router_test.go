@@ -410,6 +410,22 @@ func TestRouterReportsLostDevice(t *testing.T) {
 	}
 }
 
+func TestRouterReportsLostUnderlay(t *testing.T) {
+	a := newNode(t, 1, freePort(t), nil)
+	defer a.Close()
+	notSocket, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(notSocket)
+	if err := unix.Dup3(notSocket, a.underlay.rx[0], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(context.Background()); !errors.Is(err, ErrUnderlayGone) {
+		t.Fatalf("Run: %v", err)
+	}
+}
+
 func TestNewRefusesBadConfig(t *testing.T) {
 	device := newMemoryDevice(t, 2, 0)
 	defer device.Close()

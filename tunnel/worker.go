@@ -10,8 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrDeviceGone says that the TUN interface was deleted under the router.
-var ErrDeviceGone = errors.New("the TUN interface was deleted")
+// Errors of [Router.Run] after which a new router with a new device and new
+// sockets can go on.
+var (
+	// ErrDeviceGone says that the TUN interface was deleted under the router.
+	ErrDeviceGone = errors.New("the TUN interface was deleted")
+	// ErrUnderlayGone says that a receiving socket is of no more use, as when it
+	// was destroyed from outside (ss -K).
+	ErrUnderlayGone = errors.New("the underlay's socket is gone")
+)
 
 // worker moves packets between one queue of the device and one set of sockets,
 // in both directions, on a thread of its own. One thread for both saves half
@@ -62,7 +69,7 @@ func (w *worker) run() error {
 	for last := time.Now(); !w.stop.Load(); {
 		received, err := w.in.drain()
 		if err != nil {
-			return err
+			return fmt.Errorf("receive from underlay: %w: %w", ErrUnderlayGone, err)
 		}
 		sent, err := w.out.drain()
 		if err != nil {
