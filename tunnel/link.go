@@ -22,6 +22,10 @@ const RouteProtocol = 89
 // reader: the usual 500 overflow while a worker is busy with one batch.
 const DefaultQueueLen = 2000
 
+// ErrRouteExists says that another interface has the route to one of the
+// overlay's networks: remove that route or choose another network.
+var ErrRouteExists = errors.New("the route exists")
+
 // LinkConfig is what a TUN interface needs to carry the overlay.
 type LinkConfig struct {
 	// Addresses are the VTEP's own, as /32 or /128 so that no subnet route comes
@@ -35,34 +39,74 @@ type LinkConfig struct {
 	QueueLen int
 }
 
-// ConfigureLink gives the interface name its MTU, addresses and routes, brings
-// it up and allows the kernel to forward what arrives on it, in the calling
-// thread's network namespace. All of it goes with the interface. It needs
-// CAP_NET_ADMIN and a writable /proc/sys/net.
-func ConfigureLink(name string, c LinkConfig) error {
+// PrepareLink does what can be done to the interface name before its addresses
+// are known, in the calling thread's network namespace: it allows the kernel to
+// forward what arrives there, sets the MTU and looks whether the way is free for
+// the routes. Nothing of it carries packets yet. It needs CAP_NET_ADMIN and a
+// writable /proc/sys/net. A route in the way is [ErrRouteExists].
+func PrepareLink(name string, c LinkConfig) error {
 	if c.QueueLen <= 0 {
 		c.QueueLen = DefaultQueueLen
 	}
+	return configure(name, []step{
+		{"set sysctl", func(netlink.Link) error { return setSysctls(name) }},
+		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
+		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, c.QueueLen) }},
+		{"look for other routes", func(netlink.Link) error { return checkRoutes(c.Networks) }},
+	})
+}
+
+// ConfigureLink does what [PrepareLink] does, gives the interface its addresses,
+// brings it up and adds the routes; then packets come. All of it goes with the
+// interface. An interface that was deleted is [ErrDeviceGone].
+func ConfigureLink(name string, c LinkConfig) error {
+	if err := PrepareLink(name, c); err != nil {
+		return err
+	}
+	return configure(name, []step{
+		{"add address", func(l netlink.Link) error { return addAddresses(l, c.Addresses) }},
+		{"bring up", netlink.LinkSetUp},
+		{"add route", func(l netlink.Link) error { return addRoutes(l, c) }},
+	})
+}
+
+// step is one setting of an interface.
+type step struct {
+	what string
+	do   func(netlink.Link) error
+}
+
+func configure(name string, steps []step) error {
 	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		err = fmt.Errorf("%w: %w", ErrDeviceGone, err)
+	}
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", name, err)
 	}
-	if err := setSysctls(name); err != nil {
-		return fmt.Errorf("configure %s: %w", name, err)
-	}
-	steps := []struct {
-		what string
-		do   func() error
-	}{
-		{fmt.Sprintf("set MTU %d", c.MTU), func() error { return netlink.LinkSetMTU(link, int(c.MTU)) }},
-		{"set queue length", func() error { return netlink.LinkSetTxQLen(link, c.QueueLen) }},
-		{"add address", func() error { return addAddresses(link, c.Addresses) }},
-		{"bring up", func() error { return netlink.LinkSetUp(link) }},
-		{"add route", func() error { return addRoutes(link, c) }},
-	}
 	for _, s := range steps {
-		if err := s.do(); err != nil {
+		if err := s.do(link); err != nil {
 			return fmt.Errorf("configure %s: %s: %w", name, s.what, err)
+		}
+	}
+	return nil
+}
+
+// checkRoutes refuses networks whose route somebody else has already. It may
+// miss one in a table that changes meanwhile; then adding ours is refused.
+func checkRoutes(networks []netip.Prefix) error {
+	for _, n := range networks {
+		if !n.Addr().Is4() {
+			continue // routes of several interfaces go together there
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(n)}, netlink.RT_FILTER_DST)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return err
+		}
+		for _, r := range routes {
+			if r.Priority == 0 {
+				return fmt.Errorf("%w: to %s by interface %d", ErrRouteExists, n, r.LinkIndex)
+			}
 		}
 	}
 	return nil
@@ -115,7 +159,7 @@ func setSysctls(name string) error {
 	}
 	for _, s := range settings {
 		if err := setSysctl(s.path, s.value); err != nil && !s.optional {
-			return fmt.Errorf("set sysctl net/%s=%s: %w", s.path, s.value, err)
+			return fmt.Errorf("net/%s=%s: %w", s.path, s.value, err)
 		}
 	}
 	return nil
