@@ -178,6 +178,53 @@ func TestIntegrationDeviceDeleted(t *testing.T) {
 	w.mesh("kb21", "kb22")
 }
 
+// Making the device again is tried until nothing is in the way, and the log
+// says once what is.
+func TestIntegrationDeviceMadeAgainLater(t *testing.T) {
+	w := newWorld(t, "kb21", "kb22")
+	d := w.start("kb21", "kb22")[0]
+	w.mesh("kb21", "kb22")
+	nl := w.Host("kb21").Netlink()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "flannel.1"
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	for _, do := range []func() error{
+		func() error { return d.Process.Signal(unix.SIGSTOP) },
+		func() error { return nl.LinkDel(&netlink.Tuntap{LinkAttrs: attrs}) },
+		func() error { return nl.LinkAdd(bridge) },
+		func() error { return d.Process.Signal(unix.SIGCONT) },
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Second) // some failed attempts
+	if n := strings.Count(logOf(t, d), "the interface exists"); n != 1 {
+		t.Errorf("it says %d times what is in the way", n)
+	}
+	if err := nl.LinkDel(bridge); err != nil {
+		t.Fatal(err)
+	}
+	w.mesh("kb21", "kb22")
+}
+
+// The sockets are destroyed by hand: the daemon makes others.
+func TestIntegrationSocketsDestroyed(t *testing.T) {
+	w := newWorld(t, "kb21", "kb22")
+	d := w.start("kb21", "kb22")[0]
+	w.mesh("kb21", "kb22")
+	for _, filter := range []string{"sport = 4789", "sport != 4789"} { // receiving and sending
+		out, err := w.Host("kb21").Run(w.context(), "ss", "-HKuan", filter)
+		if err != nil || len(out) == 0 {
+			t.Fatalf("destroy the sockets of %s: %q, %v", filter, out, err)
+		}
+		w.mesh("kb21", "kb22")
+	}
+	if n := strings.Count(logOf(t, d), "making the device and the sockets again"); n != 1 {
+		t.Errorf("it made them again %d times", n)
+	}
+}
+
 // A second daemon on a host is refused and does the first no harm.
 func TestIntegrationSecondDaemonRefused(t *testing.T) {
 	w := newWorld(t, "kb21", "kb22")

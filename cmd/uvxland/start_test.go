@@ -109,6 +109,26 @@ func TestIntegrationStartErrors(t *testing.T) {
 			},
 			want: []string{"flannel.1", "bridge", "ip link delete"},
 		},
+		{
+			name:    "offload refused", // runs don't pass an interface of a smaller MTU
+			command: append(slices.Clip(args), "-offload=on"),
+			prepare: func() error { return setMTU(nl, "lo", 900) },
+			undo:    func() error { return setMTU(nl, "lo", 65536) },
+			want:    []string{"-offload=on", "refuses gso"},
+		},
+		{
+			name: "read-only /proc/sys",
+			command: append([]string{"unshare", "--mount", "sh", "-c",
+				`mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"`, "sh"}, args...),
+			want: []string{"accept_local", "make /proc/sys/net writable"},
+		},
+		{
+			name:    "route in the way",
+			command: args,
+			prepare: func() error { return routeBy(nl, "eth0", nl.RouteAdd) },
+			undo:    func() error { return routeBy(nl, "eth0", nl.RouteDel) },
+			want:    []string{"172.7.0.0/16", "route exists", "another Network"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.prepare != nil {
@@ -140,6 +160,68 @@ func TestIntegrationStartErrors(t *testing.T) {
 	}
 }
 
+func setMTU(nl *netlink.Handle, name string, mtu int) error {
+	link, err := nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return nl.LinkSetMTU(link, mtu)
+}
+
+func routeBy(nl *netlink.Handle, name string, do func(*netlink.Route) error) error {
+	link, err := nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return do(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(overlayNetwork), Scope: netlink.SCOPE_LINK})
+}
+
+// The device comes up, and the subnet file says so, only once the peers are
+// known: before that their containers would be told to be unreachable.
+func TestIntegrationDeviceWaitsForPeers(t *testing.T) {
+	w := newWorld(t, "kb21", "kb22")
+	w.start("kb22")
+	d, err := w.cluster.Start(t.Context(), w.Host("kb21"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.leaseOf("kb21")
+	if err := w.etcd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		link, err := w.Host("kb21").Netlink().LinkByName("flannel.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := os.ReadFile(d.SubnetFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		up, ready := link.Attrs().RawFlags&unix.IFF_UP != 0, bytes.Contains(file, []byte("FLANNEL_MTU="))
+		if (up || ready) && !strings.Contains(logOf(t, d), "peers loaded") {
+			t.Fatalf("before the peers are known: the device is up: %t; the subnet file is written: %t", up, ready)
+		}
+	}
+	if err := w.etcd.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Ready(w.context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mesh("kb21", "kb22")
+}
+
+// logOf is all that a daemon has written.
+func logOf(t *testing.T, d *cluster.Daemon) string {
+	t.Helper()
+	text, err := os.ReadFile(d.LogFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // Without etcd the daemon says so once, waits, and comes up when etcd does; a
 // SIGTERM meanwhile ends it in order.
 func TestIntegrationWaitsForEtcd(t *testing.T) {
@@ -149,13 +231,7 @@ func TestIntegrationWaitsForEtcd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := func() string {
-		text, err := os.ReadFile(d.LogFile())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
+	log := func() string { return logOf(t, d) }
 	for ctx := w.context(); !strings.Contains(log(), w.cluster.Endpoint); time.Sleep(5 * time.Millisecond) {
 		if ctx.Err() != nil {
 			t.Fatalf("it doesn't say that etcd is away: %s", log())

@@ -96,11 +96,10 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 		return err
 	}
 	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: int(overlay.mtu)}
-	if err := file.Write(o.SubnetFile); err != nil {
-		return err
-	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return overlay.run(ctx) })
+	group.Go(func() error {
+		return overlay.run(ctx, func() error { return file.Write(o.SubnetFile) })
+	})
 	group.Go(func() error { return manager.Run(ctx, own, overlay.apply) })
 	return group.Wait()
 }

@@ -46,6 +46,7 @@ func explain(err error) error {
 		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},
+		{tunnel.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
 		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or set it from outside"},
 		{unix.EPERM, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
 		{unix.EACCES, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},

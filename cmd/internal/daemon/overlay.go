@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -19,7 +18,7 @@ import (
 )
 
 // overlay is the host's part of the overlay: the device, the sockets and the
-// router between them, made anew when somebody deletes the device.
+// router between them, made anew when somebody takes one of them away.
 type overlay struct {
 	// immutable
 	log    *slog.Logger
@@ -35,6 +34,9 @@ type overlay struct {
 	// opened, until a router owns them
 	device   tunnel.Device
 	underlay *tunnel.Underlay
+
+	loaded chan struct{} // closed when the first snapshot of leases is in force
+	once   sync.Once     // closes loaded
 
 	mu     sync.Mutex // guards router
 	router *tunnel.Router
@@ -53,7 +55,7 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 		log: o.Logger, config: c, ext: ext, opts: o,
 		name: "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
 		mtu:  underlayMTU(c, ext).Inner(false),
-		mac:  randomMAC(),
+		mac:  randomMAC(), loaded: make(chan struct{}),
 	}
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
@@ -74,8 +76,23 @@ func randomMAC() (m encap.MAC) {
 	return m
 }
 
-// open acquires the sockets and the device.
+// open acquires the sockets and the device, and does whatever else may fail
+// before there is a lease.
 func (v *overlay) open() error {
+	err := v.acquire()
+	if err == nil {
+		err = v.checkOffloads()
+	}
+	if err == nil {
+		err = tunnel.PrepareLink(v.name, v.link())
+	}
+	if err != nil {
+		return errors.Join(err, v.closeOpened())
+	}
+	return nil
+}
+
+func (v *overlay) acquire() error {
 	removed, err := tunnel.RemoveStaleLink(v.name)
 	if err != nil {
 		return err
@@ -90,11 +107,24 @@ func (v *overlay) open() error {
 		return err
 	}
 	v.device, err = tunnel.OpenDevice(v.name, tunnel.DeviceConfig{Queues: v.opts.workers(), Offloads: v.opts.Offloads})
-	if err != nil {
-		err = errors.Join(err, v.underlay.Close())
-		v.underlay = nil
-	}
 	return err
+}
+
+func (v *overlay) checkOffloads() error {
+	missing := v.opts.Offloads &^ (v.device.Offloads() | v.underlay.Offloads())
+	if missing != 0 && v.opts.MustOffload {
+		return fmt.Errorf("-offload=on: this kernel refuses %s", missing)
+	}
+	return nil
+}
+
+// link is what the interface needs; without addresses before there is a lease.
+func (v *overlay) link() tunnel.LinkConfig {
+	c := tunnel.LinkConfig{Networks: []netip.Prefix{v.config.Network}, MTU: v.mtu}
+	if v.own.Subnet.IsValid() {
+		c.Addresses = []netip.Addr{v.own.Subnet.Addr()}
+	}
+	return c
 }
 
 // attrs is what our lease says. The VTEP's MAC is the one our previous lease
@@ -112,31 +142,30 @@ func (v *overlay) attrs(previous *lease.Lease) (lease.Attrs, error) {
 	return lease.Attrs{PublicIP: v.ext.PublicIP, BackendType: lease.TypeVXLAN, BackendData: data}, nil
 }
 
-// start makes the router and brings the device up for our lease.
+// start makes the router for our lease. The device stays down, so that nothing
+// is sent into it before the peers are known.
 func (v *overlay) start(own lease.Lease) error {
 	v.own = own
-	vtep := []netip.Addr{own.Subnet.Addr()}
-	networks := []netip.Prefix{v.config.Network}
+	link := v.link()
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
 		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: v.mtu,
-		Addresses: vtep, Networks: networks, AnySource: v.opts.AnySource, Logger: v.log,
+		Addresses: link.Addresses, Networks: link.Networks, AnySource: v.opts.AnySource, Logger: v.log,
 	})
 	if err != nil {
 		return errors.Join(err, v.closeOpened())
 	}
 	v.device, v.underlay = nil, nil
-	if missing := v.opts.Offloads &^ router.Offloads(); missing != 0 && v.opts.MustOffload {
-		return errors.Join(fmt.Errorf("-offload=on: this kernel refuses %s", missing), router.Close())
-	}
-	if err := v.use(router); err != nil {
+	return v.use(router)
+}
+
+// raise brings the device up with its address and route.
+func (v *overlay) raise() error {
+	link := v.link()
+	if err := tunnel.ConfigureLink(v.name, link); err != nil {
 		return err
 	}
-	err = tunnel.ConfigureLink(v.name, tunnel.LinkConfig{Addresses: vtep, Networks: networks, MTU: v.mtu})
-	if err != nil {
-		return err
-	}
-	v.log.Info("device is up, the kernel forwards what arrives on it", "name", v.name, "address", vtep[0],
-		"route", v.config.Network, "mtu", int(v.mtu), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", router.Offloads().String())
+	v.log.Info("device is up, the kernel forwards what arrives on it", "name", v.name, "address", link.Addresses[0],
+		"route", v.config.Network, "mtu", int(v.mtu), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", v.router.Offloads().String())
 	v.checkForwarding()
 	return nil
 }
@@ -163,31 +192,6 @@ func (v *overlay) checkForwarding() {
 	}
 }
 
-// run moves packets until ctx ends. When the device is deleted under it, it
-// makes another, with the same peers.
-func (v *overlay) run(ctx context.Context) error {
-	for {
-		err := v.router.Run(ctx)
-		if !errors.Is(err, tunnel.ErrDeviceGone) {
-			return err
-		}
-		v.log.Error("making the device again", "name", v.name, "error", err)
-		if err := v.restart(); err != nil {
-			return fmt.Errorf("make %s again: %w", v.name, err)
-		}
-	}
-}
-
-func (v *overlay) restart() error {
-	if err := v.router.Close(); err != nil {
-		v.log.Warn("close the old router", "error", err)
-	}
-	if err := v.open(); err != nil {
-		return err
-	}
-	return v.start(v.own)
-}
-
 // apply passes on what the watch reports.
 func (v *overlay) apply(u lease.Update) {
 	v.mu.Lock()
@@ -197,6 +201,7 @@ func (v *overlay) apply(u lease.Update) {
 	}
 	if u.Reset {
 		v.log.Info("peers loaded", "count", len(v.router.Peers()))
+		v.once.Do(func() { close(v.loaded) })
 		return
 	}
 	for _, l := range u.Leases {
@@ -222,10 +227,13 @@ func (v *overlay) close() {
 
 // closeOpened closes what no router owns.
 func (v *overlay) closeOpened() error {
-	if v.device == nil {
-		return nil
+	var errs []error
+	if v.underlay != nil {
+		errs = append(errs, v.underlay.Close())
 	}
-	err := errors.Join(v.underlay.Close(), v.device.Close())
+	if v.device != nil {
+		errs = append(errs, v.device.Close())
+	}
 	v.device, v.underlay = nil, nil
-	return err
+	return errors.Join(errs...)
 }
