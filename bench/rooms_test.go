@@ -21,6 +21,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		{"lease/etcd", []string{"lease"}, true},
 		{"lease/etcdserver", nil, true},
 		{"tunnel", []string{"encap", "lease"}, true},
+		{"tunnel/kroute", nil, true},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "uvxlan/"+c.pkg).Output()
 		if err != nil {
