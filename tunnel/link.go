@@ -189,26 +189,46 @@ func ForwardingEnabled() (bool, error) {
 	return strings.TrimSpace(string(b)) != "0", nil
 }
 
-// RemoveStaleLink makes way for the device name: it deletes a kernel VXLAN
-// interface of that name, as flanneld leaves one behind, and a persistent TUN
-// device that nobody uses. It returns the deleted interface's type, "" when
-// there was none, and refuses with [ErrDeviceExists] to touch anything else.
+// RemoveStaleLink makes way for the device name: it deletes what [StaleLink]
+// finds. It returns the deleted interface's type, "" when there was none.
 func RemoveStaleLink(name string) (string, error) {
-	link, err := netlink.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("look for interface %s: %w", name, err)
-	}
-	if tap, ok := link.(*netlink.Tuntap); ok && (tap.NonPersist || tap.Queues > 0 || tap.Attrs().OperState == netlink.OperUp) {
-		return "", fmt.Errorf("interface %s: %w: a running process holds it", name, ErrDeviceExists)
-	}
-	if t := link.Type(); t != "vxlan" && t != "tuntap" && t != "tun" {
-		return "", fmt.Errorf("interface %s: %w, of type %s", name, ErrDeviceExists, t)
+	link, err := staleLink(name)
+	if err != nil || link == nil {
+		return "", err
 	}
 	if err := netlink.LinkDel(link); err != nil {
 		return "", fmt.Errorf("delete interface %s: %w", name, err)
 	}
 	return link.Type(), nil
+}
+
+// StaleLink looks for an interface that is in the way of the device name and of
+// no use to anybody: a kernel VXLAN interface ("vxlan"), as flanneld leaves one
+// behind, or a persistent TUN device that no process holds ("tuntap"). It
+// returns its type, "" when there is none, and [ErrDeviceExists] for anything
+// else.
+func StaleLink(name string) (string, error) {
+	link, err := staleLink(name)
+	if err != nil || link == nil {
+		return "", err
+	}
+	return link.Type(), nil
+}
+
+// staleLink returns nil without an error when no interface has the name.
+func staleLink(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	if tap, ok := link.(*netlink.Tuntap); ok && (tap.NonPersist || tap.Queues > 0 || tap.Attrs().OperState == netlink.OperUp) {
+		return nil, fmt.Errorf("interface %s: %w: a running process holds it", name, ErrDeviceExists)
+	}
+	if t := link.Type(); t != "vxlan" && t != "tuntap" && t != "tun" {
+		return nil, fmt.Errorf("interface %s: %w, of type %s", name, ErrDeviceExists, t)
+	}
+	return link, nil
 }
