@@ -23,6 +23,9 @@ type Daemon struct {
 // SubnetFile is the daemon's subnet.env.
 func (d *Daemon) SubnetFile() string { return filepath.Join(d.dir, "subnet.env") }
 
+// StateDir is the daemon's own.
+func (d *Daemon) StateDir() string { return filepath.Join(d.dir, "state") }
+
 // LogFile has all that the daemons of this host wrote.
 func (d *Daemon) LogFile() string { return filepath.Join(d.dir, "uvxland.log") }
 

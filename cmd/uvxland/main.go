@@ -76,7 +76,7 @@ func parse(args []string) (*flags, error) {
 	fs.StringVar(&f.etcd.Username, "etcd-username", "", "etcd user `name`")
 	fs.StringVar(&f.etcd.Password, "etcd-password", "", "etcd `password`")
 	fs.BoolVar(&f.embedded, "embedded-etcd", false, "run an etcd in this process, for a first node or a trial")
-	fs.StringVar(&f.stateDir, "state-dir", daemon.DefaultStateDir, "`directory` of the embedded etcd's data")
+	fs.StringVar(&f.stateDir, "state-dir", daemon.DefaultStateDir, "`directory` of what outlives the daemon, one for each: lock, record of changes to the host, the embedded etcd's data")
 	fs.Var(&f.ifaces, "iface", "`name or address` of the interface to the other hosts, may be repeated (default: of the default route)")
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
 	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 
 	"uvxlan/bench/cluster"
 	"uvxlan/bench/lab"
+	"uvxlan/cmd/internal/hoststate"
 )
 
 // output is a process's, which the test reads while it runs.
@@ -28,7 +31,9 @@ func startCommand(t *testing.T, w *world, args ...string) (*lab.Cmd, *bytes.Buff
 // says what to do.
 func TestIntegrationStartErrors(t *testing.T) {
 	w := newWorld(t, "kb21")
-	args := []string{daemonBinary, "-etcd-endpoints", w.cluster.Endpoint, "-subnet-file", t.TempDir() + "/subnet.env"}
+	stateDir := t.TempDir()
+	args := []string{daemonBinary, "-etcd-endpoints", w.cluster.Endpoint, "-subnet-file", t.TempDir() + "/subnet.env", "-state-dir", stateDir}
+	var lock *hoststate.Lock
 	nl := w.Host("kb21").Netlink()
 	for _, c := range []struct {
 		name    string
@@ -46,6 +51,21 @@ func TestIntegrationStartErrors(t *testing.T) {
 			name:    "no CAP_NET_ADMIN",
 			command: append([]string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"}, args...),
 			want:    []string{"CAP_NET_ADMIN", "run as root"},
+		},
+		{
+			name:    "another daemon",
+			command: args,
+			prepare: func() (err error) {
+				lock, err = hoststate.Acquire(stateDir)
+				return err
+			},
+			undo: func() error { return lock.Close() },
+			want: []string{"uvxland runs (pid " + strconv.Itoa(os.Getpid()) + ")", "-state-dir"},
+		},
+		{
+			name:    "no place for state",
+			command: append(slices.Clip(args), "-state-dir", "/proc/uvxlan"),
+			want:    []string{"/proc/uvxlan", "state directory", "-state-dir"},
 		},
 		{
 			name:    "port in use",
@@ -297,4 +317,30 @@ func TestIntegrationEmbeddedEtcd(t *testing.T) {
 	if err := d.Wait(); err != nil {
 		t.Error(err)
 	}
+}
+
+// What the daemon leaves on the host is on record as soon as it is there, and
+// the record is free to use when the daemon was killed.
+func TestIntegrationHostState(t *testing.T) {
+	w := newWorld(t, "kb21")
+	d := w.start("kb21")[0]
+	if _, err := hoststate.Acquire(d.StateDir()); !errors.Is(err, hoststate.ErrRunning) || !strings.Contains(err.Error(), strconv.Itoa(d.Process.Pid)) {
+		t.Errorf("while it runs the lock is free: %v", err)
+	}
+	state, err := hoststate.Load(d.StateDir())
+	if err != nil || state.Device != "flannel.1" || state.SubnetFile != d.SubnetFile() {
+		t.Errorf("the manifest is %+v, %v", state, err)
+	}
+	if err := d.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-d.Done()
+	lock, err := hoststate.Acquire(d.StateDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.start("kb21")
 }

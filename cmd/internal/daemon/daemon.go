@@ -3,12 +3,14 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
@@ -30,6 +32,11 @@ func run(ctx context.Context, o Options) error {
 	if err := preflight(); err != nil {
 		return err
 	}
+	lock, err := hoststate.Acquire(o.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	ext, err := extiface.Choose(o.Interface)
 	if err != nil {
 		return err
@@ -56,7 +63,7 @@ func run(ctx context.Context, o Options) error {
 func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdserver.Server, error) {
 	own := "http://" + netip.AddrPortFrom(ext.Address, 2379).String()
 	server, err := etcdserver.Start(ctx, etcdserver.Options{
-		Dir:             filepath.Join(o.StateDir, "etcd"),
+		Dir:             hoststate.EtcdDir(o.StateDir),
 		ListenClient:    "http://127.0.0.1:2379," + own,
 		AdvertiseClient: own,
 		Logger:          o.Logger,
@@ -98,10 +105,22 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: int(overlay.mtu)}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return overlay.run(ctx, func() error { return file.Write(o.SubnetFile) })
+		return overlay.run(ctx, func() error { return writeSubnetFile(o, file) })
 	})
 	group.Go(func() error { return manager.Run(ctx, own, overlay.apply) })
 	return group.Wait()
+}
+
+// writeSubnetFile notes where the file is, which stays when the daemon ends.
+func writeSubnetFile(o Options, f subnetfile.File) error {
+	path, err := filepath.Abs(o.SubnetFile)
+	if err != nil {
+		return fmt.Errorf("write subnet file: %w", err)
+	}
+	if err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.SubnetFile = path }); err != nil {
+		return err
+	}
+	return f.Write(path)
 }
 
 // previous is the subnet that an earlier run wrote to the subnet file, the zero

@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/lease/etcd"
 	"uvxlan/tunnel"
 )
@@ -15,7 +16,7 @@ import (
 // Defaults of Options.
 const (
 	DefaultSubnetFile = "/run/flannel/subnet.env"
-	DefaultStateDir   = "/var/lib/uvxlan"
+	DefaultStateDir   = hoststate.DefaultDir
 	// maxWorkers bounds the default number of workers: beyond it the flows of
 	// one host seldom spread.
 	maxWorkers = 8
@@ -28,7 +29,8 @@ type Options struct {
 	Etcd etcd.Options
 	// EmbeddedEtcd runs an etcd in this process, its data in StateDir.
 	EmbeddedEtcd bool
-	StateDir     string
+	// StateDir belongs to this daemon alone, as long as it runs.
+	StateDir string
 	// Interface says how the peers reach this host.
 	Interface extiface.Wanted
 	// SubnetFile is where container runtimes look for the host's subnet.

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
@@ -59,6 +60,9 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 	}
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
+	if err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Device = v.name }); err != nil {
+		return nil, err
+	}
 	return v, v.open()
 }
 

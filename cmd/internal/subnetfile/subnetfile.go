@@ -9,9 +9,10 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
+
+	"uvxlan/cmd/internal/atomicfile"
 )
 
 // File is what the file says. The form is flannel's: KEY=value lines without
@@ -31,27 +32,8 @@ type File struct {
 // Write replaces the file at path in one step: a reader sees the old or the
 // new one, whole. It makes the directory if need be.
 func (f File) Write(path string) error {
-	if err := f.write(path); err != nil {
+	if err := atomicfile.Write(path, []byte(f.text())); err != nil {
 		return fmt.Errorf("write subnet file: %w", err)
-	}
-	return nil
-}
-
-func (f File) write(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.WriteString(f.text())
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
 	}
 	return nil
 }

@@ -1,0 +1,94 @@
+package hoststate
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrRunning says that a process holds the state directory: stop it first.
+var ErrRunning = errors.New("uvxland runs")
+
+// LockPath is the lock file in the state directory. Its text is the holder's
+// process id.
+func LockPath(dir string) string { return filepath.Join(dir, "lock") }
+
+// Lock is the right to use a state directory, and with it what is on the host.
+// It ends with the process.
+type Lock struct{ file *os.File }
+
+// Acquire takes the lock of the state directory, which it makes if need be. It
+// returns [ErrRunning] with the other's process id while another process has
+// the lock, and [ErrDir] for a directory that can't be used.
+func Acquire(dir string) (*Lock, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDir, err)
+	}
+	for {
+		l, err := open(LockPath(dir))
+		if l != nil || err != nil {
+			return l, err
+		}
+	}
+}
+
+// open returns nil without an error when the file was removed meanwhile, whose
+// lock would be worth nothing.
+func open(path string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDir, err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		defer f.Close()
+		return nil, running(f)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: lock %s: %w", ErrDir, path, err), f.Close())
+	}
+	if !isAt(f, path) {
+		return nil, f.Close()
+	}
+	if err := write(f, strconv.Itoa(os.Getpid())+"\n"); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDir, err), f.Close())
+	}
+	return &Lock{f}, nil
+}
+
+func running(f *os.File) error {
+	text, err := io.ReadAll(io.LimitReader(f, 32))
+	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
+		return fmt.Errorf("%w (pid %s)", ErrRunning, pid)
+	}
+	return ErrRunning
+}
+
+func isAt(f *os.File, path string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, there)
+}
+
+func write(f *os.File, text string) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
+}
+
+// Remove removes the lock file. The lock stays until Close.
+func (l *Lock) Remove() error { return os.Remove(l.file.Name()) }
+
+// Close gives the lock up and leaves the file, without a process id.
+func (l *Lock) Close() error { return errors.Join(l.file.Truncate(0), l.file.Close()) }

@@ -1,0 +1,118 @@
+// Package hoststate remembers what the daemon has put on its host that doesn't
+// go with the process, so that it can be removed, and nothing else.
+package hoststate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"uvxlan/cmd/internal/atomicfile"
+)
+
+// ErrDir says that the state directory can't be used: choose another one.
+var ErrDir = errors.New("the state directory can't be used")
+
+// DefaultDir is the state directory unless told otherwise.
+const DefaultDir = "/var/lib/uvxlan"
+
+// Path is the manifest in the state directory.
+func Path(dir string) string { return filepath.Join(dir, "host.json") }
+
+// EtcdDir is where the embedded etcd has its data.
+func EtcdDir(dir string) string { return filepath.Join(dir, "etcd") }
+
+// State is what is on the host. It is saved before anything is put there, so
+// what it names may be missing.
+type State struct {
+	// SubnetFile is the path of subnet.env.
+	SubnetFile string `json:"subnetFile,omitempty"`
+	// Device is the name of the overlay's interface.
+	Device string `json:"device,omitempty"`
+	// Sysctls are those that were changed.
+	Sysctls []Sysctl `json:"sysctls,omitempty"`
+
+	// unknown are a newer version's fields.
+	unknown map[string]json.RawMessage
+}
+
+// Load reads the manifest of the state directory, the zero State if there is
+// none.
+func Load(dir string) (State, error) {
+	text, err := os.ReadFile(Path(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return State{}, nil
+	}
+	var s State
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("read manifest %s: %w (if it is damaged, remove it)", Path(dir), err)
+	}
+	return s, nil
+}
+
+// Save replaces the manifest in one step, along with the fields of a newer
+// version that Load found in it. It makes the directory if need be.
+func (s State) Save(dir string) error {
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write manifest: %w", err)
+	}
+	if err := atomicfile.Write(Path(dir), append(text, '\n')); err != nil {
+		return fmt.Errorf("%w: %w", ErrDir, err)
+	}
+	return nil
+}
+
+// Update changes the manifest before what it tells of is put on the host.
+func Update(dir string, change func(*State)) error {
+	s, err := Load(dir)
+	if err != nil {
+		return err
+	}
+	change(&s)
+	return s.Save(dir)
+}
+
+// Unknown are the names of the fields that this version doesn't know.
+func (s State) Unknown() []string { return slices.Sorted(maps.Keys(s.unknown)) }
+
+// OnlyUnknown returns a State without what this version knows.
+func (s State) OnlyUnknown() State { return State{unknown: s.unknown} }
+
+type plain State // without the methods
+
+// MarshalJSON writes the unknown fields beside the known ones.
+func (s State) MarshalJSON() ([]byte, error) {
+	known, err := json.Marshal(plain(s))
+	if err != nil || len(s.unknown) == 0 {
+		return known, err
+	}
+	all := maps.Clone(s.unknown)
+	if err := json.Unmarshal(known, &all); err != nil {
+		return nil, err
+	}
+	return json.Marshal(all)
+}
+
+// UnmarshalJSON keeps the fields it doesn't know.
+func (s *State) UnmarshalJSON(text []byte) error {
+	if err := json.Unmarshal(text, (*plain)(s)); err != nil {
+		return err
+	}
+	s.unknown = nil
+	if err := json.Unmarshal(text, &s.unknown); err != nil {
+		return err
+	}
+	for _, name := range []string{"subnetFile", "device", "sysctls"} {
+		delete(s.unknown, name)
+	}
+	return nil
+}

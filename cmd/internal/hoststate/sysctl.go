@@ -1,0 +1,67 @@
+package hoststate
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// sysctlRoot is where a Sysctl's path begins. What is below it is the calling
+// thread's network namespace.
+const sysctlRoot = "/proc/sys/net"
+
+// Sysctl is a variable that was changed.
+type Sysctl struct {
+	// Path lies below /proc/sys/net, such as "ipv4/conf/eth0/rp_filter".
+	Path string `json:"path"`
+	// Before is the value that was found, and Set the one that was written.
+	Before string `json:"before"`
+	Set    string `json:"set"`
+}
+
+// Record notes that a variable is about to be changed. Where the value that is
+// found is the one that an earlier run has set, that run's Before stays.
+func (s *State) Record(c Sysctl) {
+	i := slices.IndexFunc(s.Sysctls, func(o Sysctl) bool { return o.Path == c.Path })
+	switch {
+	case i < 0:
+		s.Sysctls = append(s.Sysctls, c)
+	case s.Sysctls[i].Set == c.Before:
+		s.Sysctls[i].Set = c.Set
+	default:
+		s.Sysctls[i] = c
+	}
+}
+
+// InForce tells whether the variable still has the value that was set. One that
+// went, as those of an interface do, hasn't.
+func (c Sysctl) InForce() (bool, error) {
+	if !filepath.IsLocal(c.Path) {
+		return false, fmt.Errorf("read sysctl net/%s: not below %s", c.Path, sysctlRoot)
+	}
+	now, err := os.ReadFile(filepath.Join(sysctlRoot, c.Path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read sysctl net/%s: %w", c.Path, err)
+	}
+	return strings.TrimSpace(string(now)) == c.Set, nil
+}
+
+// Restore gives the variable the value it had, unless somebody has changed it
+// since.
+func (c Sysctl) Restore() error {
+	inForce, err := c.InForce()
+	if err != nil || !inForce {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(sysctlRoot, c.Path), []byte(c.Before), 0); err != nil {
+		return fmt.Errorf("restore sysctl net/%s=%s: %w", c.Path, c.Before, err)
+	}
+	return nil
+}
