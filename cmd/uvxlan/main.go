@@ -20,6 +20,7 @@ const usage = `uvxlan is the operator's command of uvxlan, a userspace VXLAN rou
 usage: uvxlan COMMAND [flags]
 
   config   read, check or write the network configuration in etcd
+  cleanup  remove what a daemon left on this host (needs root)
   demo     three hosts on this machine, joined by uvxlan (needs root)
   version  print the version
 
@@ -50,6 +51,8 @@ func run(ctx context.Context, args []string) error {
 	switch name {
 	case "config":
 		return configCommand(ctx, args)
+	case "cleanup":
+		return cleanupCommand(args)
 	case "demo":
 		return demoCommand(ctx, args)
 	case "version":

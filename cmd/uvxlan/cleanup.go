@@ -1,0 +1,217 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"uvxlan/cmd/internal/flagenv"
+	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/kroute"
+)
+
+// cleanupCommand removes what daemons have left on this host.
+func cleanupCommand(args []string) error {
+	c := cleaner{out: os.Stdout}
+	fs := flag.NewFlagSet("uvxlan cleanup", flag.ContinueOnError)
+	fs.StringVar(&c.dir, "state-dir", hoststate.DefaultDir, "state `directory` of the daemon")
+	fs.BoolVar(&c.dry, "n", false, "print what there is to remove and leave it")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("cleanup: unexpected argument %q", fs.Arg(0))
+	}
+	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
+		return err
+	}
+	return c.run()
+}
+
+// cleaner removes what is ours from the host, in the calling thread's network
+// namespace, and prints a line for each thing.
+type cleaner struct {
+	out io.Writer
+	dir string
+	dry bool // print only
+
+	hadLock bool // before we took it
+	removed int
+}
+
+func (c *cleaner) run() error {
+	err := c.clean()
+	switch {
+	case errors.Is(err, hoststate.ErrRunning):
+		return fmt.Errorf("%w: stop it first", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: run as root", err)
+	}
+	return err
+}
+
+// clean removes the manifest last: what fails before remains known.
+func (c *cleaner) clean() error {
+	lock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	if lock != nil {
+		defer lock.Close()
+	}
+	state, err := hoststate.Load(c.dir)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(c.routes(), c.device(state.Device), c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(c.manifest(state), c.lockFile(lock)); err != nil {
+		return err
+	}
+	if etcd := hoststate.EtcdDir(c.dir); exists(etcd) {
+		c.print("left %s: the embedded etcd's data", etcd)
+	}
+	if c.removed == 0 {
+		c.print("nothing to remove")
+	}
+	return nil
+}
+
+// lock keeps daemons from starting meanwhile. It is nil where there is no state
+// directory, or nothing may be made in it.
+func (c *cleaner) lock() (*hoststate.Lock, error) {
+	c.hadLock = exists(hoststate.LockPath(c.dir))
+	if !c.hadLock && (c.dry || !exists(c.dir)) {
+		return nil, nil
+	}
+	return hoststate.Acquire(c.dir)
+}
+
+func (c *cleaner) print(format string, args ...any) { fmt.Fprintf(c.out, format+"\n", args...) }
+
+// remove prints what is removed, and removes it unless that is only to be
+// printed.
+func (c *cleaner) remove(what string, do func() error) error {
+	if !c.dry {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	c.note(what)
+	return nil
+}
+
+func (c *cleaner) note(what string) {
+	c.removed++
+	verb := "removed"
+	if c.dry {
+		verb = "would remove"
+	}
+	c.print("%s %s", verb, what)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// routes removes those that a daemon's peers had, which stay when it is killed.
+// The network's own goes with the device.
+func (c *cleaner) routes() error {
+	list := kroute.RemoveLeftover
+	if c.dry {
+		list = kroute.Leftover
+	}
+	routes, err := list(tunnel.RouteProtocol)
+	for _, r := range routes {
+		c.note(fmt.Sprintf("route %s via %s dev %s", r.Subnet, r.Via, deviceName(r.Link)))
+	}
+	return err
+}
+
+// device removes a TUN device that no process holds. Anything else of its name
+// isn't ours.
+func (c *cleaner) device(name string) error {
+	if name == "" {
+		return nil
+	}
+	kind, err := tunnel.StaleLink(name)
+	switch {
+	case errors.Is(err, tunnel.ErrDeviceExists):
+		c.print("left %v", err)
+		return nil
+	case err != nil || kind == "":
+		return err
+	case kind == "vxlan":
+		c.print("left interface %s: the kernel's VXLAN, not ours", name)
+		return nil
+	}
+	return c.remove("interface "+name, func() error {
+		_, err := tunnel.RemoveStaleLink(name)
+		return err
+	})
+}
+
+// sysctls restores those that still have the value that was set.
+func (c *cleaner) sysctls(all []hoststate.Sysctl) error {
+	var errs []error
+	for _, s := range all {
+		inForce, err := s.InForce()
+		if err == nil && inForce {
+			err = c.remove(fmt.Sprintf("sysctl net/%s=%s, set back to %s", s.Path, s.Set, s.Before), s.Restore)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cleaner) subnetFile(path string) error {
+	if path == "" || !exists(path) {
+		return nil
+	}
+	return c.remove("subnet file "+path, func() error { return os.Remove(path) })
+}
+
+// manifest removes it, but for what only a newer version can remove.
+func (c *cleaner) manifest(s hoststate.State) error {
+	path := hoststate.Path(c.dir)
+	switch unknown := s.Unknown(); {
+	case !exists(path):
+		return nil
+	case len(unknown) == 0:
+		return c.remove("manifest "+path, func() error { return os.Remove(path) })
+	default:
+		c.print("left manifest %s: %s is a newer version's, whose cleanup removes it", path, strings.Join(unknown, ", "))
+	}
+	if c.dry {
+		return nil
+	}
+	return s.OnlyUnknown().Save(c.dir)
+}
+
+// lockFile removes the lock's file.
+func (c *cleaner) lockFile(lock *hoststate.Lock) error {
+	switch {
+	case lock == nil:
+		return nil
+	case !c.hadLock:
+		return lock.Remove()
+	}
+	return c.remove("lock "+hoststate.LockPath(c.dir), lock.Remove)
+}
+
+func deviceName(index int) string {
+	if i, err := net.InterfaceByIndex(index); err == nil {
+		return i.Name
+	}
+	return strconv.Itoa(index)
+}

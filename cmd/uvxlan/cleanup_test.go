@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/tunnel"
+)
+
+// newHost moves the test, and the commands it runs, into a network namespace of
+// its own with an interface eth0: its thread is never unlocked, and so ends
+// with the test's goroutine.
+func newHost(t *testing.T) {
+	t.Helper()
+	requireRoot(t)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(os.NewSyscallError("unshare", err))
+	}
+	ip(t, "link add eth0 type veth peer name eth1")
+	ip(t, "link set eth1 up")
+	ip(t, "link set eth0 up")
+	ip(t, "address add 192.168.9.1/24 dev eth0")
+}
+
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("integration tests need root, and CI must not skip them")
+	}
+	t.Skip("needs root for network namespaces and TUN devices")
+}
+
+func ip(t *testing.T, command string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "ip", strings.Fields(command)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ip %s: %v: %s", command, err, out)
+	}
+	return string(out)
+}
+
+func cleanup(t *testing.T, dir string, dry bool) string {
+	t.Helper()
+	var out bytes.Buffer
+	c := cleaner{out: &out, dir: dir, dry: dry}
+	if err := c.run(); err != nil {
+		t.Fatalf("cleanup: %v, after\n%s", err, out.String())
+	}
+	return out.String()
+}
+
+func expectLines(t *testing.T, got string, want ...string) {
+	t.Helper()
+	if got != strings.Join(want, "\n")+"\n" {
+		t.Errorf("it printed\n%swant\n%s", got, strings.Join(want, "\n"))
+	}
+}
+
+const rpFilter = "/proc/sys/net/ipv4/conf/eth0/rp_filter"
+
+func sysctl(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(rpFilter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func setSysctl(t *testing.T, value string) {
+	t.Helper()
+	if err := os.WriteFile(rpFilter, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestIntegrationCleanup(t *testing.T) {
+	newHost(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	expectLines(t, cleanup(t, dir, false), "nothing to remove")
+	if exists(dir) {
+		t.Error("it made a state directory")
+	}
+
+	subnetFile := filepath.Join(t.TempDir(), "subnet.env")
+	setSysctl(t, "2")
+	state := hoststate.State{SubnetFile: subnetFile, Device: "flannel.1", Sysctls: []hoststate.Sysctl{
+		{Path: "ipv4/conf/eth0/rp_filter", Before: "1", Set: "2"},
+		{Path: "ipv4/conf/eth7/rp_filter", Before: "1", Set: "2"},
+	}}
+	if err := state.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	for path, make := range map[string]func(string) error{
+		subnetFile:              func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		hoststate.LockPath(dir): func(p string) error { return os.WriteFile(p, []byte("4711\n"), 0o600) }, // of a killed daemon
+		hoststate.EtcdDir(dir):  func(p string) error { return os.Mkdir(p, 0o700) },
+	} {
+		if err := make(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ip(t, "tuntap add dev flannel.1 mode tun")
+	ip(t, "route add 172.7.22.0/24 via 192.168.9.22 proto 89")
+	ip(t, "route add 172.7.99.0/24 via 192.168.9.99 proto static")
+	ip(t, "route add 172.7.0.0/16 dev eth0 proto 89")
+
+	before := ip(t, "route") + ip(t, "link") + sysctl(t)
+	lines := []string{
+		"removed route 172.7.22.0/24 via 192.168.9.22 dev eth0",
+		"removed interface flannel.1",
+		"removed sysctl net/ipv4/conf/eth0/rp_filter=2, set back to 1",
+		"removed subnet file " + subnetFile,
+		"removed manifest " + hoststate.Path(dir),
+		"removed lock " + hoststate.LockPath(dir),
+		"left " + hoststate.EtcdDir(dir) + ": the embedded etcd's data",
+	}
+	expectLines(t, cleanup(t, dir, true), strings.Split(strings.ReplaceAll(strings.Join(lines, "\n"), "removed", "would remove"), "\n")...)
+	if after := ip(t, "route") + ip(t, "link") + sysctl(t); after != before || !exists(subnetFile) || !exists(hoststate.Path(dir)) {
+		t.Errorf("a dry run changed\n%s\ninto\n%s", before, after)
+	}
+	expectLines(t, cleanup(t, dir, false), lines...)
+	if got := sysctl(t); got != "1" {
+		t.Errorf("the sysctl is %s", got)
+	}
+	for _, path := range []string{subnetFile, hoststate.Path(dir), hoststate.LockPath(dir)} {
+		if exists(path) {
+			t.Errorf("%s is left", path)
+		}
+	}
+	table := ip(t, "route")
+	if strings.Contains(table, "172.7.22.0") || !strings.Contains(table, "172.7.99.0/24 via 192.168.9.99") || !strings.Contains(table, "172.7.0.0/16 dev eth0") {
+		t.Errorf("routes after the cleanup:\n%s", table)
+	}
+	for range 2 {
+		expectLines(t, cleanup(t, dir, false), lines[6], "nothing to remove")
+	}
+}
+
+// What isn't ours, or no longer, stays.
+func TestIntegrationCleanupLeaves(t *testing.T) {
+	newHost(t)
+	setSysctl(t, "0")
+	for _, c := range []struct {
+		name, kind string
+		add        func(t *testing.T)
+		want       string
+	}{
+		{"a bridge", "bridge", func(t *testing.T) { ip(t, "link add flannel.1 type bridge") }, "left interface flannel.1: the interface exists, of type bridge"},
+		{"flannel's device", "vxlan", func(t *testing.T) { ip(t, "link add flannel.1 type vxlan id 1 dstport 8472 dev eth0") }, "left interface flannel.1: the kernel's VXLAN, not ours"},
+		{"a device in use", "tun", func(t *testing.T) {
+			d, err := tunnel.OpenDevice("flannel.1", tunnel.DeviceConfig{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.Close() })
+		}, "left interface flannel.1: the interface exists: a running process holds it"},
+	} {
+		dir := t.TempDir()
+		state := hoststate.State{Device: "flannel.1", Sysctls: []hoststate.Sysctl{{Path: "ipv4/conf/eth0/rp_filter", Before: "1", Set: "2"}}}
+		if err := state.Save(dir); err != nil {
+			t.Fatal(err)
+		}
+		c.add(t)
+		expectLines(t, cleanup(t, dir, true), c.want, "would remove manifest "+hoststate.Path(dir))
+		expectLines(t, cleanup(t, dir, false), c.want, "removed manifest "+hoststate.Path(dir))
+		if link := ip(t, "-d link show flannel.1"); !strings.Contains(link, c.kind) {
+			t.Errorf("%s: the interface became %s", c.name, link)
+		}
+		if got := sysctl(t); got != "0" {
+			t.Errorf("%s: the sysctl is %s", c.name, got)
+		}
+		if c.kind != "tun" {
+			ip(t, "link delete flannel.1")
+		}
+	}
+}
+
+func TestIntegrationCleanupWhileRunning(t *testing.T) {
+	newHost(t)
+	dir := t.TempDir()
+	lock, err := hoststate.Acquire(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip(t, "route add 172.7.22.0/24 via 192.168.9.22 proto 89")
+	for _, dry := range []bool{true, false} {
+		c := cleaner{out: os.Stderr, dir: dir, dry: dry}
+		if err := c.run(); err == nil || err.Error() != "uvxland runs (pid "+strconv.Itoa(os.Getpid())+"): stop it first" {
+			t.Errorf("while a daemon runs: %v", err)
+		}
+	}
+	if table := ip(t, "route"); !strings.Contains(table, "172.7.22.0/24") {
+		t.Errorf("routes:\n%s", table)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	expectLines(t, cleanup(t, dir, false), "removed route 172.7.22.0/24 via 192.168.9.22 dev eth0", "removed lock "+hoststate.LockPath(dir))
+}
+
+// An older version's cleanup leaves what it doesn't know on record.
+func TestIntegrationCleanupOfNewer(t *testing.T) {
+	newHost(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(hoststate.Path(dir), []byte(`{"device": "flannel.1", "chains": ["UVXLAN"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		expectLines(t, cleanup(t, dir, false),
+			"left manifest "+hoststate.Path(dir)+": chains is a newer version's, whose cleanup removes it", "nothing to remove")
+	}
+	s, err := hoststate.Load(dir)
+	if err != nil || s.Device != "" || len(s.Unknown()) != 1 {
+		t.Errorf("the manifest is %+v, %v", s, err)
+	}
+}
