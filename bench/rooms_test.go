@@ -20,8 +20,9 @@ func TestImportsPointOneWay(t *testing.T) {
 		{"lease", nil, false},
 		{"lease/etcd", []string{"lease"}, true},
 		{"lease/etcdserver", nil, true},
-		{"tunnel", []string{"encap", "lease"}, true},
+		{"tunnel", []string{"encap", "lease", "tunnel/kroute", "tunnel/nexthop"}, true},
 		{"tunnel/kroute", nil, true},
+		{"tunnel/nexthop", []string{"encap"}, true},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "uvxlan/"+c.pkg).Output()
 		if err != nil {
