@@ -54,14 +54,17 @@ func (d *memoryDevice) Close() error {
 }
 
 // memoryQueue puts the offload before each packet, as a TUN queue does.
-type memoryQueue struct{ fd int }
+type memoryQueue struct {
+	fd  int
+	msg [memoryHeader + MaxPacket]byte
+}
 
 const memoryHeader = 10
 
 func (q *memoryQueue) FD() int { return q.fd }
 
 func (q *memoryQueue) Read(buf []byte) (int, Offload, error) {
-	msg := make([]byte, memoryHeader+MaxPacket)
+	msg := q.msg[:]
 	n, err := unix.Read(q.fd, msg)
 	if err != nil {
 		return 0, Offload{}, err
