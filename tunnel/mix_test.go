@@ -71,7 +71,7 @@ func newCable(t testing.TB, variant int) *cable {
 		t.Cleanup(func() { c.ends[i].Close() })
 		if v.refuse {
 			in := c.ends[i].workers[0].in
-			in.queue = refusingQueue{in.queue}
+			in.queue = singleQueue{in.queue}
 		}
 	}
 	for i, n := range c.ends {
@@ -92,10 +92,10 @@ func (c *cable) run(t *testing.T) {
 	}
 }
 
-// refusingQueue takes no superpackets, as some kernels don't take some.
-type refusingQueue struct{ Queue }
+// singleQueue takes no superpackets, as some kernels don't take some.
+type singleQueue struct{ Queue }
 
-func (q refusingQueue) Write(o Offload, parts [][]byte) error {
+func (q singleQueue) Write(o Offload, parts [][]byte) error {
 	if o.GSO != encap.GSONone {
 		return unix.EINVAL
 	}
