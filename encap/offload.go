@@ -29,3 +29,18 @@ type Offload struct {
 	SegmentSize uint16
 	HeaderLen   uint16
 }
+
+// HeadersEnd is where a superpacket's payload begins, in bytes from the start
+// of packet, by its transport header. HeaderLen says the same only of packets
+// that this host's own stack made.
+func (o Offload) HeadersEnd(packet []byte) int {
+	const dataOffset = 12 // in the TCP header, RFC 9293 section 3.1
+	start := int(o.ChecksumStart)
+	switch {
+	case o.GSO == GSOUDP:
+		return min(start+udpHeaderLen, len(packet))
+	case start+dataOffset < len(packet):
+		return min(start+int(packet[start+dataOffset]>>4)*4, len(packet))
+	}
+	return len(packet)
+}

@@ -1,15 +1,12 @@
 package tunnel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"uvxlan/encap"
 )
 
 const tunPath = "/dev/net/tun"
@@ -23,12 +20,6 @@ var (
 	// there: remove it or choose another name.
 	ErrDeviceExists = errors.New("the interface exists")
 )
-
-// vnetHeaderLen is the size of struct virtio_net_hdr, the kernel's default for
-// IFF_VNET_HDR (Documentation/networking/tuntap.rst).
-const vnetHeaderLen = 10
-
-const vnetNeedsChecksum = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
 
 // nativeDevice is a TUN device of this kernel with a vnet header on every
 // packet and a descriptor for every queue.
@@ -155,7 +146,7 @@ func (d *nativeDevice) Close() error {
 // an iovec of its own, so callers' buffers hold nothing but the packet.
 type nativeQueue struct {
 	fd  int
-	hdr [vnetHeaderLen]byte
+	hdr vnetHeader
 	iov [MaxParts + 1]unix.Iovec
 }
 
@@ -171,14 +162,14 @@ func (q *nativeQueue) Read(buf []byte) (int, Offload, error) {
 	if n < vnetHeaderLen {
 		return 0, Offload{}, fmt.Errorf("read TUN: %d bytes: %w", n, unix.EBADMSG)
 	}
-	return n - vnetHeaderLen, q.offload(), nil
+	return n - vnetHeaderLen, q.hdr.offload(), nil
 }
 
 func (q *nativeQueue) Write(o Offload, parts [][]byte) error {
 	if len(parts) > MaxParts {
 		return unix.EMSGSIZE
 	}
-	q.setOffload(o)
+	q.hdr.set(o)
 	q.setIovec(0, q.hdr[:])
 	for i, p := range parts {
 		q.setIovec(i+1, p)
@@ -205,31 +196,4 @@ func (q *nativeQueue) vectored(call uintptr, n int) (int, error) {
 			return 0, errno
 		}
 	}
-}
-
-// offload reads struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size,
-// csum_start, csum_offset, in native byte order.
-func (q *nativeQueue) offload() Offload {
-	h, e := &q.hdr, binary.NativeEndian
-	return Offload{
-		NeedsChecksum:  h[0]&vnetNeedsChecksum != 0,
-		GSO:            encap.GSOType(h[1]),
-		HeaderLen:      e.Uint16(h[2:]),
-		SegmentSize:    e.Uint16(h[4:]),
-		ChecksumStart:  e.Uint16(h[6:]),
-		ChecksumOffset: e.Uint16(h[8:]),
-	}
-}
-
-func (q *nativeQueue) setOffload(o Offload) {
-	h, e := &q.hdr, binary.NativeEndian
-	h[0] = 0
-	if o.NeedsChecksum {
-		h[0] = vnetNeedsChecksum
-	}
-	h[1] = byte(o.GSO)
-	e.PutUint16(h[2:], o.HeaderLen)
-	e.PutUint16(h[4:], o.SegmentSize)
-	e.PutUint16(h[6:], o.ChecksumStart)
-	e.PutUint16(h[8:], o.ChecksumOffset)
 }

@@ -23,6 +23,9 @@ import (
 //     their payload stays where it is.
 //  4. The datagrams join the batch of a sending socket, chosen by their flow
 //     (sender.go), and flush passes each batch to the kernel in one call.
+//
+// A peer on the same Ethernet may have a direct route: then 3 is left out, and
+// the packet joins the batch of the packet socket as it is (direct.go).
 
 const (
 	// txBatch is the most packets of a batch, txArena the bytes they may take
@@ -45,6 +48,7 @@ type outbound struct {
 	queue     Queue
 	table     *peerTable
 	sockets   []*sender
+	direct    *direct // nil unless on-link peers are sent to directly
 	local     *local
 	arena     []byte
 	headers   []byte
@@ -56,9 +60,9 @@ type outbound struct {
 	total     *counters
 }
 
-func newOutbound(q Queue, t *peerTable, sockets []*sender, l *local, c *counters) *outbound {
+func newOutbound(q Queue, t *peerTable, sockets []*sender, d *direct, l *local, c *counters) *outbound {
 	return &outbound{
-		queue: q, table: t, sockets: sockets, local: l, total: c,
+		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
 		arena:   make([]byte, txArena+headroom+MaxPacket),
 		headers: make([]byte, txHeaders),
 	}
@@ -109,16 +113,27 @@ func (o *outbound) forward(peers *table, room []byte, offload Offload) {
 		o.refuse(packet, dst)
 		return
 	}
-	header := &peer.header4
-	if dst.Is6() {
-		header = &peer.header6
-	}
-	s := o.sockets[encap.FlowHash(packet)%uint32(len(o.sockets))]
-	if offload.GSO != encap.GSONone {
-		o.cut(s, peer, header, packet, ecn, offload)
+	f := frame{peer: peer, link: peer.hop.direct(), room: room, ecn: ecn, offload: offload}
+	if f.link != nil {
+		o.direct.add(f)
 		return
 	}
-	o.whole(s, peer, header, room, ecn, offload)
+	o.encapsulate(&f)
+}
+
+// encapsulate makes a packet datagrams to its peer.
+func (o *outbound) encapsulate(f *frame) {
+	packet := f.room[headroom:]
+	header := &f.peer.header4
+	if packet[0]>>4 == 6 {
+		header = &f.peer.header6
+	}
+	s := o.sockets[encap.FlowHash(packet)%uint32(len(o.sockets))]
+	if f.offload.GSO != encap.GSONone {
+		o.cut(s, f.peer, header, packet, f.ecn, f.offload)
+		return
+	}
+	o.whole(s, f.peer, header, f.room, f.ecn, f.offload)
 }
 
 // destination is what an outgoing packet's path depends on.
@@ -196,6 +211,9 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 func (o *outbound) finish(packets int) {
 	if packets == 0 {
 		return
+	}
+	if o.direct != nil {
+		o.direct.send(&o.tally, o.encapsulate)
 	}
 	o.flush()
 	o.total.add(&o.total.tx, &o.tally)

@@ -78,6 +78,8 @@ type Router struct {
 
 	running sync.WaitGroup // Run
 
+	changing sync.Mutex // held while the peers are changed
+
 	mu       sync.Mutex // guards the rest
 	started  bool       // Run was called
 	closed   bool       // Close was called
@@ -95,6 +97,9 @@ func New(dev Device, u *Underlay, c Config) (*Router, error) {
 	r := &Router{
 		config: c, device: dev, underlay: u, peers: newPeerTable(),
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+	}
+	if u.paths != nil {
+		u.paths.log, u.paths.mtu = r.log, int(c.MTU)
 	}
 	for i := range dev.Queues() {
 		w, err := newWorker(&r.config, dev, u, i, r.peers)
@@ -121,6 +126,13 @@ func (r *Router) Run(ctx context.Context) error {
 	defer stopped()
 	failed := make(chan error, len(r.workers))
 	var wg sync.WaitGroup
+	if p := r.underlay.paths; p != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		var following sync.WaitGroup
+		following.Go(func() { r.follow(ctx, p) })
+		defer following.Wait()
+		defer cancel()
+	}
 	for _, w := range r.workers {
 		wg.Go(func() {
 			failed <- w.run()
@@ -135,6 +147,13 @@ func (r *Router) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// follow keeps the peers on their best paths.
+func (r *Router) follow(ctx context.Context, p *paths) {
+	if err := p.run(ctx); err != nil {
+		r.log.Error("direct routes are off, every peer takes vxlan", "error", err)
+	}
 }
 
 func (r *Router) start() error {
@@ -224,7 +243,13 @@ func (r *Router) Apply(u lease.Update) error {
 // ReplacePeers makes peers all there are. One that cannot be reached is left
 // out, and is named in the error.
 func (r *Router) ReplacePeers(peers []Peer) error {
+	r.changing.Lock()
+	defer r.changing.Unlock()
 	entries, _, err := r.entries(peers)
+	if p := r.underlay.paths; p != nil {
+		p.replace(members(entries))
+	}
+	r.attach(entries)
 	r.peers.replace(entries)
 	return err
 }
@@ -233,9 +258,31 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 // place of the one that had its subnet. One that cannot be reached is left out,
 // so that its subnet has no peer, and is named in the error.
 func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
+	r.changing.Lock()
+	defer r.changing.Unlock()
 	entries, refused, err := r.entries(peers)
-	r.peers.update(entries, slices.Concat(gone, refused))
+	gone = slices.Concat(gone, refused)
+	if p := r.underlay.paths; p != nil {
+		p.update(members(entries), gone)
+	}
+	r.attach(entries)
+	r.peers.update(entries, gone)
 	return err
+}
+
+// attach gives entries the ways to their hosts.
+func (r *Router) attach(entries []*entry) {
+	for _, e := range entries {
+		e.hop = r.underlay.paths.hop(e.Underlay)
+	}
+}
+
+func members(entries []*entry) []member {
+	all := make([]member, len(entries))
+	for i, e := range entries {
+		all[i] = member{e.Subnet, e.Underlay}
+	}
+	return all
 }
 
 func (r *Router) entries(peers []Peer) (entries []*entry, refused []netip.Prefix, err error) {
@@ -260,6 +307,10 @@ func (r *Router) Peers() []Peer {
 	}
 	return peers
 }
+
+// Path is how packets to the peer of a subnet travel at the moment, the zero
+// Path if there is no such peer.
+func (r *Router) Path(subnet netip.Prefix) Path { return r.underlay.paths.path(subnet.Masked()) }
 
 // Offloads are those in use: wanted of the device and the sockets, and granted.
 func (r *Router) Offloads() Offloads { return r.device.Offloads() | r.underlay.Offloads() }

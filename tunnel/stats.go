@@ -81,6 +81,8 @@ type Stats struct {
 	TxMessages, RxMessages uint64
 	// Batches are the rounds that moved something.
 	TxBatches, RxBatches uint64
+	// TxDirect is how many of TxPackets left without VXLAN, as they were read.
+	TxDirect uint64
 	// Fallbacks counts runs and superpackets that the kernel refused and that
 	// were passed on one by one.
 	Fallbacks uint64
@@ -104,7 +106,7 @@ func (s *Stats) Dropped() (n uint64) {
 // tally is what one worker counts in one batch.
 type tally struct {
 	packets, datagrams, messages, bytes uint64
-	fallbacks, answers                  uint64
+	fallbacks, answers, direct          uint64
 	dropped                             bool
 	drops                               [dropReasons]uint64
 }
@@ -122,6 +124,7 @@ type counters struct {
 	_                  [64]byte
 	tx, rx             direction
 	fallbacks, answers atomic.Uint64
+	direct             atomic.Uint64
 	drops              [dropReasons]atomic.Uint64
 	_                  [64]byte
 }
@@ -147,6 +150,9 @@ func (c *counters) add(d *direction, t *tally) {
 	if t.fallbacks > 0 {
 		c.fallbacks.Add(t.fallbacks)
 	}
+	if t.direct > 0 {
+		c.direct.Add(t.direct)
+	}
 	if t.dropped {
 		for i, n := range t.drops {
 			if n > 0 {
@@ -170,6 +176,7 @@ func (c *counters) addTo(s *Stats) {
 	s.RxBatches += c.rx.batches.Load()
 	s.Fallbacks += c.fallbacks.Load()
 	s.Answers += c.answers.Load()
+	s.TxDirect += c.direct.Load()
 	for i := range c.drops {
 		s.Drops[i] += c.drops[i].Load()
 	}

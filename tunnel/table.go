@@ -11,11 +11,13 @@ import (
 )
 
 // entry is a peer as the workers need it: what goes before every packet to it
-// is made once, here. Only plain ever changes.
+// is made once, here. Only plain, and
+// what hop holds, ever changes.
 type entry struct {
 	Peer
 	header4, header6 encap.FrameHeader
 	to               sockaddr
+	hop              *hop // nil: always by VXLAN
 	// plain is set once the kernel refused to segment datagrams to the peer.
 	plain atomic.Bool
 }

@@ -37,17 +37,22 @@ type UnderlayConfig struct {
 	// Offloads are those wanted of the sockets, OffloadGSO and OffloadGRO; what
 	// the kernel refuses is left out.
 	Offloads Offloads
+	// Direct says how packets to on-link peers travel.
+	Direct DirectMode
 }
 
 // Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
 // worker one receiving socket of an SO_REUSEPORT group on the VXLAN port, and a
 // pool of sending sockets, so that the inner flows spread over outer source
-// ports (RFC 7348, section 5).
+// ports (RFC 7348, section 5). With [DirectSocket] each worker has a packet socket
+// as well; both direct modes have netlink sockets that follow the host's routes.
 type Underlay struct {
 	offloads Offloads
 	v6       bool
 	rx       []int
 	tx       [][]int
+	direct   []int // with DirectSocket
+	paths    *paths
 }
 
 // Listen opens the sockets in the calling thread's network namespace. The
@@ -93,6 +98,23 @@ func (u *Underlay) open(c UnderlayConfig) error {
 			pool = append(pool, fd)
 		}
 		u.tx = append(u.tx, pool)
+	}
+	return u.openDirect(c)
+}
+
+func (u *Underlay) openDirect(c UnderlayConfig) (err error) {
+	if c.Direct == DirectOff {
+		return nil
+	}
+	if u.paths, err = openPaths(c.Direct); err != nil || c.Direct != DirectSocket {
+		return err
+	}
+	for range c.Workers {
+		fd, err := openDirect()
+		if err != nil {
+			return err
+		}
+		u.direct = append(u.direct, fd)
 	}
 	return nil
 }
@@ -223,13 +245,13 @@ func growBuffer(fd, force, plain int) {
 // Offloads are those of the wanted ones that work.
 func (u *Underlay) Offloads() Offloads { return u.offloads }
 
-// Close closes every socket.
+// Close closes every socket and removes the routes that were made.
 func (u *Underlay) Close() error {
-	errs := []error{closeAll(u.rx)}
+	errs := []error{u.paths.clear(), closeAll(u.rx), closeAll(u.direct)}
 	for _, pool := range u.tx {
 		errs = append(errs, closeAll(pool))
 	}
-	u.rx, u.tx = nil, nil
+	u.rx, u.tx, u.direct, u.paths = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -237,7 +259,7 @@ func closeAll(fds []int) error {
 	var errs []error
 	for _, fd := range fds {
 		if err := unix.Close(fd); err != nil {
-			errs = append(errs, fmt.Errorf("close UDP socket: %w", err))
+			errs = append(errs, fmt.Errorf("close socket: %w", err))
 		}
 	}
 	return errors.Join(errs...)

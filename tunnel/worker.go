@@ -42,7 +42,11 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 	for _, fd := range u.tx[i] {
 		senders = append(senders, newSender(fd, u.v6, u.offloads.Has(OffloadGSO)))
 	}
-	w.out = newOutbound(q, t, senders, l, &w.total)
+	var d *direct
+	if u.direct != nil {
+		d = newDirect(u.direct[i])
+	}
+	w.out = newOutbound(q, t, senders, d, l, &w.total)
 	w.in = newInbound(c, q, dev.Offloads(), t, u.rx[i], newSender(u.tx[i][0], u.v6, false), l, &w.total)
 	return w, nil
 }

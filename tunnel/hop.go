@@ -1,0 +1,43 @@
+package tunnel
+
+import (
+	"net/netip"
+	"sync/atomic"
+)
+
+// hop is the way to one host of the underlay, shared by all peers behind it.
+// Workers read the link and leave word of what they used and what was refused;
+// paths decides.
+type hop struct {
+	addr    netip.Addr           // immutable
+	link    atomic.Pointer[link] // nil: by VXLAN
+	used    atomic.Bool          // packets went to the host, by either path
+	refusal atomic.Pointer[refusal]
+
+	// guarded by the mutex of paths
+	subnets map[netip.Prefix]struct{}
+	known   bool // the underlay was looked at
+	index   int  // of the interface
+	path    Path
+}
+
+// refusal is why the kernel took no frame for a link.
+type refusal struct{ err error }
+
+// direct is the link to send frames by, nil for VXLAN.
+func (h *hop) direct() *link {
+	if h == nil {
+		return nil
+	}
+	if !h.used.Load() { // seldom written, so that workers share the line
+		h.used.Store(true)
+	}
+	return h.link.Load()
+}
+
+// refuse takes the host off the link, unless it is on another by now.
+func (h *hop) refuse(l *link, err error) {
+	if h.link.CompareAndSwap(l, nil) {
+		h.refusal.Store(&refusal{err})
+	}
+}

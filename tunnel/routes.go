@@ -1,0 +1,108 @@
+package tunnel
+
+import (
+	"errors"
+	"net/netip"
+
+	"uvxlan/tunnel/kroute"
+)
+
+// routeChanges are kernel routes to add or change, and subnets to have none.
+type routeChanges struct {
+	add    []kroute.Route
+	remove []netip.Prefix
+}
+
+// settle makes a subnet's route what its host's path says. As long as nobody
+// has looked at the path, a route that is there stays.
+func (c *routeChanges) settle(h *hop, subnet netip.Prefix) {
+	switch {
+	case !h.known:
+	case h.path.Direct:
+		c.add = append(c.add, kroute.Route{Subnet: subnet, Via: h.addr, Link: h.index})
+	default:
+		c.remove = append(c.remove, subnet)
+	}
+}
+
+// applyLocked puts changes in force.
+func (p *paths) applyLocked(c routeChanges) {
+	if p.routes == nil || len(c.add)+len(c.remove) == 0 {
+		return
+	}
+	for _, subnet := range c.remove {
+		delete(p.failed, subnet)
+	}
+	p.reportLocked(p.routes.Update(c.add, c.remove))
+}
+
+// removeStaleLocked removes routes that nobody wants any more, as soon as it is
+// known which are wanted: those of an earlier run carry packets until then.
+func (p *paths) removeStaleLocked() {
+	if !p.stale {
+		return
+	}
+	var c routeChanges
+	for _, h := range p.hops {
+		if !h.known {
+			return
+		}
+		for subnet := range h.subnets {
+			c.settle(h, subnet)
+		}
+	}
+	p.stale = false
+	p.reportLocked(p.routes.Replace(c.add))
+}
+
+// restore puts back what somebody removed or altered.
+func (p *paths) restore() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, err := p.routes.Restore()
+	if n > 0 {
+		p.log.Info("routes put back", "count", n)
+	}
+	p.reportLocked(err)
+}
+
+// reportLocked tells of routes that can't be there, once each, and of those that
+// can again.
+func (p *paths) reportLocked(err error) {
+	failed := map[netip.Prefix]string{}
+	for _, err := range parts(err) {
+		route, ok := errors.AsType[*kroute.Error](err)
+		if !ok {
+			p.log.Error("set routes", "error", err)
+			continue
+		}
+		failed[route.Route.Subnet] = route.Reason.Error()
+		if p.failed[route.Route.Subnet] != route.Reason.Error() {
+			p.log.Warn("no route to peer", "subnet", route.Route.Subnet, "public_ip", route.Route.Via, "error", route.Reason)
+		}
+	}
+	for _, r := range p.routes.Routes() {
+		if _, was := p.failed[r.Subnet]; was && failed[r.Subnet] == "" {
+			p.log.Info("route to peer is there now", "subnet", r.Subnet, "public_ip", r.Via)
+			delete(p.failed, r.Subnet)
+		}
+	}
+	for subnet, words := range failed {
+		p.failed[subnet] = words
+	}
+}
+
+// parts are the errors that were joined to err.
+func parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, parts(e)...)
+		}
+		return all
+	}
+	return []error{err}
+}
