@@ -29,7 +29,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func run(ctx context.Context, o Options) error {
-	if err := preflight(); err != nil {
+	if err := checkCapability(); err != nil {
 		return err
 	}
 	lock, err := hoststate.Acquire(o.StateDir)
@@ -89,25 +89,25 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err != nil {
 		return err
 	}
-	overlay, err := openOverlay(o, config, ext)
+	network, err := openBackend(o, config, ext)
 	if err != nil {
 		return err
 	}
-	defer overlay.close()
-	own, err := manager.Acquire(ctx, config, overlay.attrs)
+	defer network.close()
+	own, err := manager.Acquire(ctx, config, network.attrs)
 	if err != nil {
 		return err
 	}
 	o.Logger.Info("lease", "subnet", own.Subnet, "expires", own.Expires)
-	if err := overlay.start(own); err != nil {
+	if err := network.start(own); err != nil {
 		return err
 	}
-	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: int(overlay.mtu)}
+	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: network.mtu()}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return overlay.run(ctx, func() error { return writeSubnetFile(o, file) })
+		return network.run(ctx, func() error { return writeSubnetFile(o, file) })
 	})
-	group.Go(func() error { return manager.Run(ctx, own, overlay.apply) })
+	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
 	return group.Wait()
 }
 

@@ -12,9 +12,8 @@ import (
 	"uvxlan/tunnel"
 )
 
-// preflight finds out before anything else whether this process can have a TUN
-// device at all.
-func preflight() error {
+// checkTUN finds out whether this process can have a TUN device at all.
+func checkTUN() error {
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
@@ -23,7 +22,7 @@ func preflight() error {
 		return err
 	}
 	f.Close()
-	return checkCapability()
+	return nil
 }
 
 func checkCapability() error {

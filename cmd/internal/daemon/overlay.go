@@ -16,6 +16,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/kroute"
 )
 
 // overlay is the host's part of the overlay: the device, the sockets and the
@@ -27,10 +28,12 @@ type overlay struct {
 	ext    extiface.Interface
 	name   string
 	opts   Options
-	mtu    encap.InnerMTU
+	inner  encap.InnerMTU
+	direct tunnel.DirectMode
 
-	mac encap.MAC // before start: the one to propose
-	own lease.Lease
+	mac    encap.MAC         // before start: the one to propose
+	filter *hoststate.Sysctl // changed, until close
+	own    lease.Lease
 
 	// opened, until a router owns them
 	device   tunnel.Device
@@ -44,9 +47,8 @@ type overlay struct {
 }
 
 func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, error) {
-	if c.Backend.Type != lease.TypeVXLAN || c.Backend.DirectRouting {
-		return nil, fmt.Errorf("backend %q with DirectRouting %t: this version runs %q without it",
-			c.Backend.Type, c.Backend.DirectRouting, lease.TypeVXLAN)
+	if err := checkTUN(); err != nil {
+		return nil, err
 	}
 	if c.Network.Contains(ext.PublicIP) {
 		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
@@ -54,9 +56,10 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 	}
 	v := &overlay{
 		log: o.Logger, config: c, ext: ext, opts: o,
-		name: "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
-		mtu:  underlayMTU(c, ext).Inner(false),
-		mac:  randomMAC(), loaded: make(chan struct{}),
+		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
+		inner:  underlayMTU(c, ext).Inner(false),
+		direct: directMode(c.Backend),
+		mac:    randomMAC(), loaded: make(chan struct{}),
 	}
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
@@ -65,6 +68,9 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 	}
 	return v, v.open()
 }
+
+// mtu is the containers'.
+func (v *overlay) mtu() int { return int(v.inner) }
 
 func underlayMTU(c *lease.Config, ext extiface.Interface) encap.OuterMTU {
 	if c.Backend.MTU > 0 {
@@ -106,6 +112,7 @@ func (v *overlay) acquire() error {
 	}
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
 		Address: v.ext.Address, Port: v.config.Backend.Port, Workers: v.opts.workers(), Offloads: v.opts.Offloads,
+		Direct: v.direct,
 	})
 	if err != nil {
 		return err
@@ -124,7 +131,7 @@ func (v *overlay) checkOffloads() error {
 
 // link is what the interface needs; without addresses before there is a lease.
 func (v *overlay) link() tunnel.LinkConfig {
-	c := tunnel.LinkConfig{Networks: []netip.Prefix{v.config.Network}, MTU: v.mtu}
+	c := tunnel.LinkConfig{Networks: []netip.Prefix{v.config.Network}, MTU: v.inner}
 	if v.own.Subnet.IsValid() {
 		c.Addresses = []netip.Addr{v.own.Subnet.Addr()}
 	}
@@ -152,7 +159,7 @@ func (v *overlay) start(own lease.Lease) error {
 	v.own = own
 	link := v.link()
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
-		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: v.mtu,
+		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: v.inner,
 		Addresses: link.Addresses, Networks: link.Networks, AnySource: v.opts.AnySource, Logger: v.log,
 	})
 	if err != nil {
@@ -169,8 +176,33 @@ func (v *overlay) raise() error {
 		return err
 	}
 	v.log.Info("device is up, the kernel forwards what arrives on it", "name", v.name, "address", link.Addresses[0],
-		"route", v.config.Network, "mtu", int(v.mtu), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", v.router.Offloads().String())
-	v.checkForwarding()
+		"route", v.config.Network, "mtu", v.mtu(), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", v.router.Offloads().String())
+	checkForwarding(v.log)
+	return v.settleRoutes()
+}
+
+// settleRoutes makes the host's other routes and filters agree with the model:
+// routes to peers that another one left are removed, and what comes without
+// VXLAN is let in.
+func (v *overlay) settleRoutes() error {
+	if v.direct != tunnel.DirectRoute {
+		stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol)
+		if err != nil {
+			return fmt.Errorf("remove an earlier run's routes: %w", err)
+		}
+		if len(stale) > 0 {
+			v.log.Info("removed an earlier run's routes", "count", len(stale))
+		}
+	}
+	if v.direct != tunnel.DirectSocket || v.filter != nil {
+		return nil
+	}
+	var err error
+	if v.filter, err = loosenReversePath(v.opts.StateDir, v.ext.Name); err != nil {
+		v.log.Warn("if the reverse-path filter is strict, packets of on-link peers are dropped", "error", err)
+	} else if v.filter != nil {
+		v.log.Info("loosened the reverse-path filter, for packets that come without VXLAN", "sysctl", v.filter.Path, "value", v.filter.Set)
+	}
 	return nil
 }
 
@@ -185,15 +217,6 @@ func (v *overlay) use(router *tunnel.Router) error {
 		return nil
 	}
 	return router.ReplacePeers(old.Peers())
-}
-
-func (v *overlay) checkForwarding() {
-	on, err := tunnel.ForwardingEnabled()
-	if err != nil {
-		v.log.Warn("whether the host forwards is not known", "error", err)
-	} else if !on {
-		v.log.Warn("the host doesn't forward what its containers send: sysctl -w net.ipv4.ip_forward=1")
-	}
 }
 
 // apply passes on what the watch reports.
@@ -223,6 +246,9 @@ func (v *overlay) close() {
 		s := v.router.Stats()
 		err = errors.Join(err, v.router.Close())
 		v.log.Info("router stopped", "sent", s.TxPackets, "received", s.RxPackets, "dropped", s.Dropped())
+	}
+	if v.filter != nil {
+		err = errors.Join(err, v.filter.Restore())
 	}
 	if err != nil {
 		v.log.Warn("close the overlay", "error", err)

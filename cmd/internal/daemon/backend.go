@@ -1,0 +1,54 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/lease"
+	"uvxlan/tunnel"
+)
+
+// backend is one way to carry the containers' packets between hosts.
+type backend interface {
+	// mtu is that of the containers, in bytes.
+	mtu() int
+	// attrs is what our lease says; previous is the one we had, or nil.
+	attrs(previous *lease.Lease) (lease.Attrs, error)
+	// start takes the lease that was acquired.
+	start(own lease.Lease) error
+	// run carries packets until ctx ends, and calls ready when it does.
+	run(ctx context.Context, ready func() error) error
+	// apply passes on what the watch reports. It may be called before run.
+	apply(u lease.Update)
+	// close removes what shouldn't outlive the process.
+	close()
+}
+
+// openBackend opens whatever may fail before there is a lease.
+func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, error) {
+	if c.Backend.Type == lease.TypeHostGW {
+		return openGateway(o, ext)
+	}
+	return openOverlay(o, c, ext)
+}
+
+// directMode is how the configuration wants on-link peers to be reached.
+func directMode(b lease.Backend) tunnel.DirectMode {
+	switch {
+	case !b.DirectRouting:
+		return tunnel.DirectOff
+	case b.DirectMode == lease.DirectRoute:
+		return tunnel.DirectRoute
+	}
+	return tunnel.DirectSocket
+}
+
+func checkForwarding(log *slog.Logger) {
+	on, err := tunnel.ForwardingEnabled()
+	if err != nil {
+		log.Warn("whether the host forwards is not known", "error", err)
+	} else if !on {
+		log.Warn("the host doesn't forward what its containers send: sysctl -w net.ipv4.ip_forward=1")
+	}
+}

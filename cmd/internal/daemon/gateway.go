@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/lease"
+	"uvxlan/tunnel"
+)
+
+// gateway is the host's part of a host-gw network: routes, and no device.
+type gateway struct {
+	// immutable
+	log    *slog.Logger
+	ext    extiface.Interface
+	routes *tunnel.Gateway
+
+	loaded chan struct{} // closed when the first snapshot of leases is in force
+	once   sync.Once     // closes loaded
+}
+
+func openGateway(o Options, ext extiface.Interface) (*gateway, error) {
+	if ext.PublicIP != ext.Address {
+		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so choose its interface with -iface or leave -public-ip away",
+			ext.PublicIP, ext.Name, ext.Address)
+	}
+	routes, err := tunnel.OpenGateway(tunnel.GatewayConfig{Link: ext.Name, Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	return &gateway{log: o.Logger, ext: ext, routes: routes, loaded: make(chan struct{})}, nil
+}
+
+// mtu is the containers': nothing is put around their packets.
+func (g *gateway) mtu() int { return int(g.ext.MTU) }
+
+func (g *gateway) attrs(*lease.Lease) (lease.Attrs, error) {
+	return lease.Attrs{PublicIP: g.ext.PublicIP, BackendType: lease.TypeHostGW}, nil
+}
+
+func (g *gateway) start(lease.Lease) error {
+	checkForwarding(g.log)
+	return nil
+}
+
+// run keeps the routes until ctx ends. It calls ready when the first snapshot of
+// leases is in force.
+func (g *gateway) run(ctx context.Context, ready func() error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.routes.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-g.loaded:
+			return ready()
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return group.Wait()
+}
+
+// apply passes on what the watch reports.
+func (g *gateway) apply(u lease.Update) {
+	if err := g.routes.Apply(u); err != nil {
+		g.log.Warn("leases that are no peers were left out", "error", err)
+	}
+	if u.Reset {
+		g.log.Info("peers loaded", "count", g.routes.Peers())
+		g.once.Do(func() { close(g.loaded) })
+	}
+}
+
+// close leaves the routes, so that packets flow until the next run.
+func (g *gateway) close() {
+	if err := g.routes.Close(); err != nil {
+		g.log.Warn("close the gateway", "error", err)
+	}
+}
