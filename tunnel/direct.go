@@ -61,16 +61,28 @@ func openDirect() (int, error) {
 	return fd, nil
 }
 
+// maxDirectPieces bounds the parts of a batch: those that a Coalescer may give,
+// and a vnet and an Ethernet header each.
+const maxDirectPieces = 4 * txBatch
+
 // direct is a worker's packet socket and its part of a batch. What add is given
 // is borrowed until send.
+//
+// Small UDP datagrams, which a sender that doesn't know superpackets sends one
+// by one, are joined: it is packets that cost time, on this host, on the next,
+// and in a NIC that segments them itself.
 type direct struct {
-	fd      int
-	patient bool // this batch may still wait for room
-	count   int
-	frames  [txBatch]frame
-	vnets   [txBatch]vnetHeader
-	headers [txBatch]mmsghdr
-	iovs    [txBatch][2]unix.Iovec
+	fd        int
+	coalescer *encap.Coalescer // nil if the kernel takes no UDP superpackets
+	patient   bool             // this batch may still wait for room
+	count     int
+	pieces    int
+	frames    [txBatch]frame // messages
+	waiting   []frame        // in the coalescer
+	vnets     [txBatch]vnetHeader
+	headers   [txBatch]mmsghdr
+	iovs      [maxDirectPieces]unix.Iovec
+	whole     []byte // a message that is sent by VXLAN instead, in one piece
 }
 
 // frame is a packet on the direct route, and what it takes to send it by VXLAN
@@ -78,29 +90,65 @@ type direct struct {
 type frame struct {
 	peer    *entry
 	link    *link
-	room    []byte
+	room    []byte // the packet behind its headroom, or a message's first part
 	ecn     uint8
 	offload Offload
+	size    int // bytes of a message
 }
 
-func newDirect(fd int) *direct {
-	d := &direct{fd: fd}
-	for i := range d.headers {
-		d.iovs[i][0].Base = &d.vnets[i][0]
-		d.iovs[i][0].SetLen(vnetHeaderLen)
-		h := &d.headers[i].hdr
-		h.Iov = &d.iovs[i][0]
-		h.SetIovlen(2)
+func newDirect(fd int, joinUDP bool, mtu encap.InnerMTU) *direct {
+	d := &direct{fd: fd, waiting: make([]frame, 0, txBatch)}
+	if joinUDP {
+		d.coalescer = encap.NewCoalescer(mtu)
+		d.coalescer.SetTCP(false)
 	}
 	return d
 }
 
 // add puts a packet, which lies behind its headroom, into the batch. A batch of
-// the device has room.
+// the device has room. No flow is overtaken by its own packets: TCP never waits,
+// and nothing but UDP is let past what waits.
 func (d *direct) add(f frame) {
-	i := d.count
-	d.frames[i] = f
 	packet := f.room[headroom:]
+	kind := packet[9] // the protocol; a longer header's is in the same place
+	if packet[0]>>4 == 6 {
+		kind = packet[6]
+	}
+	switch {
+	case kind == encap.ProtoUDP && f.offload.GSO == encap.GSONone && d.coalescer != nil:
+		d.coalescer.Add(packet) // always has room for a batch
+		d.waiting = append(d.waiting, f)
+		return
+	case kind != encap.ProtoTCP:
+		d.settle()
+	}
+	d.message(f, packet, nil)
+}
+
+// settle makes messages of what waits in the coalescer, whose superpackets stand
+// in the order of their first packets.
+func (d *direct) settle() {
+	if len(d.waiting) == 0 {
+		return
+	}
+	next := 0
+	for i := range d.coalescer.Len() {
+		p := d.coalescer.Packet(i)
+		first := unsafe.SliceData(p.Parts[0])
+		for unsafe.SliceData(d.waiting[next].room[headroom:]) != first {
+			next++
+		}
+		f := d.waiting[next]
+		f.offload = p.Offload
+		d.message(f, p.Parts[0], p.Parts[1:])
+	}
+	d.coalescer.Reset()
+	d.waiting = d.waiting[:0]
+}
+
+// message appends a message: the packet of f, and more to follow it.
+func (d *direct) message(f frame, packet []byte, more [][]byte) {
+	i := d.count
 	header := &f.link.header4
 	if packet[0]>>4 == 6 {
 		header = &f.link.header6
@@ -108,11 +156,26 @@ func (d *direct) add(f frame) {
 	data := f.room[headroom-encap.EthernetHeaderLen:]
 	copy(data, header[:])
 	d.vnets[i].set(framed(f.offload, packet))
-	d.iovs[i][1].Base = unsafe.SliceData(data)
-	d.iovs[i][1].SetLen(len(data))
+	first := d.pieces
+	d.put(d.vnets[i][:])
+	d.put(data)
+	f.size = len(packet)
+	for _, part := range more {
+		d.put(part)
+		f.size += len(part)
+	}
+	d.frames[i] = f
 	h := &d.headers[i].hdr
 	h.Name, h.Namelen = &f.link.to[0], uint32(len(f.link.to))
+	h.Iov = &d.iovs[first]
+	h.SetIovlen(d.pieces - first)
 	d.count++
+}
+
+func (d *direct) put(b []byte) {
+	d.iovs[d.pieces].Base = unsafe.SliceData(b)
+	d.iovs[d.pieces].SetLen(len(b))
+	d.pieces++
 }
 
 // framed is a packet's offload once an Ethernet header stands before it. The
@@ -130,32 +193,46 @@ func framed(o Offload, packet []byte) Offload {
 }
 
 // send passes the batch to the kernel, in one call unless something is refused,
-// and forgets it. A frame that the link takes no more is handed to divert, and
-// so is all that follows on that link.
+// and forgets it. What a link takes no more is handed to divert, which is done
+// with the memory when it returns.
 func (d *direct) send(t *tally, divert func(*frame)) {
+	d.settle()
 	d.patient = true
 	for next := 0; next < d.count; {
 		n, err := mmsg(unix.SYS_SENDMMSG, d.fd, d.headers[next:d.count])
 		for i := range d.frames[next : next+n] {
-			f := &d.frames[next+i]
 			t.direct++
 			t.packets++
-			t.bytes += uint64(len(f.room) - headroom)
+			t.bytes += uint64(d.frames[next+i].size)
 		}
 		next += n
 		if err == nil || d.waited(err) {
 			continue
 		}
-		f := &d.frames[next]
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
-			t.drop(DropSend) // a full queue, on any path
-		} else {
-			f.peer.hop.refuse(f.link, err)
-			divert(f)
-		}
+		d.refused(next, err, t, divert)
 		next++
 	}
-	d.count = 0
+	d.count, d.pieces = 0, 0
+}
+
+// refused deals with message i, which the kernel didn't take. A full queue would
+// drop it on any path; any other reason is the link's.
+func (d *direct) refused(i int, err error, t *tally, divert func(*frame)) {
+	f := &d.frames[i]
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
+		t.drop(DropSend)
+		return
+	}
+	f.peer.hop.refuse(f.link, err)
+	pieces := unsafe.Slice(d.headers[i].hdr.Iov, d.headers[i].hdr.Iovlen)
+	if len(pieces) > 2 {
+		d.whole = append(d.whole[:0], f.room...)
+		for _, p := range pieces[2:] {
+			d.whole = append(d.whole, unsafe.Slice(p.Base, p.Len)...)
+		}
+		f.room = d.whole
+	}
+	divert(f)
 }
 
 // waited tells whether err was a full buffer that has room again.

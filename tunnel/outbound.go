@@ -102,12 +102,13 @@ func (o *outbound) drain() (load, error) {
 // forward puts one packet, which lies behind its headroom, where it is to go.
 // It stays in the arena until the batch is sent.
 func (o *outbound) forward(peers *table, room []byte, offload Offload) {
-	packet := room[headroom:]
-	dst, ecn, ok := destination(packet)
-	if !ok {
+	dst, ecn, n := destination(room[headroom:])
+	if n == 0 {
 		o.tally.drop(DropMalformedOut)
 		return
 	}
+	room = room[:headroom+n]
+	packet := room[headroom:]
 	peer := peers.lookup(dst)
 	if peer == nil {
 		o.refuse(packet, dst)
@@ -119,6 +120,12 @@ func (o *outbound) forward(peers *table, room []byte, offload Offload) {
 		return
 	}
 	o.encapsulate(&f)
+}
+
+// divert sends by VXLAN what a link refused, at once.
+func (o *outbound) divert(f *frame) {
+	o.encapsulate(f)
+	o.flush()
 }
 
 // encapsulate makes a packet datagrams to its peer.
@@ -136,15 +143,16 @@ func (o *outbound) encapsulate(f *frame) {
 	o.whole(s, f.peer, header, f.room, f.ecn, f.offload)
 }
 
-// destination is what an outgoing packet's path depends on.
-func destination(packet []byte) (dst netip.Addr, ecn uint8, ok bool) {
+// destination is what an outgoing packet's path depends on, and the packet's
+// length without what may follow it; 0 if it is none.
+func destination(packet []byte) (dst netip.Addr, ecn uint8, n int) {
 	if p, err := encap.ParseIPv4(packet); err == nil {
-		return p.Dst(), p.ECN(), true
+		return p.Dst(), p.ECN(), len(p)
 	}
 	if p, err := encap.ParseIPv6(packet); err == nil {
-		return p.Dst(), p.ECN(), true
+		return p.Dst(), p.ECN(), len(p)
 	}
-	return netip.Addr{}, 0, false
+	return netip.Addr{}, 0, 0
 }
 
 // whole makes one datagram of a packet, in place.
@@ -213,7 +221,7 @@ func (o *outbound) finish(packets int) {
 		return
 	}
 	if o.direct != nil {
-		o.direct.send(&o.tally, o.encapsulate)
+		o.direct.send(&o.tally, o.divert)
 	}
 	o.flush()
 	o.total.add(&o.total.tx, &o.tally)

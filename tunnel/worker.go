@@ -44,7 +44,7 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 	}
 	var d *direct
 	if u.direct != nil {
-		d = newDirect(u.direct[i])
+		d = newDirect(u.direct[i], dev.Offloads().Has(OffloadUDP), c.MTU)
 	}
 	w.out = newOutbound(q, t, senders, d, l, &w.total)
 	w.in = newInbound(c, q, dev.Offloads(), t, u.rx[i], newSender(u.tx[i][0], u.v6, false), l, &w.total)
