@@ -71,7 +71,7 @@ func checkRuns() (runs []selection) {
 	for _, t := range report.Targets {
 		// One underlay of those that would do is enough.
 		underlays := t.Underlays
-		if t.To != system.Kernel {
+		if t.To != system.Kernel && slices.Contains(underlays, lab.NIC.String()) {
 			underlays = []string{lab.NIC.String()}
 		}
 		runs = append(runs, selection{patterns{t.System, t.To}, underlays, patterns{t.Scenario}})

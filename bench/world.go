@@ -67,7 +67,7 @@ func pair(n int) []lab.HostSpec {
 }
 
 // add gives the system its hosts and waits until their containers reach each
-// other.
+// other, in the way that the system promises.
 func (w *world) add(ctx context.Context, s system.System) error {
 	site, err := w.site(ctx, s)
 	if err != nil {
@@ -81,7 +81,7 @@ func (w *world) add(ctx context.Context, s system.System) error {
 	if _, err := cluster.Mesh(limited, site.Hosts(), mtu(s)); err != nil {
 		return errors.Join(err, site.Check())
 	}
-	return nil
+	return site.Settle(limited)
 }
 
 // close removes everything.
@@ -144,6 +144,9 @@ func (w *world) run(ctx context.Context, st step, d time.Duration) (scenario.Sam
 	site := w.sites[st.system.Name]
 	limited, cancel := context.WithTimeout(ctx, d+readiness)
 	defer cancel()
+	if err := site.Settle(limited); err != nil {
+		return nil, err
+	}
 	sample, err := st.scenario.Run(limited, scenario.Path{
 		Client: site.A.Container, Server: site.B.Container, PIDs: site.PIDs(),
 	}, d)

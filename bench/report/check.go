@@ -21,11 +21,12 @@ type Target struct {
 }
 
 var (
+	veth  = []string{"veth"}
 	usual = []string{"veth", "nic"}
 	every = []string{"veth", "nic", "nic-plain"}
 )
 
-// Targets is what the project promises. The round trip has 5 % of noise.
+// Targets is what the project promises. What should be equal has 5 % of noise.
 var Targets = []Target{
 	{"TCP 1 stream, to kernel VXLAN", []string{"nic"}, "tcp1", scenario.Rate, "uvxlan", "kernel", 1.2},
 	{"TCP 1 stream, to kernel VXLAN", []string{"veth"}, "tcp1", scenario.Rate, "uvxlan", "kernel", 0.65},
@@ -36,6 +37,12 @@ var Targets = []Target{
 	{"TCP 1 stream, to wireguard-go", every, "tcp1", scenario.Rate, "uvxlan", "wireguard-go", 3},
 	{"TCP 1 stream, to a packet at a time", every, "tcp1", scenario.Rate, "uvxlan", "uvxlan-off", 8},
 	{"TCP from kernel VXLAN to uvxlan, to kernel-kernel", []string{"nic"}, "tcp1", scenario.Rate, "kernel-to-uvxlan", "kernel", 0.9},
+	{"TCP 1 stream, direct, to kernel host-gw", veth, "tcp1", scenario.Rate, "uvxlan-direct", "host-gw", 0.6},
+	{"TCP 1 stream, direct, to VXLAN", veth, "tcp1", scenario.Rate, "uvxlan-direct", "uvxlan", 1.05},
+	{"TCP 4 streams, direct, to VXLAN", veth, "tcp4", scenario.Rate, "uvxlan-direct", "uvxlan", 1.4},
+	{"UDP 64 B received, direct, to VXLAN", veth, "udp64", scenario.Received, "uvxlan-direct", "uvxlan", 1},
+	{"TCP 1 stream, DirectMode route, to kernel host-gw", veth, "tcp1", scenario.Rate, "uvxlan-route", "host-gw", 0.95},
+	{"TCP 1 stream, uvxlan's host-gw, to kernel host-gw", veth, "tcp1", scenario.Rate, "uvxlan-host-gw", "host-gw", 0.95},
 	{"RTT p50 idle, to a packet at a time", every, "rtt", scenario.P50, "uvxlan", "uvxlan-off", 1.05},
 }
 

@@ -1,10 +1,14 @@
 package system
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
+
+	"uvxlan/bench/cluster"
 )
 
 // Daemon is one build of uvxland.
@@ -15,7 +19,8 @@ type Daemon struct {
 	// Version is what the build says of itself.
 	Version string
 
-	help string
+	help   string
+	direct bool // it has direct routes
 }
 
 // FindDaemon asks the executable what it is and what it can do.
@@ -32,7 +37,15 @@ func FindDaemon(ctx context.Context, label, path string) (Daemon, error) {
 	if err != nil {
 		return Daemon{}, fmt.Errorf("ask %s for its version: %w", found, err)
 	}
-	return Daemon{Label: label, Path: found, Version: strings.TrimSpace(string(version)), help: string(help)}, nil
+	// No flag tells of direct routes. The words that they are waited for by do.
+	text, err := os.ReadFile(found)
+	if err != nil {
+		return Daemon{}, fmt.Errorf("look for direct routes in %s: %w", found, err)
+	}
+	return Daemon{
+		Label: label, Path: found, Version: strings.TrimSpace(string(version)),
+		help: string(help), direct: bytes.Contains(text, []byte(cluster.DirectNow)),
+	}, nil
 }
 
 // has reports whether the build knows the flag.

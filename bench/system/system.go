@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"uvxlan/bench/lab"
 )
@@ -84,8 +85,9 @@ type Site struct {
 	// Dir is the site's own folder, for state and logs.
 	Dir string
 
-	processes []process
-	ends      []func() error
+	processes  []process
+	conditions []func() error
+	ends       []func() error
 }
 
 type process struct {
@@ -127,6 +129,27 @@ func (s *Site) watch(cmd *lab.Cmd, log string) {
 	s.processes = append(s.processes, process{cmd, log})
 }
 
+// require makes Settle wait, and Check ask, for what a system promises of the way
+// that packets take. holds returns nil, or what isn't so.
+func (s *Site) require(holds func() error) { s.conditions = append(s.conditions, holds) }
+
+// Settle waits until packets travel as the system promises.
+func (s *Site) Settle(ctx context.Context) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := s.settled()
+		if ended := s.alive(); err == nil || ended != nil {
+			return errors.Join(ended, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // atEnd makes Close call f, for what a system leaves outside of the lab.
 func (s *Site) atEnd(f func() error) { s.ends = append(s.ends, f) }
 
@@ -149,8 +172,11 @@ func (s *Site) PIDs() []int {
 	return pids
 }
 
-// Check returns an error if a process of the data path has ended.
-func (s *Site) Check() error {
+// Check returns an error if a process of the data path has ended, or if packets
+// don't travel as the system promises.
+func (s *Site) Check() error { return errors.Join(s.alive(), s.settled()) }
+
+func (s *Site) alive() error {
 	var errs []error
 	for _, p := range s.processes {
 		select {
@@ -158,6 +184,14 @@ func (s *Site) Check() error {
 			errs = append(errs, fmt.Errorf("%s ended: %s", filepath.Base(p.Path), lastWords(p.log)))
 		default:
 		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Site) settled() error {
+	var errs []error
+	for _, holds := range s.conditions {
+		errs = append(errs, holds())
 	}
 	return errors.Join(errs...)
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func TestAll(t *testing.T) {
-	builds := []Daemon{{Label: "new", help: "  -offload value\n"}, {Label: "old", Path: "/old"}}
+	builds := []Daemon{{Label: "new", help: "  -offload value\n", direct: true}, {Label: "old", Path: "/old"}}
 	var names []string
 	for _, s := range All(t.Context(), Env{Daemons: builds}) {
 		names = append(names, s.Name)
@@ -16,18 +16,19 @@ func TestAll(t *testing.T) {
 			t.Errorf("%s is incomplete", s.Name)
 		}
 		switch s.Name {
-		case "uvxlan:new", "uvxlan:old", "uvxlan-off:new", Kernel:
+		case "uvxlan:new", "uvxlan:old", "uvxlan-off:new", "uvxlan-direct:new", Kernel:
 			if s.Missing != "" {
 				t.Errorf("%s is missing: %s", s.Name, s.Missing)
 			}
-		case "uvxlan-off:old", "uvxlan-water:new":
+		case "uvxlan-off:old", "uvxlan-water:new", "uvxlan-direct:old", "uvxlan-route:old", "uvxlan-host-gw:old":
 			if s.Missing == "" {
 				t.Errorf("%s isn't missing", s.Name)
 			}
 		}
 	}
 	want := []string{
-		"uvxlan:new", "uvxlan:old", "uvxlan-off:new", "uvxlan-off:old", "uvxlan-wireguard:new", "uvxlan-wireguard:old",
+		"uvxlan:new", "uvxlan:old", "uvxlan-direct:new", "uvxlan-direct:old", "uvxlan-route:new", "uvxlan-route:old",
+		"uvxlan-host-gw:new", "uvxlan-host-gw:old", "uvxlan-off:new", "uvxlan-off:old", "uvxlan-wireguard:new", "uvxlan-wireguard:old",
 		"uvxlan-water:new", "uvxlan-water:old", "kernel", "host-gw", "kernel-to-uvxlan:new", "uvxlan-to-kernel:new",
 		"kernel-to-uvxlan:old", "uvxlan-to-kernel:old", "flannel-udp", "flannel-vxlan", "wireguard-go",
 	}

@@ -13,56 +13,92 @@ import (
 // readiness bounds how long a system may take to start.
 const readiness = 20 * time.Second
 
-const vxlanConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`
+// The networks that uvxland may be told to make.
+const (
+	vxlanConfig  = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`
+	socketConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN","Directrouting":true}}`
+	routeConfig  = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN","Directrouting":true,"DirectMode":"route"}}`
+	hostGWConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"host-gw"}}`
+)
 
-// variants are the ways to run uvxland.
-var variants = []struct {
+// variant is one way to run uvxland.
+type variant struct {
 	name, about string
+	config      string
 	needs       string // flag
 	args        []string
-}{
-	{"uvxlan", "uvxland, all traffic by VXLAN", "", nil},
-	{"uvxlan-off", "uvxland, a packet at a time (-offload=off)", "offload", []string{"-offload=off"}},
-	{"uvxlan-wireguard", "uvxland on wireguard-go's tun", "device-driver", []string{"-device-driver=wireguard"}},
-	{"uvxlan-water", "uvxland on songgao/water", "device-driver", []string{"-device-driver=water"}},
+}
+
+var variants = []variant{
+	{"uvxlan", "uvxland, all traffic by VXLAN", vxlanConfig, "", nil},
+	{"uvxlan-direct", "uvxland, the other host on-link: by its raw socket, nothing encapsulated", socketConfig, "", nil},
+	{"uvxlan-route", "uvxland, the other host on-link: by kernel routes (DirectMode route)", routeConfig, "", nil},
+	{"uvxlan-host-gw", "uvxland, backend host-gw: kernel routes and no device", hostGWConfig, "", nil},
+	{"uvxlan-off", "uvxland, a packet at a time (-offload=off)", vxlanConfig, "offload", []string{"-offload=off"}},
+	{"uvxlan-wireguard", "uvxland on wireguard-go's tun", vxlanConfig, "device-driver", []string{"-device-driver=wireguard"}},
+	{"uvxlan-water", "uvxland on songgao/water", vxlanConfig, "device-driver", []string{"-device-driver=water"}},
 }
 
 func init() {
 	register(func(_ context.Context, e Env) (all []System) {
 		for _, v := range variants {
 			for _, d := range e.Daemons {
-				s := System{Name: d.Name(v.name), About: v.about, rank: ours, Start: func(ctx context.Context, s *Site) error {
-					return startUvxlan(ctx, s, d, s.Hosts(), v.args...)
-				}}
-				if v.needs != "" && !d.has(v.needs) {
-					s.Missing = fmt.Sprintf("%s has no flag -%s", d.Path, v.needs)
-				}
-				all = append(all, s)
+				all = append(all, System{
+					Name: d.Name(v.name), About: v.about, Missing: v.missing(d), rank: ours,
+					Start: func(ctx context.Context, s *Site) error { return v.start(ctx, s, d) },
+				})
 			}
 		}
 		return all
 	})
 }
 
+// direct reports whether the hosts reach each other without VXLAN.
+func (v variant) direct() bool { return v.config != vxlanConfig }
+
+// missing says what the build lacks; empty if nothing.
+func (v variant) missing(d Daemon) string {
+	switch {
+	case v.needs != "" && !d.has(v.needs):
+		return fmt.Sprintf("%s has no flag -%s", d.Path, v.needs)
+	case v.direct() && !d.direct:
+		return d.Path + " has no direct routes"
+	}
+	return ""
+}
+
+func (v variant) start(ctx context.Context, s *Site, d Daemon) error {
+	daemons, err := startUvxlan(ctx, s, d, v.config, s.Hosts(), v.args...)
+	if err != nil || !v.direct() {
+		return err
+	}
+	for _, from := range daemons {
+		s.require(func() error { return from.Direct(s.other(from.Host)) })
+	}
+	return nil
+}
+
 // startUvxlan runs the daemon on some hosts of the site.
-func startUvxlan(ctx context.Context, s *Site, d Daemon, on []*lab.Host, args ...string) error {
+func startUvxlan(ctx context.Context, s *Site, d Daemon, config string, on []*lab.Host, args ...string) ([]*cluster.Daemon, error) {
 	c := s.cluster(d, args...)
 	limited, cancel := context.WithTimeout(ctx, readiness)
 	defer cancel()
-	if err := c.SetConfig(limited, vxlanConfig); err != nil {
-		return err
+	if err := c.SetConfig(limited, config); err != nil {
+		return nil, err
 	}
+	var daemons []*cluster.Daemon
 	for _, h := range on {
 		daemon, err := c.Start(ctx, h)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		s.watch(daemon.Cmd, daemon.LogFile())
 		if err := daemon.Ready(limited); err != nil {
-			return err
+			return nil, err
 		}
+		daemons = append(daemons, daemon)
 	}
-	return nil
+	return daemons, nil
 }
 
 func (s *Site) cluster(d Daemon, args ...string) *cluster.Cluster {
