@@ -10,8 +10,8 @@ import (
 
 // Defaults of [UnderlayConfig].
 const (
-	// DefaultSourcePorts is the number of outer source ports a worker sends from.
-	DefaultSourcePorts = 8
+	// DefaultSourcePorts is the number of outer source ports.
+	DefaultSourcePorts = 16
 	// socketBuffer is asked of the kernel for each receiving and sending
 	// socket, in bytes: some milliseconds at the rates a worker reaches.
 	socketBuffer = 8 << 20
@@ -31,8 +31,9 @@ type UnderlayConfig struct {
 	Port uint16
 	// Workers is the number of receiving sockets, and so of workers; at least 1.
 	Workers int
-	// SourcePorts is the number of sending sockets a worker has, each on a port
-	// of its own of the kernel's local range; 0 means DefaultSourcePorts.
+	// SourcePorts is the number of sending sockets a worker has, each on another
+	// port of the kernel's local range, the same for all workers; 0 means
+	// DefaultSourcePorts.
 	SourcePorts int
 	// Offloads are those wanted of the sockets, OffloadGSO and OffloadGRO; what
 	// the kernel refuses is left out.
@@ -88,18 +89,51 @@ func (u *Underlay) open(c UnderlayConfig) error {
 	if u.offloads.Has(OffloadGSO) && !segmentationWorks(probeSegmentation) {
 		u.offloads &^= OffloadGSO
 	}
-	for range c.Workers {
-		var pool []int
-		for range c.SourcePorts {
-			fd, err := u.sender(netip.AddrPortFrom(c.Address, 0))
-			if err != nil {
-				return errors.Join(err, closeAll(pool))
-			}
-			pool = append(pool, fd)
-		}
-		u.tx = append(u.tx, pool)
+	if err := u.openSenders(c); err != nil {
+		return err
 	}
 	return u.openDirect(c)
+}
+
+// openSenders opens each worker's pool. The workers' pools have the same ports:
+// a flow keeps its outer addresses and ports whichever worker sends it. Else the
+// two ends could chase each other, since the kernel gives a flow to the queue
+// that its answers were written to, and the port it then leaves by decides which
+// worker of the peer writes and answers.
+func (u *Underlay) openSenders(c UnderlayConfig) error {
+	u.tx = make([][]int, c.Workers)
+	for range c.SourcePorts {
+		local := netip.AddrPortFrom(c.Address, 0)
+		for i := range u.tx {
+			fd, err := u.sender(local, i > 0)
+			if err != nil {
+				return err
+			}
+			u.tx[i] = append(u.tx[i], fd)
+			if i == 0 && c.Workers > 1 {
+				if local, err = share(fd); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// share lets others bind to the port of a socket and returns its address. The
+// port must be chosen before, or the kernel may choose one that is shared.
+func share(fd int) (netip.AddrPort, error) {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("set SO_REUSEPORT: %w", err)
+	}
+	name, err := unix.Getsockname(fd)
+	switch a := name.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), nil
+	}
+	return netip.AddrPort{}, fmt.Errorf("read a socket's address: %w", err)
 }
 
 func (u *Underlay) openDirect(c UnderlayConfig) (err error) {
@@ -202,7 +236,7 @@ func (u *Underlay) receiver(local netip.AddrPort) (int, error) {
 // sender opens a socket that only sends: what anybody sends to its port is
 // dropped by a filter rather than kept in a buffer that nobody reads. DF stays
 // unset and the TTL is 64, as kernel VXLAN has them.
-func (u *Underlay) sender(local netip.AddrPort) (int, error) {
+func (u *Underlay) sender(local netip.AddrPort, shared bool) (int, error) {
 	opts := []sockopt{
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
 		{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 64},
@@ -212,6 +246,9 @@ func (u *Underlay) sender(local netip.AddrPort) (int, error) {
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
 			{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 64},
 		}
+	}
+	if shared {
+		opts = append(opts, sockopt{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
 	}
 	fd, err := newSocket(u.v6, local, opts)
 	if err != nil {
