@@ -57,7 +57,7 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 // meanwhile makes the next batch larger. A thread that doesn't sleep is also
 // seldom moved to another CPU, where it would overtake its own packets that are
 // still queued on the one before.
-const linger = 20 * time.Microsecond
+const linger = 60 * time.Microsecond
 
 // run drains both ends until neither has had anything for a while, then sleeps
 // until one has. It returns after halt, or with what made the device or socket
