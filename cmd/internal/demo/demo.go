@@ -21,7 +21,8 @@ import (
 const DefaultDuration = 5 * time.Second
 
 const (
-	config = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`
+	vxlanConfig  = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`
+	hybridConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN","Directrouting":true}}`
 	// keptDir holds what the daemons of a kept lab need.
 	keptDir = "/run/uvxlan-demo"
 	// patience bounds what should take a moment.
@@ -39,6 +40,8 @@ type Options struct {
 	Binary string
 	// Keep leaves the hosts up.
 	Keep bool
+	// Direct lets kb21 and kb22, which share a network, send without VXLAN.
+	Direct bool
 	// Duration is that of each iperf3 run.
 	Duration time.Duration
 	// Out gets the story.
@@ -139,7 +142,7 @@ func (d *demo) directory() (string, error) {
 // show is the story itself, once the hosts are there.
 func (d *demo) show(ctx context.Context) error {
 	for _, act := range []func(context.Context) error{
-		d.startDaemons, d.showConfig, d.showLeases, d.showDevices, d.pings, d.rate, d.summary,
+		d.startDaemons, d.showConfig, d.showLeases, d.showDevices, d.pings, d.awaitDirect, d.rate, d.summary,
 	} {
 		if err := act(ctx); err != nil {
 			return err
@@ -160,7 +163,7 @@ func (d *demo) startDaemons(ctx context.Context) error {
 		}
 		d.daemons = append(d.daemons, daemon)
 		if h == d.cluster.Etcd {
-			if err := d.cluster.SetConfig(limited, config); err != nil {
+			if err := d.cluster.SetConfig(limited, d.config()); err != nil {
 				return err
 			}
 		}
@@ -170,6 +173,13 @@ func (d *demo) startDaemons(ctx context.Context) error {
 		d.say.done("")
 	}
 	return nil
+}
+
+func (d *demo) config() string {
+	if d.Direct {
+		return hybridConfig
+	}
+	return vxlanConfig
 }
 
 func (d *demo) with(h *lab.Host) string {
@@ -196,11 +206,50 @@ func (d *demo) pings(ctx context.Context) error {
 	return nil
 }
 
+// awaitDirect waits until hosts of one network reach each other without VXLAN,
+// then measures the round trips on the paths that packets take from now on.
+func (d *demo) awaitDirect(ctx context.Context) error {
+	if !d.Direct {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	d.say.step("kb21 and kb22, on one network, do without VXLAN")
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := errors.Join(d.daemons[0].Direct(d.daemons[1].Host), d.daemons[1].Direct(d.daemons[0].Host))
+		if err == nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-limited.Done():
+			return err
+		}
+	}
+	var err error
+	if d.rtt, err = cluster.Mesh(limited, d.lab.Hosts(), fullSize); err == nil {
+		d.say.done("")
+	}
+	return err
+}
+
+// path names how packets travel between two hosts.
+func (d *demo) path(from, to *lab.Host) string {
+	for _, daemon := range d.daemons {
+		if daemon.Host == from && daemon.Direct(to) == nil {
+			return "directly"
+		}
+	}
+	return "by VXLAN"
+}
+
 func (d *demo) rate(ctx context.Context) error {
 	from := d.lab.Host("kb21")
 	for _, name := range []string{"kb22", "kb31"} {
 		to := d.lab.Host(name)
-		d.say.step(fmt.Sprintf("iperf3, one TCP stream, %s -> %s, %s", from.Name, to.Name, d.Duration))
+		d.say.step(fmt.Sprintf("iperf3, one TCP stream, %s -> %s %s, %s", from.Name, to.Name, d.path(from, to), d.Duration))
 		result, err := iperf.Test{
 			Server: to.Container.Node, Client: from.Container.Node, To: to.Container.Address, Duration: d.Duration,
 		}.Run(ctx)

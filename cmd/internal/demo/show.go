@@ -147,8 +147,8 @@ func (d *demo) summary(context.Context) error {
 	}
 	d.say.title("one TCP stream between containers")
 	for _, r := range d.rates {
-		d.say.line("%s (%s) -> %s (%s)  %s, %d retransmits", r.from.Container.Name, r.from.Container.Address,
-			r.to.Container.Name, r.to.Container.Address, gbits(r.BitsPerSecond), r.Retransmits)
+		d.say.line("%s (%s) -> %s (%s) %s  %s, %d retransmits", r.from.Container.Name, r.from.Container.Address,
+			r.to.Container.Name, r.to.Container.Address, d.path(r.from, r.to), gbits(r.BitsPerSecond), r.Retransmits)
 	}
 	fmt.Fprintln(d.Out)
 	return nil
