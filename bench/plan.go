@@ -55,13 +55,16 @@ var (
 	defaultRuns = []selection{
 		sel("uvxlan,kernel", "veth,nic", "*"),
 		sel("uvxlan,kernel", "nic-plain", "tcp1,tcp4,udp64"),
-		sel("host-gw", "veth", "tcp1,tcp4,udp64,rtt"),
+		sel("uvxlan-direct,host-gw", "veth", "tcp1,tcp4,udp64,rtt"),
+		sel("uvxlan-route,uvxlan-host-gw", "veth", "tcp1"),
 		sel("*", "nic", "tcp1,tcp4,udp64,rtt"),
 	}
 	quickRuns = []selection{
 		sel("uvxlan,kernel", "veth,nic", "tcp1,tcp4,udp64,rtt"),
 		sel("uvxlan,kernel", "nic-plain", "tcp1"),
-		sel("uvxlan-off,host-gw,kernel-to-uvxlan,wireguard-go,flannel-udp", "nic", "tcp1,udp64"),
+		sel("uvxlan-direct", "veth", "tcp1,tcp4,udp64"),
+		sel("uvxlan-route,uvxlan-host-gw,host-gw", "veth", "tcp1"),
+		sel("uvxlan-off,kernel-to-uvxlan,wireguard-go,flannel-udp", "nic", "tcp1,udp64"),
 		sel("uvxlan-off", "nic", "rtt"),
 	}
 )

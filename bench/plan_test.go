@@ -3,7 +3,9 @@ package main
 import (
 	"slices"
 	"testing"
+	"time"
 
+	"uvxlan/bench/report"
 	"uvxlan/bench/scenario"
 	"uvxlan/bench/system"
 )
@@ -94,6 +96,50 @@ func TestPresetsExist(t *testing.T) {
 			if err := s.check(systems, scenarios); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+// Every target is measured, both sides of it in the same runs.
+func TestTargetsAreMeasured(t *testing.T) {
+	systems, scenarios := system.All(t.Context(), system.Env{Daemons: []system.Daemon{{}}}), scenario.All()
+	for name, runs := range map[string][]selection{"default": defaultRuns, "check": checkRuns()} {
+		steps := plan(selection{}, runs, systems, scenarios)
+		measured := func(underlay, scenario, system string) bool {
+			return slices.ContainsFunc(steps, func(s step) bool {
+				return s.underlay.String() == underlay && s.scenario.Name == scenario && s.system.Name == system
+			})
+		}
+		for _, target := range report.Targets {
+			if !slices.ContainsFunc(target.Underlays, func(u string) bool {
+				return measured(u, target.Scenario, target.System) && measured(u, target.Scenario, target.To)
+			}) {
+				t.Errorf("%s: nothing measures %s on %s", name, target.What, target.Underlays)
+			}
+		}
+	}
+}
+
+// The usual runs take no longer than the README says, wherever every system runs.
+func TestUsualRunsKeepTheirTime(t *testing.T) {
+	const (
+		run    = 1030 * time.Millisecond // of a second, with the start of iperf3
+		around = 5 * time.Second         // to make and remove the hosts of an underlay
+	)
+	systems, scenarios := system.All(t.Context(), system.Env{Daemons: []system.Daemon{{}}}), scenario.All()
+	for _, c := range []struct {
+		args  []string
+		limit time.Duration
+	}{{nil, 10 * time.Minute}, {[]string{"-quick"}, 2 * time.Minute}} {
+		o, err := parse(c.args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps := plan(selection{}, o.preset(), systems, scenarios)
+		if took := time.Duration(len(steps)*o.repeat)*run + time.Duration(len(underlays))*around; took >= c.limit {
+			t.Errorf("%q takes %s, %d steps; want less than %s", c.args, took, len(steps), c.limit)
+		} else {
+			t.Logf("%q takes %s, %d steps", c.args, took, len(steps))
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package system
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,6 +45,30 @@ func TestHas(t *testing.T) {
 		if got := d.has(flag); got != want {
 			t.Errorf("has -%s: %t", flag, got)
 		}
+	}
+}
+
+// Settle waits for what a system requires, and Check asks for it later.
+func TestSettle(t *testing.T) {
+	var s Site
+	wrong, asked := errors.New("by VXLAN"), 0
+	s.require(func() error { return nil })
+	s.require(func() error {
+		if asked++; asked == 3 {
+			return nil
+		}
+		return wrong
+	})
+	if err := s.Settle(t.Context()); err != nil || asked != 3 {
+		t.Errorf("settled after %d questions: %v", asked, err)
+	}
+	if err := s.Check(); !errors.Is(err, wrong) {
+		t.Errorf("check: %v, want %v", err, wrong)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Settle(ended); !errors.Is(err, wrong) {
+		t.Errorf("settle: %v, want %v", err, wrong)
 	}
 }
 
