@@ -37,6 +37,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
+	restoreSysctls(o)
 	ext, err := extiface.Choose(o.Interface)
 	if err != nil {
 		return err

@@ -247,12 +247,10 @@ func (v *overlay) close() {
 		err = errors.Join(err, v.router.Close())
 		v.log.Info("router stopped", "sent", s.TxPackets, "received", s.RxPackets, "dropped", s.Dropped())
 	}
-	if v.filter != nil {
-		err = errors.Join(err, v.filter.Restore())
-	}
 	if err != nil {
 		v.log.Warn("close the overlay", "error", err)
 	}
+	restoreSysctls(v.opts)
 }
 
 // closeOpened closes what no router owns.

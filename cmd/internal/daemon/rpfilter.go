@@ -38,6 +38,18 @@ func loosenReversePath(stateDir, iface string) (*hoststate.Sysctl, error) {
 	return &change, os.WriteFile(filepath.Join("/proc/sys/net", own), []byte(rpLoose), 0)
 }
 
+// restoreSysctls undoes what a daemon changed and didn't restore: this one when
+// it ends, or an earlier one that was killed.
+func restoreSysctls(o Options) {
+	restored, err := hoststate.RestoreSysctls(o.StateDir)
+	for _, c := range restored {
+		o.Logger.Info("restored", "sysctl", c.Path, "value", c.Before)
+	}
+	if err != nil {
+		o.Logger.Warn("what was changed on the host is not restored", "error", err)
+	}
+}
+
 // readSysctl returns a variable's value, "" if this kernel has none of the name.
 func readSysctl(path string) (string, error) {
 	text, err := os.ReadFile(filepath.Join("/proc/sys/net", path))

@@ -93,6 +93,36 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// What can't be restored stays in the manifest, and what went with its
+// interface doesn't.
+func TestRestoreSysctls(t *testing.T) {
+	dir := t.TempDir()
+	if restored, err := RestoreSysctls(dir); err != nil || len(restored) > 0 || len(entries(t, dir)) > 0 {
+		t.Errorf("without a manifest: %v, %v", restored, err)
+	}
+	impossible := Sysctl{"../kernel/hostname", "0", "1"}
+	state := State{Device: "flannel.1", Sysctls: []Sysctl{{"ipv4/conf/no-such-device/rp_filter", "1", "2"}, impossible}}
+	if err := state.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if restored, err := RestoreSysctls(dir); err == nil || len(restored) > 0 {
+		t.Errorf("restored %v, %v", restored, err)
+	}
+	s, err := Load(dir)
+	if err != nil || s.Device != "flannel.1" || !slices.Equal(s.Sysctls, []Sysctl{impossible}) {
+		t.Errorf("the manifest became %+v, %v", s, err)
+	}
+}
+
+func entries(t *testing.T, dir string) []os.DirEntry {
+	t.Helper()
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 func TestSysctlPaths(t *testing.T) {
 	for path, wantErr := range map[string]bool{
 		"ipv4/conf/no-such-device/rp_filter": false,

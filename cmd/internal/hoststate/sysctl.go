@@ -37,6 +37,32 @@ func (s *State) Record(c Sysctl) {
 	}
 }
 
+// RestoreSysctls restores all that the manifest of the state directory has, and
+// takes them out of it, but for those that can't be restored. It returns those
+// that were still in force.
+func RestoreSysctls(dir string) ([]Sysctl, error) {
+	s, err := Load(dir)
+	if err != nil || len(s.Sysctls) == 0 {
+		return nil, err
+	}
+	var restored, kept []Sysctl
+	var errs []error
+	for _, c := range s.Sysctls {
+		inForce, err := c.InForce()
+		if err == nil && inForce {
+			err = c.Restore()
+		}
+		switch {
+		case err != nil:
+			errs, kept = append(errs, err), append(kept, c)
+		case inForce:
+			restored = append(restored, c)
+		}
+	}
+	s.Sysctls = kept
+	return restored, errors.Join(append(errs, s.Save(dir))...)
+}
+
 // InForce tells whether the variable still has the value that was set. One that
 // went, as those of an interface do, hasn't.
 func (c Sysctl) InForce() (bool, error) {
