@@ -37,6 +37,9 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
+	if _, err := hoststate.Load(o.StateDir); err != nil {
+		return err
+	}
 	restoreSysctls(o)
 	ext, err := extiface.Choose(o.Interface)
 	if err != nil {
