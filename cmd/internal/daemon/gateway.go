@@ -72,7 +72,9 @@ func (g *gateway) apply(u lease.Update) {
 	if u.Reset {
 		g.log.Info("peers loaded", "count", g.routes.Peers())
 		g.once.Do(func() { close(g.loaded) })
+		return
 	}
+	logChanges(g.log, u)
 }
 
 // close leaves the routes, so that packets flow until the next run.

@@ -231,12 +231,7 @@ func (v *overlay) apply(u lease.Update) {
 		v.once.Do(func() { close(v.loaded) })
 		return
 	}
-	for _, l := range u.Leases {
-		v.log.Info("peer", "subnet", l.Subnet, "public_ip", l.Attrs.PublicIP)
-	}
-	for _, l := range u.Deleted {
-		v.log.Info("peer gone", "subnet", l.Subnet)
-	}
+	logChanges(v.log, u)
 }
 
 // close removes the device, and with it its routes and addresses.
