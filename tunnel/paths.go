@@ -201,6 +201,9 @@ func (p *paths) updateLocked(members []member, gone []netip.Prefix) {
 			changes.remove = append(changes.remove, m.subnet)
 		}
 		changes.settle(h, m.subnet)
+		if h.known {
+			p.tellLocked(h, m.subnet, Path{})
+		}
 	}
 	p.watcher.Track(track.add, track.remove)
 	p.applyLocked(changes)
@@ -340,15 +343,20 @@ func (p *paths) turnLocked(h *hop, path Path) {
 	before := h.path
 	h.path = path
 	for subnet := range h.subnets {
-		switch {
-		case path.Direct:
-			p.log.Info("peer is direct now", "subnet", subnet, "public_ip", h.addr, "via", path.via())
-		case p.alone:
-			p.log.Error("peer can't be reached", "subnet", subnet, "public_ip", h.addr, "error", "not on-link: "+path.Reason)
-		case before.Direct:
-			p.log.Info("peer is back to vxlan", "subnet", subnet, "public_ip", h.addr, "reason", path.Reason)
-		default:
-			p.log.Debug("peer stays on vxlan", "subnet", subnet, "public_ip", h.addr, "reason", path.Reason)
-		}
+		p.tellLocked(h, subnet, before)
+	}
+}
+
+// tellLocked logs the way to a peer that had another one before.
+func (p *paths) tellLocked(h *hop, subnet netip.Prefix, before Path) {
+	switch {
+	case h.path.Direct:
+		p.log.Info("peer is direct now", "subnet", subnet, "public_ip", h.addr, "via", h.path.via())
+	case p.alone:
+		p.log.Error("peer can't be reached", "subnet", subnet, "public_ip", h.addr, "error", "not on-link: "+h.path.Reason)
+	case before.Direct:
+		p.log.Info("peer is back to vxlan", "subnet", subnet, "public_ip", h.addr, "reason", h.path.Reason)
+	default:
+		p.log.Debug("peer stays on vxlan", "subnet", subnet, "public_ip", h.addr, "reason", h.path.Reason)
 	}
 }
