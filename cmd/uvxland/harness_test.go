@@ -33,8 +33,9 @@ const (
 	etcdDir, etcdListen = "UVXLAN_TEST_ETCD_DIR", "UVXLAN_TEST_ETCD_LISTEN"
 )
 
-// daemonBinary is uvxland as users get it, built once.
-var daemonBinary string
+// daemonBinary and commandBinary are uvxland and uvxlan as users get them, built
+// once.
+var daemonBinary, commandBinary string
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(etcdDir); dir != "" {
@@ -50,12 +51,12 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // the temporary directory is emptied by the system too
-	daemonBinary = filepath.Join(dir, "uvxland")
+	daemonBinary, commandBinary = filepath.Join(dir, "uvxland"), filepath.Join(dir, "uvxlan")
 	if os.Geteuid() == 0 {
-		build := exec.Command("go", "build", "-o", daemonBinary, ".")
+		build := exec.Command("go", "build", "-o", dir, ".", "../uvxlan")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build uvxland: %v\n%s", err, out)
+			fmt.Fprintf(os.Stderr, "build uvxland and uvxlan: %v\n%s", err, out)
 			return 1
 		}
 	}

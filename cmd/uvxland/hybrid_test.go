@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,17 +27,26 @@ const (
 // as "direct now" or "back to vxlan".
 func awaitPath(t *testing.T, d *cluster.Daemon, to *lab.Host, what string, since time.Time) string {
 	t.Helper()
+	return awaitLine(t, d, since, "subnet="+to.Subnet.String(), what)
+}
+
+// awaitLine waits until the daemon writes a line with all the words, not before
+// since, and returns it.
+func awaitLine(t *testing.T, d *cluster.Daemon, since time.Time, words ...string) string {
+	t.Helper()
+	missing := func(line string) bool {
+		return slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) })
+	}
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
 		for line := range strings.SplitSeq(logOf(t, d), "\n") {
-			if strings.Contains(line, "subnet="+to.Subnet.String()) && strings.Contains(line, what) &&
-				logTime(t, line).After(since.Add(-time.Millisecond)) {
+			if !missing(line) && logTime(t, line).After(since.Add(-time.Millisecond)) {
 				return line
 			}
 		}
 	}
-	t.Fatalf("%s never said %q of %s", d.Host.Name, what, to.Subnet)
+	t.Fatalf("%s never said %q", d.Host.Name, words)
 	return ""
 }
 

@@ -63,6 +63,17 @@ func TestIntegrationStartErrors(t *testing.T) {
 			want: []string{"uvxland runs (pid " + strconv.Itoa(os.Getpid()) + ")", "-state-dir"},
 		},
 		{
+			name:    "damaged record",
+			command: args,
+			prepare: func() error {
+				return errors.Join(os.WriteFile(hoststate.Path(stateDir), []byte("{"), 0o600), w.cluster.SetConfig(w.context(), hostGWConfig))
+			},
+			undo: func() error {
+				return errors.Join(os.Remove(hoststate.Path(stateDir)), w.cluster.SetConfig(w.context(), vxlanConfig))
+			},
+			want: []string{hoststate.Path(stateDir), "if it is damaged, remove it"},
+		},
+		{
 			name:    "no place for state",
 			command: append(slices.Clip(args), "-state-dir", "/proc/uvxlan"),
 			want:    []string{"/proc/uvxlan", "state directory", "-state-dir"},
@@ -111,6 +122,13 @@ func TestIntegrationStartErrors(t *testing.T) {
 			name:    "no such interface",
 			command: append(slices.Clip(args), "-iface", "eth9"),
 			want:    []string{"eth9", "eth0"},
+		},
+		{
+			name:    "host-gw behind a NAT",
+			command: append(slices.Clip(args), "-iface", "eth0", "-public-ip", "203.0.113.7"),
+			prepare: func() error { return w.cluster.SetConfig(w.context(), hostGWConfig) },
+			undo:    func() error { return w.cluster.SetConfig(w.context(), vxlanConfig) },
+			want:    []string{"host-gw", "203.0.113.7", "not on eth0", "192.168.14.21", "-iface", "-public-ip"},
 		},
 		{
 			name:    "foreign interface of the name",
