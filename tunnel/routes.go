@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 
 	"uvxlan/tunnel/kroute"
@@ -87,9 +88,7 @@ func (p *paths) reportLocked(err error) {
 			delete(p.failed, r.Subnet)
 		}
 	}
-	for subnet, words := range failed {
-		p.failed[subnet] = words
-	}
+	maps.Copy(p.failed, failed)
 }
 
 // parts are the errors that were joined to err.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"uvxlan/cmd/internal/extiface"
@@ -27,6 +28,10 @@ type backend interface {
 
 // openBackend opens whatever may fail before there is a lease.
 func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, error) {
+	if c.Network.Contains(ext.PublicIP) {
+		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
+			ext.PublicIP, c.Network)
+	}
 	if c.Backend.Type == lease.TypeHostGW {
 		return openGateway(o, ext)
 	}

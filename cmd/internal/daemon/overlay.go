@@ -50,10 +50,6 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 	if err := checkTUN(); err != nil {
 		return nil, err
 	}
-	if c.Network.Contains(ext.PublicIP) {
-		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
-			ext.PublicIP, c.Network)
-	}
 	v := &overlay{
 		log: o.Logger, config: c, ext: ext, opts: o,
 		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
