@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,7 @@ type direct struct {
 	pieces    int
 	frames    [txBatch]frame // messages
 	waiting   []frame        // in the coalescer
+	hops      []*hop         // of everything in the batch
 	vnets     [txBatch]vnetHeader
 	headers   [txBatch]mmsghdr
 	iovs      [maxDirectPieces]unix.Iovec
@@ -89,7 +91,7 @@ type direct struct {
 // instead.
 type frame struct {
 	peer    *entry
-	link    *link
+	link    *link  // nil: by VXLAN
 	room    []byte // the packet behind its headroom, or a message's first part
 	ecn     uint8
 	offload Offload
@@ -97,7 +99,7 @@ type frame struct {
 }
 
 func newDirect(fd int, joinUDP bool, mtu encap.InnerMTU) *direct {
-	d := &direct{fd: fd, waiting: make([]frame, 0, txBatch)}
+	d := &direct{fd: fd, waiting: make([]frame, 0, txBatch), hops: make([]*hop, 0, txBatch)}
 	if joinUDP {
 		d.coalescer = encap.NewCoalescer(mtu)
 		d.coalescer.SetTCP(false)
@@ -109,13 +111,14 @@ func newDirect(fd int, joinUDP bool, mtu encap.InnerMTU) *direct {
 // the device has room. No flow is overtaken by its own packets: TCP never waits,
 // and nothing but UDP is let past what waits.
 func (d *direct) add(f frame) {
+	d.hops = append(d.hops, f.peer.hop)
 	packet := f.room[headroom:]
-	kind := packet[9] // the protocol; a longer header's is in the same place
+	kind, transport := packet[9], int(packet[0]&15)*4
 	if packet[0]>>4 == 6 {
-		kind = packet[6]
+		kind, transport = packet[6], encap.IPv6HeaderLen
 	}
 	switch {
-	case kind == encap.ProtoUDP && f.offload.GSO == encap.GSONone && d.coalescer != nil:
+	case kind == encap.ProtoUDP && d.coalescer != nil && joinable(f.offload, transport):
 		d.coalescer.Add(packet) // always has room for a batch
 		d.waiting = append(d.waiting, f)
 		return
@@ -123,6 +126,15 @@ func (d *direct) add(f frame) {
 		d.settle()
 	}
 	d.message(f, packet, nil)
+}
+
+// holds tells whether packets to a host are in the batch.
+func (d *direct) holds(h *hop) bool { return slices.Contains(d.hops, h) }
+
+// joinable tells whether a Coalescer finds out by itself what is left undone of
+// a UDP packet. A checksum that lies deeper, in what a tunnel carries, it doesn't.
+func joinable(o Offload, transport int) bool {
+	return o.GSO == encap.GSONone && (!o.NeedsChecksum || int(o.ChecksumStart) == transport)
 }
 
 // settle makes messages of what waits in the coalescer, whose superpackets stand
@@ -194,36 +206,64 @@ func framed(o Offload, packet []byte) Offload {
 
 // send passes the batch to the kernel, in one call unless something is refused,
 // and forgets it. What a link takes no more is handed to divert, which is done
-// with the memory when it returns.
+// with the memory when it returns, and so is all that follows on that link.
 func (d *direct) send(t *tally, divert func(*frame)) {
 	d.settle()
 	d.patient = true
 	for next := 0; next < d.count; {
-		n, err := mmsg(unix.SYS_SENDMMSG, d.fd, d.headers[next:d.count])
+		if d.frames[next].link == nil {
+			d.divert(next, divert)
+			next++
+			continue
+		}
+		n, err := mmsg(unix.SYS_SENDMMSG, d.fd, d.headers[next:d.run(next)])
 		for i := range d.frames[next : next+n] {
 			t.direct++
 			t.packets++
 			t.bytes += uint64(d.frames[next+i].size)
 		}
 		next += n
-		if err == nil || d.waited(err) {
-			continue
+		switch {
+		case err == nil || d.waited(err):
+		case congested(err):
+			t.drop(DropSend)
+			next++
+		default:
+			d.refuse(next, err)
 		}
-		d.refused(next, err, t, divert)
-		next++
 	}
-	d.count, d.pieces = 0, 0
+	d.count, d.pieces, d.hops = 0, 0, d.hops[:0]
 }
 
-// refused deals with message i, which the kernel didn't take. A full queue would
-// drop it on any path; any other reason is the link's.
-func (d *direct) refused(i int, err error, t *tally, divert func(*frame)) {
-	f := &d.frames[i]
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
-		t.drop(DropSend)
-		return
+// run is where the messages end that can be sent in one call from i on.
+func (d *direct) run(i int) int {
+	for i < d.count && d.frames[i].link != nil {
+		i++
 	}
-	f.peer.hop.refuse(f.link, err)
+	return i
+}
+
+// congested tells whether err is what would drop the message on any path.
+// Any other error is the link's.
+func congested(err error) bool {
+	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// refuse takes the link of message i from its host, and from that message and
+// all that follow.
+func (d *direct) refuse(i int, err error) {
+	refused := d.frames[i].link
+	d.frames[i].peer.hop.refuse(refused, err)
+	for ; i < d.count; i++ {
+		if d.frames[i].link == refused {
+			d.frames[i].link = nil
+		}
+	}
+}
+
+// divert hands over message i in one piece.
+func (d *direct) divert(i int, divert func(*frame)) {
+	f := &d.frames[i]
 	pieces := unsafe.Slice(d.headers[i].hdr.Iov, d.headers[i].hdr.Iovlen)
 	if len(pieces) > 2 {
 		d.whole = append(d.whole[:0], f.room...)

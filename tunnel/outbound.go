@@ -119,6 +119,10 @@ func (o *outbound) forward(peers *table, room []byte, offload Offload) {
 		o.direct.add(f)
 		return
 	}
+	if o.direct != nil && o.direct.holds(peer.hop) {
+		// The path changed within the batch: what came first goes first.
+		o.direct.send(&o.tally, o.divert)
+	}
 	o.encapsulate(&f)
 }
 
