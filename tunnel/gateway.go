@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,16 +32,16 @@ func OpenGateway(c GatewayConfig) (*Gateway, error) {
 	if c.Link == "" {
 		return nil, errors.New("open gateway: the interface is missing")
 	}
-	p, err := openPaths(DirectRoute)
+	p, err := openPaths(DirectRoute, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("open gateway: %w", err)
 	}
-	p.log, p.only, p.alone = cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), c.Link, true
+	p.only, p.alone = c.Link, true
 	return &Gateway{paths: p}, nil
 }
 
-// Apply takes over what a watch of leases reports. A lease of another backend is
-// left out, and is named in the error.
+// Apply takes over what a watch of leases reports. A lease that can't be a peer,
+// such as one of another backend, is left out, and is named in the error.
 //
 // Routes to the peers are made once Run has found out that they are on-link, and
 // routes that an earlier run left stay in force until then.
@@ -54,13 +53,13 @@ func (g *Gateway) Apply(u lease.Update) error {
 		gone = append(gone, l.Subnet.Masked())
 	}
 	for _, l := range u.Leases {
-		if !strings.EqualFold(l.Attrs.BackendType, lease.TypeHostGW) {
-			errs = append(errs, fmt.Errorf("peer %s at %s: its backend is %q, not %q",
-				l.Subnet, l.Attrs.PublicIP, l.Attrs.BackendType, lease.TypeHostGW))
-			gone = append(gone, l.Subnet.Masked())
+		m, err := gatewayPeer(l)
+		if err != nil {
+			errs = append(errs, err)
+			gone = append(gone, m.subnet)
 			continue
 		}
-		peers = append(peers, member{l.Subnet.Masked(), l.Attrs.PublicIP})
+		peers = append(peers, m)
 	}
 	if u.Reset {
 		g.paths.replace(peers)
@@ -68,6 +67,20 @@ func (g *Gateway) Apply(u lease.Update) error {
 		g.paths.update(peers, gone)
 	}
 	return errors.Join(errs...)
+}
+
+// gatewayPeer reads a peer out of a lease; its subnet also with an error.
+func gatewayPeer(l lease.Lease) (member, error) {
+	m := member{l.Subnet.Masked(), l.Attrs.PublicIP}
+	switch {
+	case !strings.EqualFold(l.Attrs.BackendType, lease.TypeHostGW):
+		return m, fmt.Errorf("peer %s at %s: its backend is %q, not %q", l.Subnet, m.underlay, l.Attrs.BackendType, lease.TypeHostGW)
+	case !m.subnet.IsValid():
+		return m, fmt.Errorf("peer at %s: no subnet", m.underlay)
+	case !m.underlay.IsValid() || m.underlay.IsUnspecified() || m.underlay.IsMulticast():
+		return m, fmt.Errorf("peer %s: %s is no host's address", l.Subnet, m.underlay)
+	}
+	return m, nil
 }
 
 // Peers is how many peers there are.
@@ -78,17 +91,18 @@ func (g *Gateway) Peers() int {
 }
 
 // Path is how packets to the peer of a subnet travel at the moment: direct, or
-// not at all, with the reason.
+// not at all, with the reason; the zero Path if there is no such peer.
 func (g *Gateway) Path(subnet netip.Prefix) Path { return g.paths.path(subnet.Masked()) }
 
 // Run keeps the routes as the peers and the underlay want them until ctx ends or
-// Close is called, and then returns nil. Routes that somebody removes or alters
-// are put back. It returns early when the kernel can't be followed any longer.
-// Run is called once.
+// Close is called, and then returns nil; [ErrClosed] on a closed gateway. Routes
+// that somebody removes or alters are put back. It returns early, and leaves the
+// routes as they are, when the kernel can't be followed any longer. Run is called
+// once.
 func (g *Gateway) Run(ctx context.Context) error { return g.paths.run(ctx) }
 
 // Close ends Run and waits for it. The routes stay, so that packets flow while
-// the host's daemon is replaced.
+// the host's daemon is replaced. Further calls do nothing.
 func (g *Gateway) Close() error { return g.paths.close() }
 
 // Clear is Close, and removes the routes.

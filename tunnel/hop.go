@@ -3,6 +3,9 @@ package tunnel
 import (
 	"net/netip"
 	"sync/atomic"
+	"time"
+
+	"uvxlan/tunnel/nexthop"
 )
 
 // hop is the way to one host of the underlay, shared by all peers behind it.
@@ -17,8 +20,10 @@ type hop struct {
 	// guarded by the mutex of paths
 	subnets map[netip.Prefix]struct{}
 	known   bool // the underlay was looked at
-	index   int  // of the interface
+	next    nexthop.Hop
 	path    Path
+	retry   time.Time     // when a refused link is tried again; zero if none was
+	wait    time.Duration // before that
 }
 
 // refusal is why the kernel took no frame for a link.

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,13 @@ const (
 	DirectRoute
 )
 
+// How long a link that refused a frame isn't tried again; twice as long each time
+// until the underlay changes.
+const (
+	shortestRest = time.Second
+	longestRest  = time.Minute
+)
+
 // Path is how packets to a peer travel at a moment.
 type Path struct {
 	// Direct says that they go without VXLAN.
@@ -37,21 +45,28 @@ type Path struct {
 	// the MAC is the kernel's business and zero.
 	Link string
 	MAC  encap.MAC
+	// Unreachable says that there is none, since a [Gateway] has no VXLAN.
+	Unreachable bool
 	// Reason says why the path isn't direct.
 	Reason string
 	// Since is when the path became what it is.
 	Since time.Time
 }
 
-// String is "direct via eth0 02:…", or "vxlan: " and the reason.
+// String is "direct via eth0 02:…", or "vxlan: " or "unreachable: " and the
+// reason.
 func (p Path) String() string {
+	kind := "vxlan"
 	switch {
 	case p.Direct:
 		return "direct via " + p.via()
-	case p.Reason != "":
-		return "vxlan: " + p.Reason
+	case p.Unreachable:
+		kind = "unreachable"
 	}
-	return "vxlan"
+	if p.Reason == "" {
+		return kind
+	}
+	return kind + ": " + p.Reason
 }
 
 func (p Path) via() string {
@@ -87,18 +102,19 @@ type paths struct {
 	stale bool
 	// failed has the routes that the kernel was last heard to refuse, by words.
 	failed map[netip.Prefix]string
+	closed bool // routes stay as they are
 }
 
 // openPaths opens what follows the underlay in the calling thread's network
 // namespace. It starts nothing.
-func openPaths(mode DirectMode) (p *paths, err error) {
+func openPaths(mode DirectMode, log *slog.Logger) (p *paths, err error) {
 	p = &paths{
-		log:  slog.New(slog.DiscardHandler),
+		log:  cmp.Or(log, slog.New(slog.DiscardHandler)),
 		hops: map[netip.Addr]*hop{}, owners: map[netip.Prefix]netip.Addr{}, failed: map[netip.Prefix]string{},
 	}
-	c := nexthop.Config{Neighbours: mode == DirectSocket, InUse: p.inUse, Changed: p.changed}
+	c := nexthop.Config{Neighbours: mode == DirectSocket, InUse: p.inUse, Changed: p.changed, Logger: log}
 	if mode == DirectRoute {
-		if p.routes, err = kroute.Open(kroute.Config{Protocol: RouteProtocol}); err != nil {
+		if p.routes, err = kroute.Open(kroute.Config{Protocol: RouteProtocol, Logger: log}); err != nil {
 			return nil, err
 		}
 		c.Routes = p.restore
@@ -110,38 +126,69 @@ func openPaths(mode DirectMode) (p *paths, err error) {
 }
 
 // run follows the underlay until ctx ends or close is called. If it can't any
-// longer, everything takes VXLAN, which needs no watching.
+// longer, everything takes VXLAN, which needs no watching; where there is none,
+// the last paths stay.
 func (p *paths) run(ctx context.Context) error {
 	err := p.watcher.Run(ctx)
-	if err == nil {
-		return nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, h := range p.hops {
-		p.moveLocked(h, nexthop.Hop{Reason: "the underlay can't be followed"})
+	switch {
+	case errors.Is(err, nexthop.ErrClosed):
+		return ErrClosed
+	case err != nil && !p.alone:
+		p.giveUp()
 	}
 	return err
 }
 
-// close ends run; the routes that p made stay.
-func (p *paths) close() error {
-	if p == nil {
-		return nil
+// giveUp puts all hosts on VXLAN, and those that come later.
+func (p *paths) giveUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var turns []turn
+	for _, h := range p.hops {
+		turns = p.moveLocked(turns, h, nexthop.Hop{Reason: "the underlay can't be followed"})
 	}
-	return errors.Join(p.watcher.Close(), p.closeRoutes())
+	p.tellLocked(turns)
+	if p.routes == nil || p.closed {
+		return
+	}
+	p.stale = false
+	clear(p.failed)
+	p.reportLocked(p.routes.Replace(nil))
 }
 
+// close ends run; the routes that p made stay.
+func (p *paths) close() error { return p.end(false) }
+
 // clear ends run and removes the routes that p made.
-func (p *paths) clear() error {
+func (p *paths) clear() error { return p.end(true) }
+
+func (p *paths) end(removeRoutes bool) error {
 	if p == nil {
 		return nil
 	}
-	err := p.watcher.Close()
-	if p.routes != nil {
-		err = errors.Join(err, p.routes.Clear())
+	err := p.watcher.Close() // its goroutine may wait for the mutex
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return err
+	}
+	p.closed = true
+	if removeRoutes {
+		err = errors.Join(err, p.removeRoutesLocked())
 	}
 	return errors.Join(err, p.closeRoutes())
+}
+
+// removeRoutesLocked also removes an earlier run's routes if it is up to us
+// which of them stay.
+func (p *paths) removeRoutesLocked() error {
+	switch {
+	case p.routes == nil:
+		return nil
+	case p.stale:
+		return p.routes.Replace(nil)
+	}
+	return p.routes.Clear()
 }
 
 func (p *paths) closeRoutes() error {
@@ -185,58 +232,71 @@ func (p *paths) update(members []member, gone []netip.Prefix) {
 
 func (p *paths) updateLocked(members []member, gone []netip.Prefix) {
 	var changes routeChanges
-	var track tracking
+	var left []*hop
 	for _, subnet := range gone {
-		if p.leaveLocked(subnet, &track) {
+		if h := p.leaveLocked(subnet); h != nil {
+			left = append(left, h)
 			changes.remove = append(changes.remove, subnet)
 		}
 	}
+	var fresh []netip.Addr
+	var turns []turn
 	for _, m := range members {
+		m.underlay = m.underlay.Unmap() // as the watcher tells it
 		if p.owners[m.subnet] == m.underlay {
 			continue
 		}
-		moved := p.leaveLocked(m.subnet, &track)
-		h := p.joinLocked(m, &track)
-		if moved && !h.known {
+		before := p.leaveLocked(m.subnet)
+		if before != nil {
+			left = append(left, before)
+		}
+		h := p.hops[m.underlay]
+		if h == nil {
+			h = p.newHopLocked(m.underlay)
+			fresh = append(fresh, m.underlay)
+		}
+		h.subnets[m.subnet] = struct{}{}
+		p.owners[m.subnet] = m.underlay
+		if before != nil && !h.known {
 			changes.remove = append(changes.remove, m.subnet)
 		}
 		changes.settle(h, m.subnet)
 		if h.known {
-			p.tellLocked(h, m.subnet, Path{})
+			turns = append(turns, turn{hop: h, only: m.subnet})
 		}
 	}
-	p.watcher.Track(track.add, track.remove)
+	p.tellLocked(turns)
+	p.watcher.Track(fresh, p.dropLocked(left))
 	p.applyLocked(changes)
 }
 
-// tracking is what the watcher is to be told.
-type tracking struct{ add, remove []netip.Addr }
-
-func (p *paths) leaveLocked(subnet netip.Prefix, t *tracking) (left bool) {
-	addr, there := p.owners[subnet]
-	if !there {
-		return false
+// leaveLocked takes a subnet from its host and returns that, nil if it has none.
+func (p *paths) leaveLocked(subnet netip.Prefix) *hop {
+	h := p.hops[p.owners[subnet]]
+	if h == nil {
+		return nil
 	}
 	delete(p.owners, subnet)
-	h := p.hops[addr]
 	delete(h.subnets, subnet)
-	if len(h.subnets) == 0 {
-		delete(p.hops, addr)
-		t.remove = append(t.remove, addr)
-	}
-	return true
+	return h
 }
 
-func (p *paths) joinLocked(m member, t *tracking) *hop {
-	h := p.hops[m.underlay]
-	if h == nil {
-		h = &hop{addr: m.underlay, subnets: map[netip.Prefix]struct{}{}}
-		h.path = Path{Reason: "not looked at yet", Since: time.Now()}
-		p.hops[m.underlay] = h
-		t.add = append(t.add, m.underlay)
+// dropLocked forgets those of the hosts that no subnet is behind any more, and
+// returns their addresses.
+func (p *paths) dropLocked(hops []*hop) (gone []netip.Addr) {
+	for _, h := range hops {
+		if len(h.subnets) == 0 {
+			delete(p.hops, h.addr)
+			gone = append(gone, h.addr)
+		}
 	}
-	h.subnets[m.subnet] = struct{}{}
-	p.owners[m.subnet] = m.underlay
+	return gone
+}
+
+func (p *paths) newHopLocked(underlay netip.Addr) *hop {
+	h := &hop{addr: underlay, subnets: map[netip.Prefix]struct{}{}}
+	h.path = Path{Reason: "not looked at yet", Unreachable: p.alone, Since: time.Now()}
+	p.hops[underlay] = h
 	return h
 }
 
@@ -247,7 +307,7 @@ func (p *paths) hop(underlay netip.Addr) *hop {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.hops[underlay]
+	return p.hops[underlay.Unmap()]
 }
 
 // path is how packets to a peer travel.
@@ -258,11 +318,12 @@ func (p *paths) path(subnet netip.Prefix) Path {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := p.hops[p.owners[subnet]]
-	switch {
-	case h == nil:
+	if h == nil {
 		return Path{}
-	case p.failed[subnet] != "" && h.path.Direct:
-		return Path{Reason: p.failed[subnet], Since: h.path.Since}
+	}
+	p.noticeLocked(h)
+	if p.failed[subnet] != "" && h.path.Direct {
+		return Path{Reason: p.failed[subnet], Unreachable: p.alone, Since: h.path.Since}
 	}
 	return h.path
 }
@@ -276,10 +337,31 @@ func (p *paths) inUse(addr netip.Addr) bool {
 	if h == nil {
 		return false
 	}
-	if r := h.refusal.Swap(nil); r != nil && h.link.Load() == nil && h.path.Direct {
-		p.turnLocked(h, Path{Reason: fmt.Sprintf("%s takes no frames: %v", h.path.Link, r.err)})
-	}
+	p.noticeLocked(h)
+	p.retryLocked(h, time.Now())
 	return h.used.Swap(false)
+}
+
+// noticeLocked takes over that the kernel took no frames to a host.
+func (p *paths) noticeLocked(h *hop) {
+	if !h.path.Direct || h.link.Load() != nil {
+		return
+	}
+	if r := h.refusal.Swap(nil); r != nil {
+		h.wait = min(max(2*h.wait, shortestRest), longestRest)
+		h.retry = time.Now().Add(h.wait)
+		p.tellLocked(p.turnLocked(nil, h, Path{Reason: fmt.Sprintf("%s takes no frames: %v", h.path.Link, r.err)}))
+	}
+}
+
+// retryLocked puts a host back on a link that rested: the reason to refuse a
+// frame may have been the frame itself, or one that nobody tells has gone.
+func (p *paths) retryLocked(h *hop, now time.Time) {
+	if h.retry.IsZero() || now.Before(h.retry) {
+		return
+	}
+	h.retry = time.Time{}
+	p.tellLocked(p.settleLocked(nil, h))
 }
 
 // changed takes over what the watcher found out.
@@ -287,36 +369,42 @@ func (p *paths) changed(changes []nexthop.Change) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var routes routeChanges
+	var turns []turn
 	for _, c := range changes {
 		h := p.hops[c.Addr]
 		if h == nil {
 			continue
 		}
-		p.moveLocked(h, c.Hop)
+		turns = p.moveLocked(turns, h, c.Hop)
 		for subnet := range h.subnets {
 			routes.settle(h, subnet)
 		}
 	}
+	p.tellLocked(turns)
 	p.applyLocked(routes)
 	p.removeStaleLocked()
 }
 
-// moveLocked puts a host on the path that next allows.
-func (p *paths) moveLocked(h *hop, next nexthop.Hop) {
-	h.known = true
-	reason := p.objection(next)
+// moveLocked puts a host on the path that next allows, and adds that to turns if
+// it is another than before.
+func (p *paths) moveLocked(turns []turn, h *hop, next nexthop.Hop) []turn {
+	h.known, h.next = true, next
+	h.retry, h.wait = time.Time{}, 0
+	return p.settleLocked(turns, h)
+}
+
+func (p *paths) settleLocked(turns []turn, h *hop) []turn {
+	reason := p.objection(h.next)
+	h.refusal.Store(nil) // first, lest it be the next link's
 	if p.routes == nil && reason == "" {
-		h.link.Store(newLink(next.Index, next.Source, next.MAC))
+		h.link.Store(newLink(h.next.Index, h.next.Source, h.next.MAC))
 	} else {
 		h.link.Store(nil)
 	}
-	h.refusal.Store(nil)
-	h.index = next.Index
-	path := Path{Reason: reason}
-	if reason == "" {
-		path = Path{Direct: true, Link: next.Link, MAC: next.MAC}
+	if reason != "" {
+		return p.turnLocked(turns, h, Path{Reason: reason, Unreachable: p.alone})
 	}
-	p.turnLocked(h, path)
+	return p.turnLocked(turns, h, Path{Direct: true, Link: h.next.Link, MAC: h.next.MAC})
 }
 
 // objection is why a host can't be reached directly; empty if it can.
@@ -332,31 +420,4 @@ func (p *paths) objection(next nexthop.Hop) string {
 		return fmt.Sprintf("the MTU of %s is %d, below the overlay's %d", next.Link, next.MTU, p.mtu)
 	}
 	return ""
-}
-
-// turnLocked records a path and tells of it.
-func (p *paths) turnLocked(h *hop, path Path) {
-	if h.path.same(path) {
-		return
-	}
-	path.Since = time.Now()
-	before := h.path
-	h.path = path
-	for subnet := range h.subnets {
-		p.tellLocked(h, subnet, before)
-	}
-}
-
-// tellLocked logs the way to a peer that had another one before.
-func (p *paths) tellLocked(h *hop, subnet netip.Prefix, before Path) {
-	switch {
-	case h.path.Direct:
-		p.log.Info("peer is direct now", "subnet", subnet, "public_ip", h.addr, "via", h.path.via())
-	case p.alone:
-		p.log.Error("peer can't be reached", "subnet", subnet, "public_ip", h.addr, "error", "not on-link: "+h.path.Reason)
-	case before.Direct:
-		p.log.Info("peer is back to vxlan", "subnet", subnet, "public_ip", h.addr, "reason", h.path.Reason)
-	default:
-		p.log.Debug("peer stays on vxlan", "subnet", subnet, "public_ip", h.addr, "reason", h.path.Reason)
-	}
 }

@@ -14,8 +14,8 @@ import (
 	"uvxlan/lease"
 )
 
-// ErrClosed is what Run returns on a router that was closed before.
-var ErrClosed = errors.New("the router is closed")
+// ErrClosed is what Run returns on a router or gateway that was closed before.
+var ErrClosed = errors.New("closed before it ran")
 
 // Config is what a [Router] must know beside its device and sockets.
 type Config struct {
@@ -73,6 +73,7 @@ type Router struct {
 	log      *slog.Logger
 	device   Device
 	underlay *Underlay
+	paths    *paths // nil with DirectOff
 	peers    *peerTable
 	workers  []*worker
 
@@ -95,7 +96,7 @@ func New(dev Device, u *Underlay, c Config) (*Router, error) {
 		return nil, fmt.Errorf("configure router: %w", err)
 	}
 	r := &Router{
-		config: c, device: dev, underlay: u, peers: newPeerTable(),
+		config: c, device: dev, underlay: u, paths: u.paths, peers: newPeerTable(),
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 	}
 	if u.paths != nil {
@@ -126,7 +127,7 @@ func (r *Router) Run(ctx context.Context) error {
 	defer stopped()
 	failed := make(chan error, len(r.workers))
 	var wg sync.WaitGroup
-	if p := r.underlay.paths; p != nil {
+	if p := r.paths; p != nil {
 		ctx, cancel := context.WithCancel(ctx)
 		var following sync.WaitGroup
 		following.Go(func() { r.follow(ctx, p) })
@@ -246,7 +247,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
 	entries, _, err := r.entries(peers)
-	if p := r.underlay.paths; p != nil {
+	if p := r.paths; p != nil {
 		p.replace(members(entries))
 	}
 	r.attach(entries)
@@ -262,7 +263,10 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 	defer r.changing.Unlock()
 	entries, refused, err := r.entries(peers)
 	gone = slices.Concat(gone, refused)
-	if p := r.underlay.paths; p != nil {
+	for i, subnet := range gone {
+		gone[i] = subnet.Masked()
+	}
+	if p := r.paths; p != nil {
 		p.update(members(entries), gone)
 	}
 	r.attach(entries)
@@ -273,7 +277,7 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 // attach gives entries the ways to their hosts.
 func (r *Router) attach(entries []*entry) {
 	for _, e := range entries {
-		e.hop = r.underlay.paths.hop(e.Underlay)
+		e.hop = r.paths.hop(e.Underlay)
 	}
 }
 
@@ -310,7 +314,7 @@ func (r *Router) Peers() []Peer {
 
 // Path is how packets to the peer of a subnet travel at the moment, the zero
 // Path if there is no such peer.
-func (r *Router) Path(subnet netip.Prefix) Path { return r.underlay.paths.path(subnet.Masked()) }
+func (r *Router) Path(subnet netip.Prefix) Path { return r.paths.path(subnet.Masked()) }
 
 // Offloads are those in use: wanted of the device and the sockets, and granted.
 func (r *Router) Offloads() Offloads { return r.device.Offloads() | r.underlay.Offloads() }

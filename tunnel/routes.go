@@ -20,7 +20,7 @@ func (c *routeChanges) settle(h *hop, subnet netip.Prefix) {
 	switch {
 	case !h.known:
 	case h.path.Direct:
-		c.add = append(c.add, kroute.Route{Subnet: subnet, Via: h.addr, Link: h.index})
+		c.add = append(c.add, kroute.Route{Subnet: subnet, Via: h.addr, Link: h.next.Index})
 	default:
 		c.remove = append(c.remove, subnet)
 	}
@@ -28,7 +28,7 @@ func (c *routeChanges) settle(h *hop, subnet netip.Prefix) {
 
 // applyLocked puts changes in force.
 func (p *paths) applyLocked(c routeChanges) {
-	if p.routes == nil || len(c.add)+len(c.remove) == 0 {
+	if p.routes == nil || p.closed || len(c.add)+len(c.remove) == 0 {
 		return
 	}
 	for _, subnet := range c.remove {
@@ -40,7 +40,7 @@ func (p *paths) applyLocked(c routeChanges) {
 // removeStaleLocked removes routes that nobody wants any more, as soon as it is
 // known which are wanted: those of an earlier run carry packets until then.
 func (p *paths) removeStaleLocked() {
-	if !p.stale {
+	if !p.stale || p.closed {
 		return
 	}
 	var c routeChanges
@@ -60,6 +60,9 @@ func (p *paths) removeStaleLocked() {
 func (p *paths) restore() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
 	n, err := p.routes.Restore()
 	if n > 0 {
 		p.log.Info("routes put back", "count", n)
@@ -71,24 +74,36 @@ func (p *paths) restore() {
 // can again.
 func (p *paths) reportLocked(err error) {
 	failed := map[netip.Prefix]string{}
+	var fresh []*kroute.Error
 	for _, err := range parts(err) {
 		route, ok := errors.AsType[*kroute.Error](err)
 		if !ok {
 			p.log.Error("set routes", "error", err)
 			continue
 		}
-		failed[route.Route.Subnet] = route.Reason.Error()
-		if p.failed[route.Route.Subnet] != route.Reason.Error() {
-			p.log.Warn("no route to peer", "subnet", route.Route.Subnet, "public_ip", route.Route.Via, "error", route.Reason)
+		words := route.Reason.Error()
+		failed[route.Route.Subnet] = words
+		if p.failed[route.Route.Subnet] != words {
+			fresh = append(fresh, route)
 		}
+	}
+	healed := p.healedLocked(failed)
+	maps.Copy(p.failed, failed)
+	p.tellRoutes(fresh, healed)
+}
+
+// healedLocked forgets failures of routes that are there now, and returns those.
+func (p *paths) healedLocked(failed map[netip.Prefix]string) (healed []kroute.Route) {
+	if len(p.failed) == 0 {
+		return nil
 	}
 	for _, r := range p.routes.Routes() {
-		if _, was := p.failed[r.Subnet]; was && failed[r.Subnet] == "" {
-			p.log.Info("route to peer is there now", "subnet", r.Subnet, "public_ip", r.Via)
+		if p.failed[r.Subnet] != "" && failed[r.Subnet] == "" {
 			delete(p.failed, r.Subnet)
+			healed = append(healed, r)
 		}
 	}
-	maps.Copy(p.failed, failed)
+	return healed
 }
 
 // parts are the errors that were joined to err.

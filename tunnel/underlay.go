@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,9 @@ type UnderlayConfig struct {
 	Offloads Offloads
 	// Direct says how packets to on-link peers travel.
 	Direct DirectMode
+	// Logger gets what following the host's routes and neighbours meets with;
+	// nil means nothing is logged.
+	Logger *slog.Logger
 }
 
 // Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
@@ -140,7 +144,7 @@ func (u *Underlay) openDirect(c UnderlayConfig) (err error) {
 	if c.Direct == DirectOff {
 		return nil
 	}
-	if u.paths, err = openPaths(c.Direct); err != nil || c.Direct != DirectSocket {
+	if u.paths, err = openPaths(c.Direct, c.Logger); err != nil || c.Direct != DirectSocket {
 		return err
 	}
 	for range c.Workers {

@@ -108,7 +108,7 @@ func (v *overlay) acquire() error {
 	}
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
 		Address: v.ext.Address, Port: v.config.Backend.Port, Workers: v.opts.workers(), Offloads: v.opts.Offloads,
-		Direct: v.direct,
+		Direct: v.direct, Logger: v.log,
 	})
 	if err != nil {
 		return err

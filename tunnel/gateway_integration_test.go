@@ -1,0 +1,320 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/lease"
+	"uvxlan/tunnel/nexthop"
+)
+
+// gatewayHost is a host of 10.66.0.0/24 on eth0 and 10.77.0.0/24 on back, with a
+// gateway to peers on eth0.
+type gatewayHost struct {
+	*machine
+	*Gateway
+	log     lockedBuffer
+	running sync.WaitGroup
+}
+
+// lockedBuffer is a log that may be read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func newGatewayHost(t *testing.T) *gatewayHost {
+	t.Helper()
+	g := &gatewayHost{machine: newMachine(t)}
+	b := newMachine(t)
+	join(g.machine, b, "eth0", "10.66.0")
+	join(g.machine, b, "back", "10.77.0")
+	g.open()
+	return g
+}
+
+// open opens the gateway, as at the start of a daemon.
+func (g *gatewayHost) open() {
+	g.t.Helper()
+	g.Gateway = inside(g.machine, func() (*Gateway, error) {
+		return OpenGateway(GatewayConfig{Link: "eth0", Logger: slog.New(slog.NewTextHandler(&g.log, nil))})
+	})
+	end := g.Gateway
+	g.t.Cleanup(func() { must(g.t, end.Close()) })
+}
+
+func (g *gatewayHost) start() {
+	g.running.Go(func() {
+		if err := g.Run(context.Background()); err != nil {
+			g.t.Error(err)
+		}
+	})
+}
+
+func (g *gatewayHost) stop(end func() error) {
+	g.t.Helper()
+	must(g.t, end())
+	g.running.Wait()
+}
+
+func (g *gatewayHost) await(want ...string) {
+	g.t.Helper()
+	defer g.expectRoutes(want...)
+	await(g.t, "the routes", func() bool { return len(g.routes()) == len(want) && (len(want) == 0 || g.routes()[0] == want[0]) })
+}
+
+// leases are of subnets and their hosts, in turn.
+func leases(pairs ...string) (all []lease.Lease) {
+	for i := 0; i < len(pairs); i += 2 {
+		all = append(all, lease.Lease{Subnet: netip.MustParsePrefix(pairs[i]), Attrs: lease.Attrs{
+			PublicIP: netip.MustParseAddr(pairs[i+1]), BackendType: lease.TypeHostGW,
+		}})
+	}
+	return all
+}
+
+func (g *gatewayHost) apply(u lease.Update) {
+	g.t.Helper()
+	must(g.t, g.Apply(u))
+}
+
+const (
+	route1, route2, route3 = "10.0.1.0/24 via 10.66.0.2", "10.0.2.0/24 via 10.66.0.2", "10.0.3.0/24 via 10.66.0.3"
+	other1                 = "10.0.1.0/24 via 10.66.0.3"
+)
+
+func TestIntegrationGateway(t *testing.T) {
+	g := newGatewayHost(t)
+	g.start()
+	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.2.0/24", "10.66.0.2", "10.0.3.0/24", "10.66.0.3")})
+	g.await(route1, route2, route3)
+	if got := g.Path(netip.MustParsePrefix("10.0.1.7/24")).String(); got != "direct via eth0" || g.Peers() != 3 {
+		t.Errorf("the path is %q of %d peers", got, g.Peers())
+	}
+
+	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.3")}) // moves
+	g.expectRoutes(other1, route2, route3)                            // to a host that is known
+	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.2"), Deleted: leases("10.0.1.0/24", "10.66.0.3", "10.0.3.0/24", "10.66.0.3")})
+	g.expectRoutes(route1, route2)
+	g.apply(lease.Update{Leases: leases("10.0.3.0/24", "10.66.0.3")}) // came back
+	g.await(route1, route2, route3)
+
+	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.77.0.2")}) // on-link elsewhere
+	g.await(route2, route3)
+	for subnet, want := range map[string]string{
+		"10.0.1.0/24": "unreachable: on-link via back, not via eth0", "10.0.9.0/24": "vxlan",
+	} {
+		p := netip.MustParsePrefix(subnet)
+		await(t, want, func() bool { return g.Path(p).String() == want })
+	}
+	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.2")})
+
+	must(t, g.LinkSetDown(g.machine.link("eth0")))
+	g.await()
+	must(t, g.LinkSetUp(g.machine.link("eth0")))
+	g.await(route1, route2, route3)
+	must(t, g.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.2.0/24"))})) // somebody's hand
+	g.await(route1, route2, route3)
+
+	g.stop(g.Clear)
+	g.expectRoutes()
+	must(t, g.Clear())
+	if err := g.Run(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Run of a closed gateway returns %v", err)
+	}
+}
+
+// Leases that can't be peers are named, have no route, and don't keep an earlier
+// run's routes from being cleared away.
+func TestIntegrationGatewayRefusesLeases(t *testing.T) {
+	g := newGatewayHost(t)
+	g.start()
+	bad := leases("10.0.4.0/24", "10.66.0.4", "10.0.5.0/24", "0.0.0.0", "10.0.6.0/24", "224.0.0.1")
+	bad[0].Attrs.BackendType = lease.TypeVXLAN
+	bad = append(bad, lease.Lease{Subnet: netip.MustParsePrefix("10.0.7.0/24"), Attrs: lease.Attrs{BackendType: lease.TypeHostGW}})
+	stale(g.machine, "10.0.8.0/24", "10.66.0.2")
+	err := g.Apply(lease.Update{Reset: true, Leases: append(leases("10.0.1.0/24", "10.66.0.2"), bad...)})
+	if n := len(parts(err)); n != len(bad) || g.Peers() != 1 {
+		t.Errorf("%d peers, %d errors: %v", g.Peers(), n, err)
+	}
+	g.await(route1)
+	if err := g.Apply(lease.Update{Leases: []lease.Lease{{Subnet: netip.MustParsePrefix("10.0.1.0/24")}}}); err == nil {
+		t.Error("no error")
+	}
+	g.expectRoutes()
+}
+
+// stale makes a route as an earlier run left it.
+func stale(h *machine, subnet, via string) {
+	h.t.Helper()
+	must(h.t, h.RouteAdd(&netlink.Route{
+		Dst: ipNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: RouteProtocol,
+	}))
+}
+
+// A route to a host that no longer has the subnet goes at once, whether the new
+// one was looked at or not.
+func TestIntegrationGatewayMove(t *testing.T) {
+	g := newGatewayHost(t)
+	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.2.0/24", "10.66.0.2")})
+	g.paths.changed([]nexthop.Change{{Addr: netip.MustParseAddr("10.66.0.2"), Hop: nexthop.Hop{
+		OnLink: true, Link: "eth0", Index: g.index("eth0"), MTU: 1500,
+	}}})
+	g.expectRoutes(route1, route2)
+	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.3")})
+	g.expectRoutes(route2)
+	g.start()
+	g.await(other1, route2)
+}
+
+// What an earlier run left stays until it is known what is wanted, through
+// resets, and only what isn't wanted goes then. The routes outlive Close.
+func TestIntegrationGatewayRestart(t *testing.T) {
+	g := newGatewayHost(t)
+	stale(g.machine, "10.0.1.0/24", "10.66.0.2")
+	stale(g.machine, "10.0.3.0/24", "10.66.0.9")
+	stale(g.machine, "10.0.9.0/24", "10.66.0.9")
+	left := []string{route1, "10.0.3.0/24 via 10.66.0.9", "10.0.9.0/24 via 10.66.0.9"}
+	gone := watchRoutes(t, g.machine)
+	for range 2 {
+		g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.3.0/24", "10.66.0.3")})
+		g.expectRoutes(left...) // nobody has looked yet
+	}
+	g.start()
+	g.await(route1, route3)
+	g.stop(g.Close)
+	g.expectRoutes(route1, route3)
+	g.apply(lease.Update{Reset: true})
+	g.apply(lease.Update{Deleted: leases("10.0.1.0/24", "10.66.0.2")})
+	g.expectRoutes(route1, route3)
+	if n := linesOf(g.log.String(), "set routes"); n != 0 {
+		t.Errorf("a closed gateway tried to set routes %d times", n)
+	}
+
+	g.open()
+	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.3.0/24", "10.66.0.3")})
+	g.start()
+	await(t, "peers", func() bool { return g.Path(netip.MustParsePrefix("10.0.3.0/24")).Direct })
+	g.stop(g.Close)
+	g.expectRoutes(route1, route3)
+	for _, r := range gone() {
+		if r == route1 || r == route3 {
+			t.Errorf("%s went meanwhile", r)
+		}
+	}
+	g.open()
+	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2")})
+	must(t, g.Clear()) // before anybody looked
+	g.expectRoutes()
+}
+
+// watchRoutes notes the routes that go, until it is asked for them.
+func watchRoutes(t *testing.T, h *machine) (gone func() []string) {
+	t.Helper()
+	updates, done := make(chan netlink.RouteUpdate), make(chan struct{})
+	inside(h, func() (struct{}, error) { return struct{}{}, netlink.RouteSubscribe(updates, done) })
+	var list []string
+	var reading sync.WaitGroup
+	end := ipNet(netip.MustParsePrefix("10.99.0.0/16"))
+	reading.Go(func() {
+		for u := range updates {
+			if u.Type == unix.RTM_DELROUTE && u.Dst != nil {
+				if u.Dst.String() == end.String() {
+					close(done)
+					continue
+				}
+				list = append(list, u.Dst.String()+" via "+u.Gw.String())
+			}
+		}
+	})
+	return func() []string {
+		last := &netlink.Route{Dst: end, LinkIndex: h.index("back")}
+		must(t, h.RouteAdd(last))
+		must(t, h.RouteDel(last))
+		reading.Wait()
+		return list
+	}
+}
+
+// A foreign route to a peer's subnet is left alone and named, and ours is made
+// when it goes.
+func TestIntegrationGatewayForeignRoute(t *testing.T) {
+	g := newGatewayHost(t)
+	foreign := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.1.0/24")), Gw: []byte{10, 77, 0, 2}}
+	must(t, g.RouteAdd(foreign))
+	g.start()
+	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2")})
+	subnet := netip.MustParsePrefix("10.0.1.0/24")
+	await(t, "no route", func() bool { return linesOf(g.log.String(), "no route to peer") == 1 })
+	await(t, "unreachable", func() bool { return g.Path(subnet).Unreachable })
+	g.expectRoutes()
+	must(t, g.RouteDel(foreign))
+	g.await(route1)
+	await(t, "there now", func() bool { return linesOf(g.log.String(), "route to peer is there now") == 1 })
+	if p := g.Path(subnet); !p.Direct {
+		t.Errorf("the path is %v", p)
+	}
+	if n := linesOf(g.log.String(), "no route to peer"); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+}
+
+// By kernel routes on-link peers never come to the device; Close leaves none,
+// those of an earlier run included.
+func TestIntegrationDirectRoute(t *testing.T) {
+	n := newNeighbours(t, DirectRoute, 1)
+	stale(n.a, "10.0.9.0/24", "10.66.0.9")
+	must(t, n.ReplacePeers([]Peer{n.peer}))
+	n.start()
+	n.awaitPath("direct via eth0")
+	await(t, "the route", func() bool { return len(n.a.routes()) == 1 })
+	n.a.expectRoutes(route2)
+	packet := udpPacket("10.0.1.9", "10.0.2.9", 100)
+	n.queue.send(t, packet) // one that was on its way
+	n.expect(n.eth0, true, packet)
+
+	must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24")}))
+	n.a.expectRoutes()
+	must(t, n.UpdatePeers([]Peer{n.peer}, nil))
+	await(t, "the route", func() bool { return len(n.a.routes()) == 1 })
+	stale(n.a, "10.0.9.0/24", "10.66.0.9")
+	must(t, n.ReplacePeers([]Peer{n.peer, {netip.MustParsePrefix("10.0.3.0/24"), netip.MustParseAddr("10.66.0.3"), testMAC(3)}}))
+	must(t, n.Close())
+	n.a.expectRoutes()
+	must(t, n.UpdatePeers([]Peer{n.peer}, nil))
+	must(t, n.ReplacePeers([]Peer{n.peer}))
+	n.a.expectRoutes()
+}
+
+// A watcher that fails takes the routes with it: all goes by VXLAN.
+func TestIntegrationDirectRouteGiveUp(t *testing.T) {
+	n := newNeighbours(t, DirectRoute, 1)
+	n.start()
+	n.awaitPath("direct via eth0")
+	await(t, "the route", func() bool { return len(n.a.routes()) == 1 })
+	n.paths.giveUp()
+	n.a.expectRoutes()
+	if p := n.Path(n.peer.Subnet); p.Direct {
+		t.Errorf("the path is %v", p)
+	}
+}

@@ -1,0 +1,299 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/nexthop"
+)
+
+// followed are paths by packet socket whose watcher doesn't run: the test says
+// what it finds.
+type followed struct {
+	*paths
+	t   *testing.T
+	log *bytes.Buffer
+}
+
+func follow(t *testing.T, level slog.Level) *followed {
+	t.Helper()
+	f := &followed{t: t, log: &bytes.Buffer{}}
+	var err error
+	f.paths, err = openPaths(DirectSocket, slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: level})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(f.clear(), f.clear(), f.close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func underlayOf(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, byte(n >> 8), byte(n)}) }
+
+func subnetOf(n int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 0}), 24)
+}
+
+// behind are subnets behind host n.
+func behind(n int, subnets ...int) (members []member) {
+	for _, s := range subnets {
+		members = append(members, member{subnetOf(s), underlayOf(n)})
+	}
+	return members
+}
+
+var neighbour = nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: testMAC(0xa), MAC: testMAC(0xb)}
+
+// found tells the paths of a host.
+func (f *followed) found(n int, next nexthop.Hop) {
+	f.changed([]nexthop.Change{{Addr: underlayOf(n), Hop: next}})
+}
+
+func (f *followed) expect(subnet int, want string) {
+	f.t.Helper()
+	p := f.path(subnetOf(subnet))
+	if p.String() != want {
+		f.t.Errorf("subnet %d: %q, want %q", subnet, p, want)
+	}
+	if h := f.hop(f.owners[subnetOf(subnet)]); (h.direct() != nil) != p.Direct {
+		f.t.Errorf("subnet %d: %q, but its link is %v", subnet, p, h.direct())
+	}
+}
+
+const direct7 = "direct via eth0 02:00:00:00:00:0b"
+
+func TestPathString(t *testing.T) {
+	for want, p := range map[string]Path{
+		"vxlan":                       {},
+		"vxlan: no route":             {Reason: "no route"},
+		"unreachable: no route":       {Reason: "no route", Unreachable: true},
+		"direct via eth0":             {Direct: true, Link: "eth0"},
+		direct7:                       {Direct: true, Link: "eth0", MAC: testMAC(0xb)},
+		"unreachable":                 {Unreachable: true},
+		"vxlan: neighbour unresolved": {Reason: "neighbour unresolved", Since: time.Now()},
+	} {
+		if p.String() != want {
+			t.Errorf("%q, want %q", p, want)
+		}
+	}
+}
+
+func TestPathsFollowHops(t *testing.T) {
+	f := follow(t, slog.LevelInfo)
+	f.mtu, f.only = 1450, "eth0"
+	f.replace(behind(1, 1))
+	f.expect(1, "vxlan: not looked at yet")
+	changed := func(edit func(*nexthop.Hop)) nexthop.Hop {
+		h := neighbour
+		edit(&h)
+		return h
+	}
+	for _, c := range []struct {
+		next nexthop.Hop
+		want string
+	}{
+		{neighbour, direct7},
+		{changed(func(h *nexthop.Hop) { h.MAC = testMAC(0xc) }), "direct via eth0 02:00:00:00:00:0c"},
+		{changed(func(h *nexthop.Hop) { h.MAC, h.Reason = testMAC(0), "neighbour failed"; h.MAC = [6]byte{} }), "vxlan: neighbour failed"},
+		{changed(func(h *nexthop.Hop) { h.MTU = 1450 }), direct7},
+		{changed(func(h *nexthop.Hop) { h.MTU = 1449 }), "vxlan: the MTU of eth0 is 1449, below the overlay's 1450"},
+		{changed(func(h *nexthop.Hop) { h.Link = "eth1" }), "vxlan: on-link via eth1, not via eth0"},
+		{nexthop.Hop{Reason: "via gateway 192.168.0.254"}, "vxlan: via gateway 192.168.0.254"},
+		{neighbour, direct7},
+	} {
+		f.found(1, c.next)
+		f.expect(1, c.want)
+	}
+	since := f.path(subnetOf(1)).Since
+	f.found(1, neighbour)
+	if f.path(subnetOf(1)).Since != since {
+		t.Error("a change that changed nothing counts")
+	}
+	f.found(2, neighbour) // of nobody
+	if p := f.path(subnetOf(2)); p != (Path{}) {
+		t.Errorf("a stranger has a path: %v", p)
+	}
+}
+
+// tracked are the addresses that the watcher has been told.
+func (f *followed) known(n int) bool { return f.hop(underlayOf(n)) != nil }
+
+func TestPathsMembers(t *testing.T) {
+	f := follow(t, slog.LevelInfo)
+	f.replace(append(behind(1, 1, 2), behind(2, 3)...))
+	f.found(1, neighbour)
+	f.expect(1, direct7)
+	f.expect(2, direct7)
+	f.expect(3, "vxlan: not looked at yet")
+	one := f.hop(underlayOf(1))
+
+	f.update(behind(2, 2), nil) // moves
+	f.expect(1, direct7)
+	f.expect(2, "vxlan: not looked at yet")
+	f.update(behind(1, 2), nil) // and back
+	f.expect(2, direct7)
+	f.update(behind(1, 1), []netip.Prefix{subnetOf(1), subnetOf(9)}) // removed and added
+	f.expect(1, direct7)
+	f.update(behind(1, 1, 2), []netip.Prefix{subnetOf(1), subnetOf(2)}) // all of a host
+	f.expect(1, direct7)
+	if f.hop(underlayOf(1)) != one {
+		t.Error("a host that stays is another")
+	}
+	f.update(append(behind(1, 3), behind(2, 1, 2)...), nil) // hosts change places
+	f.expect(1, "vxlan: not looked at yet")
+	f.expect(3, direct7)
+
+	f.update(nil, []netip.Prefix{subnetOf(3)})
+	if f.known(1) || f.path(subnetOf(3)) != (Path{}) {
+		t.Error("a host without subnets is still there")
+	}
+	f.update(behind(1, 3), nil)
+	f.expect(3, "vxlan: not looked at yet")
+	f.replace(nil)
+	if f.known(1) || f.known(2) || len(f.owners) != 0 {
+		t.Error("not empty")
+	}
+}
+
+// The watcher knows an IPv4 address in IPv6 form for what it is.
+func TestPathsMappedAddress(t *testing.T) {
+	f := follow(t, slog.LevelInfo)
+	mapped := netip.AddrFrom16(underlayOf(1).As16())
+	f.replace([]member{{subnetOf(1), mapped}})
+	f.found(1, neighbour)
+	f.expect(1, direct7)
+	if f.hop(mapped) == nil {
+		t.Error("an entry with that address has no hop")
+	}
+}
+
+// A link that refused a frame isn't used for a while, longer each time, and then
+// again.
+func TestPathsRefusal(t *testing.T) {
+	f := follow(t, slog.LevelInfo)
+	f.replace(behind(1, 1))
+	f.found(1, neighbour)
+	h := f.hop(underlayOf(1))
+	rest := shortestRest
+	for range 10 {
+		h.refuse(h.direct(), unix.EMSGSIZE)
+		f.expect(1, "vxlan: eth0 takes no frames: message too long")
+		if !f.inUse(h.addr) || f.inUse(h.addr) {
+			t.Error("use isn't told once")
+		}
+		f.expect(1, "vxlan: eth0 takes no frames: message too long")
+		if h.wait != rest {
+			t.Errorf("rests for %v, want %v", h.wait, rest)
+		}
+		f.retryLocked(h, h.retry.Add(-1))
+		f.expect(1, "vxlan: eth0 takes no frames: message too long")
+		f.retryLocked(h, h.retry)
+		f.expect(1, direct7)
+		rest = min(2*rest, longestRest)
+	}
+	h.refuse(h.direct(), unix.EMSGSIZE)
+	f.inUse(h.addr)
+	f.found(1, neighbour)
+	f.expect(1, direct7)
+	if h.wait != 0 || !h.retry.IsZero() {
+		t.Error("a change doesn't begin anew")
+	}
+	h.refuse(h.direct(), unix.EMSGSIZE)
+	f.found(1, nexthop.Hop{Reason: "no route"})
+	f.inUse(h.addr)
+	f.expect(1, "vxlan: no route")
+}
+
+// Without a watcher that runs there is only VXLAN.
+func TestPathsGiveUp(t *testing.T) {
+	f := follow(t, slog.LevelInfo)
+	f.replace(behind(1, 1))
+	f.found(1, neighbour)
+	f.giveUp()
+	f.expect(1, "vxlan: the underlay can't be followed")
+}
+
+// Many hosts that turn at once are one line in the log.
+func TestPathsTellOfManyTogether(t *testing.T) {
+	const hosts = 10000
+	turnAll := func(f *followed, n int, next nexthop.Hop) {
+		var changes []nexthop.Change
+		for i := range n {
+			changes = append(changes, nexthop.Change{Addr: underlayOf(i), Hop: next})
+		}
+		f.changed(changes)
+	}
+	lines := func(f *followed) (lines []string) {
+		for line := range strings.Lines(f.log.String()) {
+			_, line, _ = strings.Cut(line, "level=")
+			lines = append(lines, strings.TrimSpace(line))
+		}
+		f.log.Reset()
+		return lines
+	}
+	all := func(n int) (members []member) {
+		for i := range n {
+			members = append(members, behind(i, i)...)
+		}
+		return members
+	}
+	lost := nexthop.Hop{Reason: "no route"}
+	for _, c := range []struct {
+		hosts  int
+		alone  bool
+		next   []nexthop.Hop
+		many   string // the only line
+		single string // of each host
+	}{
+		{hosts, false, []nexthop.Hop{neighbour}, `INFO msg="paths changed" direct=10000 vxlan=0`, ""},
+		{hosts, false, []nexthop.Hop{neighbour, lost}, `INFO msg="paths changed" direct=0 vxlan=10000`, ""},
+		{hosts, false, []nexthop.Hop{lost}, "", ""}, // nothing changed for packets
+		{hosts, true, []nexthop.Hop{lost}, `INFO msg="paths changed" direct=0 unreachable=10000`, ""},
+		{manyTurns + 1, true, []nexthop.Hop{neighbour}, `INFO msg="paths changed" direct=21 unreachable=0`, ""},
+		{manyTurns, false, []nexthop.Hop{neighbour}, "", "INFO msg=\"peer is direct now\""},
+		{manyTurns, false, []nexthop.Hop{neighbour, lost}, "", "INFO msg=\"peer is back to vxlan\""},
+		{manyTurns, true, []nexthop.Hop{lost}, "", "ERROR msg=\"peer can't be reached\""},
+	} {
+		name := fmt.Sprintf("%d hosts, alone: %t, %d changes", c.hosts, c.alone, len(c.next))
+		for _, level := range []slog.Level{slog.LevelInfo, slog.LevelDebug} {
+			f := follow(t, level)
+			f.alone = c.alone
+			f.replace(all(c.hosts))
+			for _, next := range c.next {
+				lines(f)
+				turnAll(f, c.hosts, next)
+			}
+			got := lines(f)
+			single := 0
+			for _, line := range got {
+				if c.single != "" && strings.HasPrefix(line, c.single) || c.single == "" && strings.HasPrefix(line, "DEBUG msg=\"peer ") {
+					single++
+				}
+			}
+			want := 0
+			if c.single != "" || level == slog.LevelDebug {
+				want = c.hosts
+			}
+			if single != want {
+				t.Errorf("%s, %v: %d lines of single hosts, want %d", name, level, single, want)
+			}
+			if c.many != "" {
+				want++
+			}
+			if len(got) != want || c.many != "" && got[0] != c.many {
+				t.Errorf("%s, %v: %d lines, the first %q, want %d, %q", name, level, len(got), got[0], want, c.many)
+			}
+		}
+	}
+}
