@@ -68,7 +68,7 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, repl
 		fd: fd, queue: q, table: t, local: l, reply: reply, total: total,
 		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
 		coalescer: encap.NewCoalescer(c.MTU),
-		bufs:      make([]byte, rxBatch*rxStride),
+		bufs:      packetMemory(rxBatch * rxStride),
 		limit:     rxBatch,
 	}
 	in.coalescer.SetTCP(granted.Has(OffloadTCP))

@@ -63,7 +63,7 @@ type outbound struct {
 func newOutbound(q Queue, t *peerTable, sockets []*sender, d *direct, l *local, c *counters) *outbound {
 	return &outbound{
 		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
-		arena:   make([]byte, txArena+headroom+MaxPacket),
+		arena:   packetMemory(txArena + headroom + MaxPacket),
 		headers: make([]byte, txHeaders),
 	}
 }
