@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 
@@ -129,9 +130,9 @@ func TestIntegrationGateway(t *testing.T) {
 	}
 	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.2")})
 
-	must(t, g.LinkSetDown(g.machine.link("eth0")))
+	must(t, g.LinkSetDown(g.link("eth0")))
 	g.await()
-	must(t, g.LinkSetUp(g.machine.link("eth0")))
+	must(t, g.LinkSetUp(g.link("eth0")))
 	g.await(route1, route2, route3)
 	must(t, g.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.2.0/24"))})) // somebody's hand
 	g.await(route1, route2, route3)
@@ -317,4 +318,44 @@ func TestIntegrationDirectRouteGiveUp(t *testing.T) {
 	if p := n.Path(n.peer.Subnet); p.Direct {
 		t.Errorf("the path is %v", p)
 	}
+}
+
+// Close leaves no descriptor, whether anything ran or not.
+func TestIntegrationDirectLeavesNoDescriptor(t *testing.T) {
+	m := newMachine(t)
+	m.address("lo", "10.66.0.1/32")
+	for name, cycle := range map[string]func() error{
+		"socket": func() error { return listenAndClose(DirectSocket) },
+		"route":  func() error { return listenAndClose(DirectRoute) },
+		"gateway": func() error {
+			g, err := OpenGateway(GatewayConfig{Link: "lo"})
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			return errors.Join(g.Run(ctx), g.Close())
+		},
+	} {
+		before := descriptors(t)
+		inside(m, func() (struct{}, error) { return struct{}{}, cycle() })
+		if after := descriptors(t); after != before {
+			t.Errorf("%s: %d descriptors before, %d after", name, before, after)
+		}
+	}
+}
+
+func listenAndClose(mode DirectMode) error {
+	u, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: wirePort, Workers: 2, Direct: mode})
+	if err != nil {
+		return err
+	}
+	return errors.Join(u.Close(), u.Close())
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(all)
 }
