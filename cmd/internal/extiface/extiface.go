@@ -3,15 +3,10 @@
 package extiface
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+	"regexp"
 
 	"uvxlan/encap"
 )
@@ -30,18 +25,30 @@ type Interface struct {
 type Wanted struct {
 	// Names are names or addresses of interfaces, tried in order.
 	Names []string
-	// PublicIP overrides the address that peers are told. Without Names it also
-	// chooses the interface that has it.
+	// Patterns are tried in order after Names, each on the addresses of all
+	// interfaces that are up and then on their names.
+	Patterns []*regexp.Regexp
+	// CanReach is tried last: the interface and address that the kernel would
+	// send from to get there.
+	CanReach netip.Addr
+	// PublicIP overrides the address that peers are told. If nothing else is
+	// wanted, it also chooses the interface that has it.
 	PublicIP netip.Addr
 }
 
-// Choose finds the interface: the first of w.Names that fits; else the one that
-// has w.PublicIP; else that of the default route. The error says what was tried
-// and why it was passed over.
+// Choose finds the interface: by w.Names, w.Patterns and w.CanReach, whatever
+// of them fits first; without any of these, the one that has w.PublicIP, else
+// that of the default route. It looks at the calling thread's network
+// namespace. The error says what was tried, why nothing fitted, and what there
+// was to choose from.
 func Choose(w Wanted) (Interface, error) {
-	found, err := w.find()
+	all, err := list()
 	if err != nil {
 		return Interface{}, fmt.Errorf("choose the external interface: %w", err)
+	}
+	found, err := w.find(all)
+	if err != nil {
+		return Interface{}, fmt.Errorf("choose the external interface: %w (there are: %s)", err, all)
 	}
 	found.PublicIP = found.Address
 	if w.PublicIP.IsValid() {
@@ -50,16 +57,11 @@ func Choose(w Wanted) (Interface, error) {
 	return found, nil
 }
 
-func (w Wanted) find() (Interface, error) {
-	if len(w.Names) == 0 {
-		if w.PublicIP.IsValid() {
-			return byAddress(w.PublicIP)
-		}
-		return byDefaultRoute()
-	}
+// find takes the first way that leads somewhere.
+func (w Wanted) find(all candidates) (Interface, error) {
 	var errs []error
-	for _, name := range w.Names {
-		found, err := byNameOrAddress(name, w.PublicIP)
+	for _, way := range w.ways(all) {
+		found, err := way()
 		if err == nil {
 			return found, nil
 		}
@@ -68,110 +70,21 @@ func (w Wanted) find() (Interface, error) {
 	return Interface{}, errors.Join(errs...)
 }
 
-func byNameOrAddress(name string, prefer netip.Addr) (Interface, error) {
-	if a, err := netip.ParseAddr(name); err == nil {
-		return byAddress(a)
+func (w Wanted) ways(all candidates) (ways []func() (Interface, error)) {
+	for _, name := range w.Names {
+		ways = append(ways, func() (Interface, error) { return all.byNameOrAddress(name, w.PublicIP) })
 	}
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return Interface{}, fmt.Errorf("%s: %w (there are %s)", name, err, names())
+	for _, p := range w.Patterns {
+		ways = append(ways, func() (Interface, error) { return all.byPattern(p, w.PublicIP) })
 	}
-	return describe(link, prefer)
-}
-
-// byAddress finds the interface that has address a, and sends from it.
-func byAddress(a netip.Addr) (Interface, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return Interface{}, fmt.Errorf("list interfaces: %w", err)
+	if w.CanReach.IsValid() {
+		ways = append(ways, func() (Interface, error) { return all.byReach(w.CanReach) })
 	}
-	for _, link := range links {
-		found, err := describe(link, a)
-		if err == nil && found.Address == a {
-			return found, nil
-		}
-	}
-	return Interface{}, fmt.Errorf("no interface has the address %s (behind a NAT, name the interface as well: -iface)", a)
-}
-
-func byDefaultRoute() (Interface, error) {
-	routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return Interface{}, fmt.Errorf("list routes: %w", err)
-	}
-	slices.SortStableFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
-	for _, r := range routes {
-		if !isDefault(r) {
-			continue
-		}
-		index := r.LinkIndex
-		if index == 0 && len(r.MultiPath) > 0 {
-			index = r.MultiPath[0].LinkIndex
-		}
-		link, err := netlink.LinkByIndex(index)
-		if err != nil {
-			return Interface{}, fmt.Errorf("the default route's interface: %w", err)
-		}
-		return describe(link, netip.Addr{})
-	}
-	return Interface{}, fmt.Errorf("there is no default route: name the interface with -iface (there are %s)", names())
-}
-
-func isDefault(r netlink.Route) bool {
-	if r.Dst == nil {
-		return true
-	}
-	ones, _ := r.Dst.Mask.Size()
-	return ones == 0 && r.Dst.IP.IsUnspecified()
-}
-
-// describe picks the interface's address: prefer if it has it, else the best
-// by scope and permanence.
-func describe(link netlink.Link, prefer netip.Addr) (Interface, error) {
-	name := link.Attrs().Name
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return Interface{}, fmt.Errorf("%s: list addresses: %w", name, err)
-	}
-	addrs = slices.DeleteFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DEPRECATED != 0 })
-	slices.SortStableFunc(addrs, func(a, b netlink.Addr) int { return cmp.Compare(rank(a, prefer), rank(b, prefer)) })
-	if len(addrs) == 0 {
-		return Interface{}, fmt.Errorf("%s: it has no IPv4 address", name)
-	}
-	return Interface{Name: name, MTU: encap.OuterMTU(link.Attrs().MTU), Address: address(addrs[0])}, nil
-}
-
-// rank orders addresses, best first.
-func rank(a netlink.Addr, prefer netip.Addr) (r int) {
 	switch {
-	case address(a) == prefer:
-		return -1
-	case a.Scope != unix.RT_SCOPE_UNIVERSE:
-		r += 4
+	case len(ways) > 0:
+		return ways
+	case w.PublicIP.IsValid():
+		return append(ways, func() (Interface, error) { return all.byAddress(w.PublicIP) })
 	}
-	if a.Flags&unix.IFA_F_SECONDARY != 0 {
-		r += 2
-	}
-	if a.Flags&unix.IFA_F_PERMANENT == 0 {
-		r++
-	}
-	return r
-}
-
-func address(a netlink.Addr) netip.Addr {
-	ip, _ := netip.AddrFromSlice(a.IP)
-	return ip.Unmap()
-}
-
-// names lists the interfaces that are there, for an error's sake.
-func names() string {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return "none that could be listed"
-	}
-	var all []string
-	for _, l := range links {
-		all = append(all, l.Attrs().Name)
-	}
-	return strings.Join(all, ", ")
+	return append(ways, all.byDefaultRoute)
 }

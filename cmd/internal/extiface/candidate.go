@@ -1,0 +1,125 @@
+package extiface
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
+)
+
+// candidate is an interface of the host.
+type candidate struct {
+	name  string
+	index int
+	mtu   encap.OuterMTU
+	flags net.Flags
+	addrs []netlink.Addr // IPv4, the best first
+}
+
+type candidates []candidate
+
+// list reads all interfaces with their addresses.
+func list() (candidates, error) {
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var all candidates
+	for _, link := range links {
+		a := link.Attrs()
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("%s: list addresses: %w", a.Name, err)
+		}
+		slices.SortStableFunc(addrs, func(a, b netlink.Addr) int { return cmp.Compare(rank(a), rank(b)) })
+		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, addrs})
+	}
+	return all, nil
+}
+
+// rank orders addresses, best first: global ones, then the first of its subnet,
+// then permanent ones.
+func rank(a netlink.Addr) (r int) {
+	if a.Scope != unix.RT_SCOPE_UNIVERSE || a.IP.IsLinkLocalUnicast() {
+		r += 4
+	}
+	if a.Flags&unix.IFA_F_SECONDARY != 0 {
+		r += 2
+	}
+	if a.Flags&unix.IFA_F_PERMANENT == 0 {
+		r++
+	}
+	return r
+}
+
+func address(a netlink.Addr) netip.Addr {
+	ip, _ := netip.AddrFromSlice(a.IP)
+	return ip.Unmap()
+}
+
+// fault says why peers can't be told this address; "" if they can.
+func fault(a netlink.Addr) string {
+	switch {
+	case a.Flags&unix.IFA_F_DEPRECATED != 0:
+		return "deprecated"
+	case a.Scope == unix.RT_SCOPE_HOST:
+		return "of this host only"
+	}
+	return ""
+}
+
+// choose picks the interface's best address, or prefer if it has that.
+func (c candidate) choose(prefer netip.Addr) (Interface, error) {
+	best := Interface{Name: c.name, MTU: c.mtu}
+	for _, a := range c.addrs {
+		if fault(a) == "" && (!best.Address.IsValid() || address(a) == prefer) {
+			best.Address = address(a)
+		}
+	}
+	if !best.Address.IsValid() {
+		return Interface{}, fmt.Errorf("%s has no IPv4 address that peers could be told", c.name)
+	}
+	return best, nil
+}
+
+// String is the interface with all that a choice may depend on.
+func (c candidate) String() string {
+	var words []string
+	for _, a := range c.addrs {
+		word := address(a).String()
+		if f := fault(a); f != "" {
+			word += " " + f
+		}
+		words = append(words, word)
+	}
+	if len(words) == 0 {
+		words = []string{"no IPv4 address"}
+	}
+	return fmt.Sprintf("%s (%s) %s", c.name, c.state(), strings.Join(words, ", "))
+}
+
+func (c candidate) state() string {
+	switch {
+	case c.flags&net.FlagUp == 0:
+		return "down"
+	case c.flags&net.FlagRunning == 0:
+		return "no carrier"
+	}
+	return "up"
+}
+
+func (all candidates) String() string {
+	var words []string
+	for _, c := range all {
+		words = append(words, c.String())
+	}
+	return strings.Join(words, ", ")
+}
