@@ -16,14 +16,15 @@ func Name(prefix, flagName string) string {
 }
 
 // Fill sets every flag of the parsed set fs that the command line left alone
-// from its variable, if there is one. All errors are found at once.
+// from its variable, if there is one that isn't empty. All errors are found at
+// once.
 func Fill(fs *flag.FlagSet, prefix string) error {
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	var errs []error
 	fs.VisitAll(func(f *flag.Flag) {
-		value, ok := os.LookupEnv(Name(prefix, f.Name))
-		if !ok || given[f.Name] {
+		value := os.Getenv(Name(prefix, f.Name))
+		if value == "" || given[f.Name] {
 			return
 		}
 		if err := fs.Set(f.Name, value); err != nil {
@@ -33,7 +34,8 @@ func Fill(fs *flag.FlagSet, prefix string) error {
 	return errors.Join(errs...)
 }
 
-// List is a flag that may be given several times; a variable gives it once.
+// List is a flag that may be given several times; a variable gives it once. What
+// is empty counts for nothing: a unit file's -iface=${IFACE} may be.
 type List []string
 
 // String is the values, separated by commas.
@@ -41,6 +43,8 @@ func (l *List) String() string { return strings.Join(*l, ",") }
 
 // Set adds a value.
 func (l *List) Set(value string) error {
-	*l = append(*l, value)
+	if value != "" {
+		*l = append(*l, value)
+	}
 	return nil
 }
