@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel"
 )
 
@@ -45,6 +46,7 @@ func explain(err error) error {
 	}{
 		{hoststate.ErrRunning, "stop it first, or give each daemon a -state-dir of its own"},
 		{hoststate.ErrDir, "choose one that can be written, with -state-dir"},
+		{subnetfile.ErrPlace, "choose a place that can be written, with -subnet-file"},
 		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -29,11 +30,34 @@ type File struct {
 	IPMasq bool
 }
 
+// ErrPlace says that the file can't be where it should: choose another place.
+var ErrPlace = errors.New("the subnet file can't be written")
+
+// Prepare makes the directory of the file at path, and finds out whether a file
+// can be made there.
+func Prepare(path string) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("%w: %w", ErrPlace, err)
+	}
+	try, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrPlace, err)
+	}
+	if err := errors.Join(try.Close(), os.Remove(try.Name())); err != nil {
+		return fmt.Errorf("%w: %w", ErrPlace, err)
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("%w: %s is a directory", ErrPlace, path)
+	}
+	return nil
+}
+
 // Write replaces the file at path in one step: a reader sees the old or the
 // new one, whole. It makes the directory if need be.
 func (f File) Write(path string) error {
 	if err := atomicfile.Write(path, []byte(f.text())); err != nil {
-		return fmt.Errorf("write subnet file: %w", err)
+		return fmt.Errorf("%w: %w", ErrPlace, err)
 	}
 	return nil
 }

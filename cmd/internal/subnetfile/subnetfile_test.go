@@ -1,6 +1,7 @@
 package subnetfile
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,11 @@ func TestWriteAndRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for place, mode := range map[string]os.FileMode{path: 0o644, filepath.Dir(path): os.ModeDir | 0o755} {
+		if info, err := os.Stat(place); err != nil || info.Mode() != mode {
+			t.Errorf("%s has the mode %v, %v; want %v", place, info.Mode(), err, mode)
+		}
+	}
 	text, err := os.ReadFile(path)
 	want := "FLANNEL_NETWORK=172.7.0.0/16\nFLANNEL_SUBNET=172.7.21.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 	if err != nil || string(text) != want {
@@ -26,6 +32,24 @@ func TestWriteAndRead(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("left beside the file: %v, %v", entries, err)
+	}
+}
+
+func TestPrepare(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "run", "flannel", "subnet.env")
+	for range 2 {
+		if err := Prepare(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 0 {
+		t.Errorf("left in the directory: %v, %v", entries, err)
+	}
+	for _, place := range []string{dir, "/proc/none/subnet.env", "/proc/subnet.env"} {
+		if err := Prepare(place); !errors.Is(err, ErrPlace) {
+			t.Errorf("%s: %v", place, err)
+		}
 	}
 }
 
