@@ -7,10 +7,12 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 
+	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/tunnel"
@@ -70,7 +72,7 @@ func (c *cleaner) clean() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(c.routes(), c.device(state.Device), c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile))
+	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.device(state.Device), c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile))
 	if err != nil {
 		return err
 	}
@@ -136,6 +138,18 @@ func (c *cleaner) routes() error {
 		c.note(fmt.Sprintf("route %s via %s dev %s", r.Subnet, r.Via, deviceName(r.Link)))
 	}
 	return err
+}
+
+// blackhole removes the route that drops what is sent to the host's own subnet.
+func (c *cleaner) blackhole(subnet netip.Prefix) error {
+	found, err := blackhole.Exists(subnet)
+	if err != nil || !found {
+		return err
+	}
+	return c.remove("route blackhole "+subnet.String(), func() error {
+		_, err := blackhole.Remove(subnet)
+		return err
+	})
 }
 
 // device removes a TUN device that no process holds. Anything else of its name

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/tunnel"
 )
@@ -97,7 +99,7 @@ func TestIntegrationCleanup(t *testing.T) {
 
 	subnetFile := filepath.Join(t.TempDir(), "subnet.env")
 	setSysctl(t, "2")
-	state := hoststate.State{SubnetFile: subnetFile, Device: "flannel.1", Sysctls: []hoststate.Sysctl{
+	state := hoststate.State{SubnetFile: subnetFile, Device: "flannel.1", Blackhole: netip.MustParsePrefix("172.7.21.0/24"), Sysctls: []hoststate.Sysctl{
 		{Path: "ipv4/conf/eth0/rp_filter", Before: "1", Set: "2"},
 		{Path: "ipv4/conf/eth7/rp_filter", Before: "1", Set: "2"},
 	}}
@@ -115,12 +117,17 @@ func TestIntegrationCleanup(t *testing.T) {
 	}
 	ip(t, "tuntap add dev flannel.1 mode tun")
 	ip(t, "route add 172.7.22.0/24 via 192.168.9.22 proto 89")
+	if err := blackhole.Add(state.Blackhole); err != nil {
+		t.Fatal(err)
+	}
+	ip(t, "route add blackhole 172.7.98.0/24 proto 89")
 	ip(t, "route add 172.7.99.0/24 via 192.168.9.99 proto static")
 	ip(t, "route add 172.7.0.0/16 dev eth0 proto 89")
 
 	before := ip(t, "route") + ip(t, "link") + sysctl(t)
 	lines := []string{
 		"removed route 172.7.22.0/24 via 192.168.9.22 dev eth0",
+		"removed route blackhole 172.7.21.0/24",
 		"removed interface flannel.1",
 		"removed sysctl net/ipv4/conf/eth0/rp_filter=2, set back to 1",
 		"removed subnet file " + subnetFile,
@@ -142,11 +149,11 @@ func TestIntegrationCleanup(t *testing.T) {
 		}
 	}
 	table := ip(t, "route")
-	if strings.Contains(table, "172.7.22.0") || !strings.Contains(table, "172.7.99.0/24 via 192.168.9.99") || !strings.Contains(table, "172.7.0.0/16 dev eth0") {
+	if strings.Contains(table, "172.7.22.0") || strings.Contains(table, "172.7.21.0") || !strings.Contains(table, "blackhole 172.7.98.0/24") || !strings.Contains(table, "172.7.99.0/24 via 192.168.9.99") || !strings.Contains(table, "172.7.0.0/16 dev eth0") {
 		t.Errorf("routes after the cleanup:\n%s", table)
 	}
 	for range 2 {
-		expectLines(t, cleanup(t, dir, false), lines[6], "nothing to remove")
+		expectLines(t, cleanup(t, dir, false), lines[7], "nothing to remove")
 	}
 }
 

@@ -41,6 +41,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	restoreSysctls(o)
+	removeBlackhole(o)
 	ext, err := extiface.Choose(o.Interface)
 	if err != nil {
 		return err
@@ -84,13 +85,16 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 // carry packets never holds a subnet.
 func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry) error {
 	manager, err := lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, Previous: previous(o),
+		Registry: registry, Logger: o.Logger, Previous: previous(o), RenewMargin: o.RenewMargin,
 	})
 	if err != nil {
 		return err
 	}
 	config, err := manager.Config(ctx)
 	if err != nil {
+		return err
+	}
+	if err := subnetfile.Prepare(o.SubnetFile); err != nil {
 		return err
 	}
 	network, err := openBackend(o, config, ext)
@@ -106,6 +110,10 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err := network.start(own); err != nil {
 		return err
 	}
+	defer removeBlackhole(o)
+	if err := addBlackhole(o, own.Subnet); err != nil {
+		return err
+	}
 	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: network.mtu()}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -115,7 +123,9 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	return group.Wait()
 }
 
-// writeSubnetFile notes where the file is, which stays when the daemon ends.
+// writeSubnetFile notes where the file is, which stays when the daemon ends. A
+// daemon that can't write it must not go on: what an earlier run has left there
+// may tell the containers of another subnet.
 func writeSubnetFile(o Options, f subnetfile.File) error {
 	path, err := filepath.Abs(o.SubnetFile)
 	if err != nil {

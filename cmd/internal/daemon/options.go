@@ -6,6 +6,7 @@ package daemon
 import (
 	"log/slog"
 	"runtime"
+	"time"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/hoststate"
@@ -44,6 +45,12 @@ type Options struct {
 	// must.
 	Offloads    tunnel.Offloads
 	MustOffload bool
+	// RenewMargin is how long before its end the lease is renewed; 0 means
+	// lease.DefaultRenewMargin.
+	RenewMargin time.Duration
+	// Blackhole drops what is sent to our subnet while nothing on the host has a
+	// route to it.
+	Blackhole bool
 	// Logger is required.
 	Logger *slog.Logger
 }

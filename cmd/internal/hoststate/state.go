@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,8 @@ type State struct {
 	Device string `json:"device,omitempty"`
 	// Sysctls are those that were changed.
 	Sysctls []Sysctl `json:"sysctls,omitempty"`
+	// Blackhole is the subnet that has a blackhole route.
+	Blackhole netip.Prefix `json:"blackhole,omitzero"`
 
 	// unknown are a newer version's fields.
 	unknown map[string]json.RawMessage
@@ -111,7 +114,7 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "device", "sysctls"} {
+	for _, name := range []string{"subnetFile", "device", "sysctls", "blackhole"} {
 		delete(s.unknown, name)
 	}
 	return nil
