@@ -11,7 +11,9 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,11 +63,20 @@ type flags struct {
 	noOffload   string
 	verbosity   int
 	version     bool
+
+	// flannel's others
+	ifaceRegexes flagenv.List
+	ifacePattern []*regexp.Regexp // ifaceRegexes, once checked
+	canReach     netip.Addr
+	publicIPv6   netip.Addr
+	renewMargin  int // minutes
+	blackhole    bool
 }
 
 const defaultEndpoints = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 
-func parse(args []string) (*flags, error) {
+// define makes the flags with their defaults.
+func define() (*flags, *flag.FlagSet) {
 	f := &flags{}
 	fs := flag.NewFlagSet("uvxland", flag.ContinueOnError)
 	fs.StringVar(&f.endpoints, "etcd-endpoints", defaultEndpoints, "comma-separated `URLs` of etcd")
@@ -86,6 +97,19 @@ func parse(args []string) (*flags, error) {
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+tunnel.AllOffloads.String())
 	fs.IntVar(&f.verbosity, "v", 0, "log `level`: 0, or 1 for more")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
+	fs.Var(&f.ifaceRegexes, "iface-regex", "regular `expression` that an address of the interface to the other hosts, or else its name, matches; tried after -iface, may be repeated")
+	fs.TextVar(&f.canReach, "iface-can-reach", netip.Addr{}, "use the interface by which the kernel would reach this `address`; tried after -iface-regex")
+	fs.TextVar(&f.publicIPv6, "public-ipv6", netip.Addr{}, "not supported yet: IPv6 `address` by which the other hosts reach this one")
+	fs.IntVar(&f.renewMargin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, from 1 to 1439")
+	fs.BoolVar(&f.blackhole, "ip-blackhole-route", false, "drop what is sent to containers of this host that aren't there, while their network isn't up")
+	fs.String("vmodule", "", "accepted for flannel's sake, without effect")
+	fs.String("log_backtrace_at", "", "accepted for flannel's sake, without effect")
+	defineKube(fs)
+	return f, fs
+}
+
+func parse(args []string) (*flags, error) {
+	f, fs := define()
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -117,6 +141,33 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	if f.publicIP.IsValid() && !f.publicIP.Is4() {
 		errs = append(errs, fmt.Errorf("-public-ip %s: must be an IPv4 address", f.publicIP))
 	}
+	errs = append(errs, f.checkFlannel(), checkKube(fs))
+	return errors.Join(errs...)
+}
+
+// checkFlannel checks those of flannel's flags that need it, and compiles
+// -iface-regex.
+func (f *flags) checkFlannel() error {
+	var errs []error
+	for _, text := range f.ifaceRegexes {
+		pattern, err := regexp.Compile(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("-iface-regex: %w", err))
+		}
+		f.ifacePattern = append(f.ifacePattern, pattern)
+	}
+	if f.canReach.IsValid() && !f.canReach.Is4() {
+		errs = append(errs, fmt.Errorf("-iface-can-reach %s: must be an IPv4 address", f.canReach))
+	}
+	if f.publicIPv6.IsValid() {
+		errs = append(errs, fmt.Errorf("-public-ipv6 %s: IPv6 is not supported yet: leave it away", f.publicIPv6))
+	}
+	if f.renewMargin < 1 || f.renewMargin > 1439 {
+		errs = append(errs, fmt.Errorf("-subnet-lease-renew-margin %d: must be from 1 to 1439 minutes, since a lease lasts a day", f.renewMargin))
+	}
+	if (f.etcd.CertFile == "") != (f.etcd.KeyFile == "") {
+		errs = append(errs, errors.New("-etcd-certfile and -etcd-keyfile: give both or neither"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -136,5 +187,7 @@ func (f *flags) options() daemon.Options {
 	}
 	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
 	o.Interface.Names, o.Interface.PublicIP = f.ifaces, f.publicIP
+	o.Interface.Patterns, o.Interface.CanReach = f.ifacePattern, f.canReach
+	o.RenewMargin, o.Blackhole = time.Duration(f.renewMargin)*time.Minute, f.blackhole
 	return o
 }

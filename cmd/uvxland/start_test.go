@@ -40,6 +40,7 @@ func TestIntegrationStartErrors(t *testing.T) {
 		command []string
 		prepare func() error
 		undo    func() error
+		exit    int // 0 means 1
 		want    []string
 	}{
 		{
@@ -77,6 +78,11 @@ func TestIntegrationStartErrors(t *testing.T) {
 			name:    "no place for state",
 			command: append(slices.Clip(args), "-state-dir", "/proc/uvxlan"),
 			want:    []string{"/proc/uvxlan", "state directory", "-state-dir"},
+		},
+		{
+			name:    "no place for the subnet file",
+			command: append(slices.Clip(args), "-subnet-file", "/proc/uvxlan/subnet.env"),
+			want:    []string{"/proc/uvxlan", "subnet file", "-subnet-file"},
 		},
 		{
 			name:    "port in use",
@@ -122,6 +128,17 @@ func TestIntegrationStartErrors(t *testing.T) {
 			name:    "no such interface",
 			command: append(slices.Clip(args), "-iface", "eth9"),
 			want:    []string{"eth9", "eth0"},
+		},
+		{
+			name:    "no interface that fits",
+			command: append(slices.Clip(args), "-iface-regex", "^wlan", "-iface-can-reach", "192.168.14.21"),
+			want:    []string{`"^wlan" matches no address and no name`, "192.168.14.21 is no other host's address", "eth0 (up) 192.168.14.21"},
+		},
+		{
+			name:    "leases in Kubernetes",
+			command: append(slices.Clip(args), "-kube-subnet-mgr=true"),
+			exit:    2,
+			want:    []string{"-kube-subnet-mgr: leases are in etcd", "-etcd-endpoints"},
 		},
 		{
 			name:    "host-gw behind a NAT",
@@ -178,7 +195,7 @@ func TestIntegrationStartErrors(t *testing.T) {
 			err := cmd.Run()
 			lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 			last := lines[len(lines)-1]
-			if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.HasPrefix(last, "uvxland: ") {
+			if err == nil || cmd.ProcessState.ExitCode() != max(c.exit, 1) || !strings.HasPrefix(last, "uvxland: ") {
 				t.Errorf("it ended with %v: %s", err, out)
 			}
 			for _, want := range c.want {

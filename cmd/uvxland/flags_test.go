@@ -1,0 +1,133 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"uvxlan/cmd/internal/flagenv"
+)
+
+// flannelFlags are flannel's, with its defaults and a value that may be given.
+var flannelFlags = []struct{ name, value, given string }{
+	{"etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "http://192.0.2.1:2379"},
+	{"etcd-prefix", "/coreos.com/network", "/other"},
+	{"etcd-keyfile", "", "/key.pem"},
+	{"etcd-certfile", "", "/cert.pem"},
+	{"etcd-cafile", "", "/ca.pem"},
+	{"etcd-username", "", "somebody"},
+	{"etcd-password", "", "secret"},
+	{"iface", "", "eth7"},
+	{"iface-regex", "", `^10\.|^eth`},
+	{"iface-can-reach", "", "192.0.2.9"},
+	{"public-ip", "", "192.0.2.7"},
+	{"public-ipv6", "", ""},
+	{"subnet-file", "/run/flannel/subnet.env", "/other.env"},
+	{"subnet-lease-renew-margin", "60", "1439"},
+	{"ip-blackhole-route", "false", "true"},
+	{"kube-subnet-mgr", "false", "false"},
+	{"kube-api-url", "", ""},
+	{"kubeconfig-file", "", ""},
+	{"kube-annotation-prefix", "flannel.alpha.coreos.com", "flannel.alpha.coreos.com"},
+	{"net-config-path", "/etc/kube-flannel/net-conf.json", "/etc/kube-flannel/net-conf.json"},
+	{"set-node-network-unavailable", "true", "false"},
+	{"version", "false", "false"},
+	{"v", "0", "1"},
+	{"vmodule", "", "manager=2"},
+	{"log_backtrace_at", "", "manager.go:7"},
+}
+
+func TestFlannelFlags(t *testing.T) {
+	_, fs := define()
+	for _, f := range flannelFlags {
+		if got := fs.Lookup(f.name); got == nil || got.DefValue != f.value || got.Usage == "" {
+			t.Errorf("-%s is %+v, want the default %q", f.name, got, f.value)
+		}
+	}
+}
+
+// Every flag is taken from the command line, with one dash or two, and from its
+// variable.
+func TestFlannelFlagsGiven(t *testing.T) {
+	var args []string
+	for i, f := range flannelFlags {
+		args = append(args, "--"[i%2:]+f.name+"="+f.given)
+	}
+	ways := map[string][]string{"command line": args, "environment": nil}
+	for way, args := range ways {
+		t.Run(way, func(t *testing.T) {
+			for _, f := range flannelFlags {
+				if args == nil {
+					t.Setenv(flagenv.Name("FLANNELD_", f.name), f.given)
+				} else {
+					t.Setenv(flagenv.Name("FLANNELD_", f.name), "")
+				}
+			}
+			f, err := parse(args)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := f.options()
+			if o.Etcd.Endpoints[0] != "http://192.0.2.1:2379" || o.Etcd.Prefix != "/other" || o.Etcd.Username != "somebody" || o.Etcd.Password != "secret" ||
+				o.Etcd.CAFile != "/ca.pem" || o.Etcd.CertFile != "/cert.pem" || o.Etcd.KeyFile != "/key.pem" {
+				t.Errorf("etcd: %+v", o.Etcd)
+			}
+			i := o.Interface
+			if !slices.Equal(i.Names, []string{"eth7"}) || len(i.Patterns) != 1 || i.Patterns[0].String() != `^10\.|^eth` ||
+				i.CanReach.String() != "192.0.2.9" || i.PublicIP.String() != "192.0.2.7" {
+				t.Errorf("interface: %+v", i)
+			}
+			if o.SubnetFile != "/other.env" || o.RenewMargin != 1439*time.Minute || !o.Blackhole {
+				t.Errorf("options: %+v", o)
+			}
+		})
+	}
+}
+
+func TestRepeatedFlags(t *testing.T) {
+	f, err := parse([]string{"-iface=eth0", "-iface", "eth1", "-iface-regex=a", "--iface-regex", "b", "-iface=", "-iface-regex="})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := f.options().Interface
+	if !slices.Equal(i.Names, []string{"eth0", "eth1"}) || len(i.Patterns) != 2 || i.Patterns[1].String() != "b" {
+		t.Errorf("the interface is %+v", i)
+	}
+	if f.options().RenewMargin != time.Hour || f.options().Blackhole {
+		t.Errorf("the defaults are %+v", f.options())
+	}
+}
+
+func TestFlagsRefused(t *testing.T) {
+	const instead = ": leases are in etcd, not in Kubernetes: give -etcd-endpoints instead"
+	for _, c := range []struct {
+		args string
+		want []string
+	}{
+		{"-kube-subnet-mgr", []string{"-kube-subnet-mgr" + instead, "uvxlan config set"}},
+		{"-kube-subnet-mgr=true -kube-api-url=https://192.0.2.1 -kubeconfig-file=/k", []string{"-kube-subnet-mgr, -kube-api-url, -kubeconfig-file" + instead}},
+		{"-kube-annotation-prefix=example.com", []string{"-kube-annotation-prefix" + instead}},
+		{"-net-config-path=/n", []string{"-net-config-path" + instead}},
+		{"-public-ipv6=2001:db8::1", []string{"-public-ipv6 2001:db8::1", "IPv6 is not supported yet"}},
+		{"-public-ip=2001:db8::1", []string{"-public-ip 2001:db8::1", "must be an IPv4 address"}},
+		{"-iface-can-reach=2001:db8::1", []string{"-iface-can-reach 2001:db8::1", "must be an IPv4 address"}},
+		{"-iface-regex=( -iface-regex=eth0", []string{"-iface-regex", "missing closing )"}},
+		{"-subnet-lease-renew-margin=0", []string{"-subnet-lease-renew-margin 0", "from 1 to 1439 minutes"}},
+		{"-subnet-lease-renew-margin=1440", []string{"-subnet-lease-renew-margin 1440", "from 1 to 1439 minutes"}},
+		{"-etcd-certfile=/c", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
+		{"-etcd-keyfile=/k -etcd-cafile=/ca", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
+		{"-subnet-lease-renew-margin=0 -kube-subnet-mgr", []string{"from 1 to 1439", "-kube-subnet-mgr" + instead}},
+	} {
+		_, err := parse(strings.Fields(c.args))
+		if err == nil {
+			t.Errorf("%s: accepted", c.args)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: it doesn't say %q: %v", c.args, want, err)
+			}
+		}
+	}
+}
