@@ -309,6 +309,34 @@ func TestOpenChecksOptions(t *testing.T) {
 	}
 }
 
+// The certificate that a server is checked against is enough by itself; flannel
+// ignores it then.
+func TestCAFileAlone(t *testing.T) {
+	proxy := newTLSProxy(t, etcdtest.Start(t).Endpoint())
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	const config = `{"Network":"172.7.0.0/16"}`
+	for name, c := range map[string]struct {
+		file string
+		ok   bool
+	}{"its certificate": {proxy.caFile, true}, "the system's certificates": {"", false}} {
+		r, err := etcd.Open(etcd.Options{Endpoints: []string{proxy.endpoint}, CAFile: c.file})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = r.SetConfig(ctx, []byte(config))
+		if (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "certificate") {
+			t.Errorf("%s: the error doesn't say what is wrong: %v", name, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDialAndSetConfig(t *testing.T) {
 	s := etcdtest.Start(t)
 	dialled := make(chan string, 10)
