@@ -1,0 +1,261 @@
+package firewall
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// comment marks our rules. Whatever else lies in our tables is flanneld's, which
+// replaces all of them as well.
+const comment = "uvxlan"
+
+// nfTables writes rules into tables of its own, by netlink.
+type nfTables struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+}
+
+func openNFTables(f Family) (*nfTables, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoNFTables, err)
+	}
+	n := &nfTables{conn: conn, table: &nftables.Table{Name: "flannel-ipv4", Family: nftables.TableFamilyIPv4}}
+	if f == IPv6 {
+		n.table = &nftables.Table{Name: "flannel-ipv6", Family: nftables.TableFamilyIPv6}
+	}
+	_, err = n.list()
+	return n, refusal(err)
+}
+
+// nftables is the chain in our table, by flannel's names.
+func (p purpose) nftables(t *nftables.Table) *nftables.Chain {
+	if p == masquerading {
+		return &nftables.Chain{Name: "postrtg", Table: t, Type: nftables.ChainTypeNAT,
+			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}
+	}
+	return &nftables.Chain{Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter}
+}
+
+// probe writes the rules into a table that goes in the same step, which the
+// kernel does as a whole or refuses.
+func (n *nfTables) probe(chains []chain) error {
+	t := n.conn.AddTable(&nftables.Table{Name: n.table.Name + "-probe", Family: n.table.Family})
+	for _, c := range chains {
+		if len(c.want) == 0 {
+			continue
+		}
+		to := n.conn.AddChain(c.purpose.nftables(t))
+		for _, r := range c.want {
+			n.conn.AddRule(n.rule(to, r))
+		}
+	}
+	n.conn.DelTable(t)
+	return refusal(n.conn.Flush())
+}
+
+// refusal is what a kernel says that lacks something.
+func refusal(err error) error {
+	if err == nil || errors.Is(err, unix.EPERM) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNoNFTables, first(err))
+}
+
+// first is the first of the errors of a batch, one for each of its messages.
+func first(err error) error {
+	var all interface{ Unwrap() []error }
+	for errors.As(err, &all) {
+		err = all.Unwrap()[0]
+	}
+	return err
+}
+
+func (n *nfTables) apply(chains []chain) (bool, error) {
+	there, err := n.list()
+	if err != nil {
+		return false, err
+	}
+	changed := false
+	for _, c := range chains {
+		now, err := n.change(c, there)
+		if err != nil {
+			return false, err
+		}
+		changed = changed || now
+	}
+	return changed, first(n.conn.Flush())
+}
+
+// list returns the names of our chains that are there.
+func (n *nfTables) list() (names []string, err error) {
+	all, err := n.conn.ListChainsOfTableFamily(n.table.Family)
+	if err != nil {
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	for _, c := range all {
+		if c.Table != nil && c.Table.Name == n.table.Name {
+			names = append(names, c.Name)
+		}
+	}
+	return names, nil
+}
+
+// change prepares what makes a chain as wanted, for the next Flush.
+func (n *nfTables) change(c chain, there []string) (changed bool, err error) {
+	to := c.purpose.nftables(n.table)
+	missing := !slices.Contains(there, to.Name)
+	var rules []*nftables.Rule
+	if !missing {
+		if rules, err = n.conn.GetRules(n.table, to); err != nil {
+			return false, fmt.Errorf("list rules of %s: %w", to.Name, err)
+		}
+	}
+	have, foreign := n.known(rules)
+	remove, add := c.plan(have, n.ruleKey)
+	if c.idle(slices.DeleteFunc(slices.Clone(have), func(h string) bool { return h == "" }), n.ruleKey) {
+		if !missing {
+			n.conn.DelChain(to)
+		}
+		return !missing, nil
+	}
+	if missing {
+		n.conn.AddTable(n.table)
+		n.conn.AddChain(to)
+	}
+	for _, at := range append(remove, foreign...) {
+		rules[at].Table = n.table
+		if err := n.conn.DelRule(rules[at]); err != nil {
+			return false, err
+		}
+	}
+	for _, r := range add {
+		n.conn.AddRule(n.rule(to, r))
+	}
+	return missing || len(remove)+len(foreign)+len(add) > 0, nil
+}
+
+// known returns the rules' keys, "" for those that aren't ours, whose places it
+// returns too.
+func (n *nfTables) known(rules []*nftables.Rule) (have []string, foreign []int) {
+	for i, r := range rules {
+		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		if text != comment {
+			have, foreign = append(have, ""), append(foreign, i)
+			continue
+		}
+		have = append(have, n.key(r.Exprs))
+	}
+	return have, foreign
+}
+
+// leftover tells of our table, and removes it unless it is only to tell.
+func (n *nfTables) leftover(remove bool) ([]string, error) {
+	tables, err := n.conn.ListTablesOfFamily(n.table.Family)
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == n.table.Name }) {
+		return nil, nil
+	}
+	found := []string{"nftables table " + n.table.Name}
+	if !remove {
+		return found, nil
+	}
+	n.conn.DelTable(n.table)
+	return found, n.conn.Flush()
+}
+
+// obstacle tells of somebody's chain that drops what our rules accept: in
+// nftables each chain of a hook has its say, and a single no is enough.
+func (n *nfTables) obstacle(chains []chain) string {
+	if !slices.ContainsFunc(chains, func(c chain) bool { return c.purpose == forwarding && len(c.want) > 0 }) {
+		return ""
+	}
+	for _, family := range []nftables.TableFamily{n.table.Family, nftables.TableFamilyINet} {
+		all, err := n.conn.ListChainsOfTableFamily(family)
+		if err != nil {
+			return err.Error()
+		}
+		for _, c := range all {
+			if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop && c.Table != nil {
+				return fmt.Sprintf("the policy of chain %s of table %s drops what that chain doesn't accept: accept the overlay's network there, or leave EnableNFTables away", c.Name, c.Table.Name)
+			}
+		}
+	}
+	return ""
+}
+
+func (n *nfTables) rule(to *nftables.Chain, r rule) *nftables.Rule {
+	return &nftables.Rule{Table: to.Table, Chain: to, Exprs: expressions(r),
+		UserData: userdata.AppendString(nil, userdata.TypeComment, comment)}
+}
+
+func (n *nfTables) ruleKey(r rule) string { return n.key(expressions(r)) }
+
+// key is the expressions as they are sent.
+func (n *nfTables) key(all []expr.Any) string {
+	var b bytes.Buffer
+	for _, e := range all {
+		text, err := expr.Marshal(byte(n.table.Family), e)
+		if err != nil {
+			return ""
+		}
+		b.Write(text)
+	}
+	return b.String()
+}
+
+const register = 1
+
+func expressions(r rule) []expr.Any {
+	var all []expr.Any
+	if r.marked {
+		m := binary.NativeEndian.AppendUint32(nil, mark)
+		all = append(all, &expr.Meta{Key: expr.MetaKeyMARK, Register: register},
+			&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 4, Mask: m, Xor: make([]byte, 4)},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: m})
+	}
+	all = append(all, match(r.src, r.notSrc, 12, 8)...)
+	all = append(all, match(r.dst, r.notDst, 16, 24)...)
+	switch r.then {
+	case accepts:
+		return append(all, &expr.Verdict{Kind: expr.VerdictAccept})
+	case returns:
+		return append(all, &expr.Verdict{Kind: expr.VerdictReturn})
+	}
+	return append(all, &expr.Masq{FullyRandom: r.then == masqueradesRandomly})
+}
+
+// match compares the address at an offset of the IPv4 or of the IPv6 header, in
+// bytes.
+func match(p netip.Prefix, not bool, offset4, offset6 uint32) []expr.Any {
+	if !p.IsValid() {
+		return nil
+	}
+	offset, op := offset6, expr.CmpOpEq
+	if p.Addr().Is4() {
+		offset = offset4
+	}
+	if not {
+		op = expr.CmpOpNeq
+	}
+	size := p.Addr().BitLen() / 8
+	return []expr.Any{
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(size)},
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(size),
+			Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, size)},
+		&expr.Cmp{Op: op, Register: register, Data: p.Masked().Addr().AsSlice()},
+	}
+}
