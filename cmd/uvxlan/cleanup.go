@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"uvxlan/cmd/internal/blackhole"
+	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/tunnel"
@@ -72,7 +73,7 @@ func (c *cleaner) clean() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.device(state.Device), c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile))
+	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.firewall(), c.device(state.Device), c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile))
 	if err != nil {
 		return err
 	}
@@ -150,6 +151,20 @@ func (c *cleaner) blackhole(subnet netip.Prefix) error {
 		_, err := blackhole.Remove(subnet)
 		return err
 	})
+}
+
+// firewall removes our chains and tables. Another daemon that has rules in them
+// puts them back.
+func (c *cleaner) firewall() error {
+	list := firewall.Remove
+	if c.dry {
+		list = firewall.Leftover
+	}
+	found, err := list()
+	for _, what := range found {
+		c.note(what)
+	}
+	return err
 }
 
 // device removes a TUN device that no process holds. Anything else of its name

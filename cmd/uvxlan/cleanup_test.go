@@ -47,9 +47,19 @@ func requireRoot(t *testing.T) {
 
 func ip(t *testing.T, command string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "ip", strings.Fields(command)...).CombinedOutput()
+	return output(t, "ip", command)
+}
+
+func iptables(t *testing.T, command string) string {
+	t.Helper()
+	return output(t, "iptables", command)
+}
+
+func output(t *testing.T, name, command string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, strings.Fields(command)...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("ip %s: %v: %s", command, err, out)
+		t.Fatalf("%s %s: %v: %s", name, command, err, out)
 	}
 	return string(out)
 }
@@ -123,11 +133,16 @@ func TestIntegrationCleanup(t *testing.T) {
 	ip(t, "route add blackhole 172.7.98.0/24 proto 89")
 	ip(t, "route add 172.7.99.0/24 via 192.168.9.99 proto static")
 	ip(t, "route add 172.7.0.0/16 dev eth0 proto 89")
+	iptables(t, "-t nat -N FLANNEL-POSTRTG")
+	iptables(t, "-t nat -A POSTROUTING -j FLANNEL-POSTRTG")
+	iptables(t, "-A FORWARD -s 172.9.0.0/16 -j DROP")
 
-	before := ip(t, "route") + ip(t, "link") + sysctl(t)
+	onHost := func() string { return ip(t, "route") + ip(t, "link") + sysctl(t) + iptables(t, "-t nat -S") }
+	before := onHost()
 	lines := []string{
 		"removed route 172.7.22.0/24 via 192.168.9.22 dev eth0",
 		"removed route blackhole 172.7.21.0/24",
+		"removed iptables chain FLANNEL-POSTRTG of table nat",
 		"removed interface flannel.1",
 		"removed sysctl net/ipv4/conf/eth0/rp_filter=2, set back to 1",
 		"removed subnet file " + subnetFile,
@@ -136,7 +151,7 @@ func TestIntegrationCleanup(t *testing.T) {
 		"left " + hoststate.EtcdDir(dir) + ": the embedded etcd's data",
 	}
 	expectLines(t, cleanup(t, dir, true), strings.Split(strings.ReplaceAll(strings.Join(lines, "\n"), "removed", "would remove"), "\n")...)
-	if after := ip(t, "route") + ip(t, "link") + sysctl(t); after != before || !exists(subnetFile) || !exists(hoststate.Path(dir)) {
+	if after := onHost(); after != before || !exists(subnetFile) || !exists(hoststate.Path(dir)) {
 		t.Errorf("a dry run changed\n%s\ninto\n%s", before, after)
 	}
 	expectLines(t, cleanup(t, dir, false), lines...)
@@ -152,8 +167,11 @@ func TestIntegrationCleanup(t *testing.T) {
 	if strings.Contains(table, "172.7.22.0") || strings.Contains(table, "172.7.21.0") || !strings.Contains(table, "blackhole 172.7.98.0/24") || !strings.Contains(table, "172.7.99.0/24 via 192.168.9.99") || !strings.Contains(table, "172.7.0.0/16 dev eth0") {
 		t.Errorf("routes after the cleanup:\n%s", table)
 	}
+	if rules := iptables(t, "-t nat -S") + iptables(t, "-S"); strings.Contains(rules, "FLANNEL") || !strings.Contains(rules, "-s 172.9.0.0/16 -j DROP") {
+		t.Errorf("rules after the cleanup:\n%s", rules)
+	}
 	for range 2 {
-		expectLines(t, cleanup(t, dir, false), lines[7], "nothing to remove")
+		expectLines(t, cleanup(t, dir, false), lines[len(lines)-1], "nothing to remove")
 	}
 }
 
