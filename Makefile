@@ -62,7 +62,7 @@ bench-quick: $(BIN)/uvxland tools
 	$(GO) run ./bench -quick -uvxland $(BIN)/uvxland $(BENCHFLAGS)
 
 # What the tests and the demo run beside our own binaries.
-TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux
+TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables
 tools:
 	@missing=; for t in $(TOOLS); do \
 	  command -v $${t%%:*} >/dev/null 2>&1 || missing="$$missing $${t##*:}"; \

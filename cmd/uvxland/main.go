@@ -65,12 +65,14 @@ type flags struct {
 	version     bool
 
 	// flannel's others
-	ifaceRegexes flagenv.List
-	ifacePattern []*regexp.Regexp // ifaceRegexes, once checked
-	canReach     netip.Addr
-	publicIPv6   netip.Addr
-	renewMargin  int // minutes
-	blackhole    bool
+	ifaceRegexes                         flagenv.List
+	ifacePattern                         []*regexp.Regexp // ifaceRegexes, once checked
+	canReach                             netip.Addr
+	publicIPv6                           netip.Addr
+	renewMargin                          int // minutes
+	blackhole                            bool
+	ipMasq, notRandomFully, forwardRules bool
+	iptablesResync                       int
 }
 
 const defaultEndpoints = "http://127.0.0.1:4001,http://127.0.0.1:2379"
@@ -95,6 +97,10 @@ func define() (*flags, *flag.FlagSet) {
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+tunnel.AllOffloads.String())
+	fs.BoolVar(&f.ipMasq, "ip-masq", false, "give what containers send out of the overlay the host's address")
+	fs.BoolVar(&f.notRandomFully, "ip-masq-fully-random-disable", false, "leave the choice of masqueraded connections' source ports to the kernel")
+	fs.IntVar(&f.iptablesResync, "iptables-resync", 5, "`seconds` after which missing firewall rules are put back")
+	fs.BoolVar(&f.forwardRules, "iptables-forward-rules", true, "accept the overlay's packets where the host forwards")
 	fs.IntVar(&f.verbosity, "v", 0, "log `level`: 0, or 1 for more")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	fs.Var(&f.ifaceRegexes, "iface-regex", "regular `expression` that an address of the interface to the other hosts, or else its name, matches; tried after -iface, may be repeated")
@@ -141,6 +147,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	if f.publicIP.IsValid() && !f.publicIP.Is4() {
 		errs = append(errs, fmt.Errorf("-public-ip %s: must be an IPv4 address", f.publicIP))
 	}
+	if f.iptablesResync < 1 {
+		errs = append(errs, fmt.Errorf("-iptables-resync %d: must be at least 1", f.iptablesResync))
+	}
 	errs = append(errs, f.checkFlannel(), checkKube(fs))
 	return errors.Join(errs...)
 }
@@ -184,6 +193,10 @@ func (f *flags) options() daemon.Options {
 	if f.offload != "off" {
 		disabled, _ := tunnel.ParseOffloads(f.noOffload) // checked before
 		o.Offloads, o.MustOffload = tunnel.AllOffloads&^disabled, f.offload == "on"
+	}
+	o.Firewall = daemon.FirewallOptions{
+		Masquerade: f.ipMasq, RandomFully: !f.notRandomFully, Forward: f.forwardRules,
+		Resync: time.Duration(f.iptablesResync) * time.Second,
 	}
 	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
 	o.Interface.Names, o.Interface.PublicIP = f.ifaces, f.publicIP

@@ -54,6 +54,11 @@ func TestIntegrationStartErrors(t *testing.T) {
 			want:    []string{"CAP_NET_ADMIN", "run as root"},
 		},
 		{
+			name:    "no iptables",
+			command: append(append([]string{"env", "PATH=/nowhere"}, args...), "-ip-masq"),
+			want:    []string{"-ip-masq", "iptables can't be used", "install iptables", "EnableNFTables"},
+		},
+		{
 			name:    "another daemon",
 			command: args,
 			prepare: func() (err error) {

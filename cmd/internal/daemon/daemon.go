@@ -97,6 +97,10 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err := subnetfile.Prepare(o.SubnetFile); err != nil {
 		return err
 	}
+	rules, err := openRules(o, config)
+	if err != nil {
+		return err
+	}
 	network, err := openBackend(o, config, ext)
 	if err != nil {
 		return err
@@ -114,12 +118,16 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err := addBlackhole(o, own.Subnet); err != nil {
 		return err
 	}
-	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: network.mtu()}
+	if err := rules.apply(own); err != nil {
+		return err
+	}
+	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: network.mtu(), IPMasq: o.Firewall.Masquerade}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return network.run(ctx, func() error { return writeSubnetFile(o, file) })
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
+	group.Go(func() error { return rules.run(ctx) })
 	return group.Wait()
 }
 

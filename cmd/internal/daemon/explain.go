@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel"
@@ -51,6 +52,8 @@ func explain(err error) error {
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},
 		{tunnel.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
+		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
+		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},
 		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or set it from outside"},
 		{unix.EPERM, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
 		{unix.EACCES, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},

@@ -51,6 +51,8 @@ type Options struct {
 	// Blackhole drops what is sent to our subnet while nothing on the host has a
 	// route to it.
 	Blackhole bool
+	// Firewall says which rules the host is to have.
+	Firewall FirewallOptions
 	// Logger is required.
 	Logger *slog.Logger
 }
