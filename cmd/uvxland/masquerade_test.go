@@ -163,9 +163,8 @@ func TestIntegrationMasqueradeOfAnotherSubnet(t *testing.T) {
 func TestIntegrationNoIPTables(t *testing.T) {
 	w := newWorld(t, "kb21")
 	kb21 := w.Host("kb21")
-	real := w.cluster.Binary
 	w.cluster.Binary = filepath.Join(t.TempDir(), "uvxland")
-	script := fmt.Sprintf("#!/bin/sh\nPATH=/nowhere exec %s \"$@\"\n", real)
+	script := fmt.Sprintf("#!/bin/sh\nPATH=/nowhere exec %s \"$@\"\n", daemonBinary)
 	if err := os.WriteFile(w.cluster.Binary, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -60,7 +59,7 @@ func (h host) sh(command string) string {
 func (h host) open(c Config) *Firewall {
 	h.Helper()
 	if c.Logger == nil {
-		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.Resync == 0 {
 		c.Resync = time.Hour
