@@ -34,7 +34,7 @@ func newKeeper(m *Manager, own Lease) *keeper {
 // hold takes note of the lease as it now stands in the registry.
 func (k *keeper) hold(l Lease) {
 	k.own = l
-	k.held.Store(&l)
+	k.held.Store(&held{l, time.Now()})
 }
 
 // touch asks for a look at the entry; it doesn't wait.

@@ -42,8 +42,9 @@ type Manager struct {
 	log    *slog.Logger
 	opts   Options
 	outage *outage
+	watch  *watching
 
-	held atomic.Pointer[Lease]
+	held atomic.Pointer[held]
 }
 
 // NewManager returns a manager; it doesn't contact the registry.
@@ -66,7 +67,7 @@ func NewManager(o Options) (*Manager, error) {
 	if o.Pick == nil {
 		o.Pick = rand.IntN
 	}
-	return &Manager{reg: o.Registry, log: o.Logger, opts: o, outage: &outage{log: o.Logger}}, nil
+	return &Manager{reg: o.Registry, log: o.Logger, opts: o, outage: &outage{log: o.Logger}, watch: &watching{}}, nil
 }
 
 // Config reads the cluster's configuration. It waits while the registry doesn't
@@ -105,26 +106,4 @@ func (m *Manager) persist(ctx context.Context, op func() error) error {
 			return err
 		}
 	}
-}
-
-// Status is a manager's health at a moment.
-type Status struct {
-	// Connected says whether the registry answered last time.
-	Connected bool
-	// Since is when Connected last changed; zero before the first attempt.
-	Since time.Time
-	// Err is why the registry is not connected.
-	Err error
-	// Lease is the lease that Run keeps; zero outside Run.
-	Lease Lease
-}
-
-// Status returns the manager's health. It may be called at any time.
-func (m *Manager) Status() Status {
-	var s Status
-	s.Connected, s.Since, s.Err = m.outage.state()
-	if l := m.held.Load(); l != nil {
-		s.Lease = *l
-	}
-	return s
 }

@@ -19,6 +19,10 @@ type outage struct {
 	since  time.Time // when up last changed
 	logged time.Time
 	err    error
+	// what went wrong so far: how often, and the last of it
+	failures uint64
+	last     error
+	lastAt   time.Time
 }
 
 func (o *outage) failed(err error) {
@@ -28,7 +32,8 @@ func (o *outage) failed(err error) {
 	if o.up || o.since.IsZero() {
 		o.up, o.since, o.logged = false, now, time.Time{}
 	}
-	o.err = err
+	o.err, o.last, o.lastAt = err, err, now
+	o.failures++
 	if now.Sub(o.logged) < nagInterval {
 		return
 	}
@@ -48,8 +53,9 @@ func (o *outage) answered() {
 	o.up, o.since, o.err = true, time.Now(), nil
 }
 
-func (o *outage) state() (up bool, since time.Time, err error) {
+func (o *outage) fill(s *Status) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.up, o.since, o.err
+	s.Connected, s.Since, s.Err = o.up, o.since, o.err
+	s.Failures, s.LastErr, s.LastErrAt = o.failures, o.last, o.lastAt
 }

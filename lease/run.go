@@ -74,12 +74,15 @@ func (f *follower) session(ctx context.Context) error {
 		f.touched()
 	}
 	f.report(Update{Reset: true, Leases: slices.DeleteFunc(all, f.isOwn), Revision: rev})
+	f.watch.begin()
+	defer f.watch.end()
 	return f.reg.Watch(ctx, rev+1, f.change)
 }
 
 // change passes on a watch's update without the own lease.
 func (f *follower) change(u Update) {
 	f.outage.answered()
+	f.watch.event()
 	other := func(l Lease) bool { return f.isOwn(l) && !l.Equal(f.own) }
 	if slices.ContainsFunc(u.Leases, other) || slices.ContainsFunc(u.Deleted, f.isOwn) {
 		f.touched()

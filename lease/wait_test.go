@@ -55,8 +55,10 @@ func TestOutageIsLoggedOnceThenSlowly(t *testing.T) {
 		if n := strings.Count(log.String(), "answers"); n != 1 {
 			t.Errorf("the return is logged %d times:\n%s", n, &log)
 		}
-		if up, since, err := o.state(); !up || since.IsZero() || err != nil {
-			t.Errorf("state %v, %v, %v", up, since, err)
+		var s Status
+		o.fill(&s)
+		if !s.Connected || s.Since.IsZero() || s.Err != nil || s.Failures != 65 || !errors.Is(s.LastErr, ErrUnavailable) || s.LastErrAt.IsZero() {
+			t.Errorf("status %+v", s)
 		}
 	})
 }

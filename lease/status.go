@@ -1,0 +1,79 @@
+package lease
+
+import (
+	"sync"
+	"time"
+)
+
+// Status is a manager's health at a moment.
+type Status struct {
+	// Connected says whether the registry answered last time.
+	Connected bool
+	// Since is when Connected last changed; zero before the first attempt.
+	Since time.Time
+	// Err is why the registry is not connected.
+	Err error
+	// Failures counts the attempts that failed so far. LastErr is why the last
+	// of them did, and LastErrAt when, however long the registry has answered
+	// since.
+	Failures  uint64
+	LastErr   error
+	LastErrAt time.Time
+	// Lease is the lease that Run keeps; zero outside Run.
+	Lease Lease
+	// Renewed is when this process last took, renewed or restored Lease.
+	Renewed time.Time
+	// Watched is since when the leases are watched without a gap, zero while
+	// they are not: what Run reported last may be out of date then.
+	Watched time.Time
+	// Heard is when Run last heard of any lease, its own included; zero before.
+	Heard time.Time
+}
+
+// Status returns the manager's health. It may be called at any time.
+func (m *Manager) Status() Status {
+	var s Status
+	m.outage.fill(&s)
+	m.watch.fill(&s)
+	if h := m.held.Load(); h != nil {
+		s.Lease, s.Renewed = h.lease, h.since
+	}
+	return s
+}
+
+// held is the own lease as it stands in the registry.
+type held struct {
+	lease Lease
+	since time.Time // it was written or renewed
+}
+
+// watching knows whether the leases are watched, and when one was heard of.
+type watching struct {
+	mu           sync.Mutex // guards both
+	since, heard time.Time
+}
+
+func (w *watching) begin() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = time.Now()
+	w.heard = w.since // the snapshot before it
+}
+
+func (w *watching) event() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard = time.Now()
+}
+
+func (w *watching) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = time.Time{}
+}
+
+func (w *watching) fill(s *Status) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s.Watched, s.Heard = w.since, w.heard
+}
