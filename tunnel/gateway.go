@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"uvxlan/lease"
@@ -88,6 +89,20 @@ func (g *Gateway) Peers() int {
 	g.paths.mu.Lock()
 	defer g.paths.mu.Unlock()
 	return len(g.paths.owners)
+}
+
+// List lists the peers, sorted by subnet. They have no MAC.
+func (g *Gateway) List() []Peer {
+	g.paths.mu.Lock()
+	defer g.paths.mu.Unlock()
+	peers := make([]Peer, 0, len(g.paths.owners))
+	for subnet, host := range g.paths.owners {
+		peers = append(peers, Peer{Subnet: subnet, Underlay: host})
+	}
+	slices.SortFunc(peers, func(a, b Peer) int {
+		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
+	})
+	return peers
 }
 
 // Path is how packets to the peer of a subnet travel at the moment: direct, or
