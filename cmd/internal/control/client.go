@@ -1,0 +1,74 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotRunning says that nobody answers on the control socket.
+var ErrNotRunning = errors.New("no uvxland answers")
+
+// Client asks a daemon by its control socket.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// NewClient returns a client of the daemon whose control socket is at path. It
+// connects to nothing yet.
+func NewClient(path string) *Client {
+	return &Client{path: path, http: http.Client{
+		Timeout: requestTimeout,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", path)
+			},
+		},
+	}}
+}
+
+// Status asks for the daemon's state. The error is [ErrNotRunning] if there is
+// no daemon.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	err := c.get(ctx, "/v1/status", &s)
+	return s, err
+}
+
+// Peers asks for the peers. The error is [ErrNotRunning] if there is no daemon.
+func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
+	var peers []Peer
+	err := c.get(ctx, "/v1/peers", &peers)
+	return peers, err
+}
+
+func (c *Client) get(ctx context.Context, path string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://uvxland"+path, nil)
+	if err != nil {
+		return err
+	}
+	answer, err := c.http.Do(request)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("%w on %s", ErrNotRunning, c.path)
+	}
+	if err != nil {
+		return fmt.Errorf("ask uvxland: %w", err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask uvxland for %s: %s", path, answer.Status)
+	}
+	if err := json.NewDecoder(answer.Body).Decode(into); err != nil {
+		return fmt.Errorf("read uvxland's answer: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultSocket is the daemon's control socket unless told otherwise.
+const DefaultSocket = "/run/uvxlan/uvxlan.sock"
+
+// ErrSocket says that the control socket can't be opened: choose another path.
+var ErrSocket = errors.New("the control socket can't be opened")
+
+// ErrInUse says that another daemon answers on the control socket.
+var ErrInUse = errors.New("another daemon has the control socket")
+
+// maxPath is what a socket address holds, less the zero byte at its end
+// (unix(7)).
+const maxPath = 107
+
+// Socket is a listening control socket, which only its owner may open.
+type Socket struct {
+	net.Listener
+	path string
+	made fs.FileInfo // the socket file as we made it
+}
+
+// Listen opens the control socket at path and makes the directory if need be. A
+// socket that nobody answers on, such as a killed daemon's, is replaced; while
+// somebody does, the error is [ErrInUse]. Every error is an [ErrSocket].
+func Listen(ctx context.Context, path string) (*Socket, error) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("%w: %s: a socket's path has at most %d bytes", ErrSocket, path, maxPath)
+	}
+	s, err := listen(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrSocket, path, err)
+	}
+	return s, nil
+}
+
+func listen(ctx context.Context, path string) (*Socket, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	// The mode is set before the file is there, so that nobody gets in between.
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		ctlErr := c.Control(func(fd uintptr) { err = os.NewSyscallError("fchmod", unix.Fchmod(int(fd), 0o600)) })
+		return errors.Join(ctlErr, err)
+	}}
+	l, err := private.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	made, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return &Socket{Listener: l, path: path, made: made}, nil
+}
+
+// lockDir keeps other daemons from looking at sockets in dir until unlock, so
+// that of two that replace a stale one neither takes the other's away.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close())
+	}
+	return func() { f.Close() }, nil
+}
+
+// removeStale removes a socket that nobody answers on. Any other kind of file
+// is somebody's and stays.
+func removeStale(ctx context.Context, path string) error {
+	there, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if there.Mode().Type() != fs.ModeSocket {
+		return errors.New("a file of that name is in the way")
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		conn.Close()
+		return ErrInUse
+	case !errors.Is(err, unix.ECONNREFUSED):
+		return err
+	}
+	return os.Remove(path)
+}
+
+// Close stops listening and removes the socket's file, unless another took its
+// place meanwhile.
+func (s *Socket) Close() error {
+	err := s.Listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	there, statErr := os.Lstat(s.path)
+	if statErr == nil && os.SameFile(there, s.made) {
+		err = errors.Join(err, os.Remove(s.path))
+	}
+	return err
+}

@@ -1,0 +1,125 @@
+package control_test
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"uvxlan/cmd/internal/control"
+)
+
+func serve(t *testing.T, path string, s control.Source) *control.Server {
+	t.Helper()
+	l, err := control.Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := control.Serve(l, control.Handler(s), slog.New(slog.DiscardHandler))
+	t.Cleanup(func() { server.Close() })
+	return server
+}
+
+func TestSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "uvxlan.sock")
+	client := control.NewClient(path)
+	if _, err := client.Status(t.Context()); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	s := running()
+	server := serve(t, path, s)
+	if info, err := os.Stat(path); err != nil || info.Mode() != fs.ModeSocket|0o600 {
+		t.Errorf("the socket is %v, %v", info.Mode(), err)
+	}
+	status, err := client.Status(t.Context())
+	if err != nil || !reflect.DeepEqual(status, s.Status()) {
+		t.Errorf("status %+v, %v", status, err)
+	}
+	peers, err := client.Peers(t.Context())
+	if err != nil || !reflect.DeepEqual(peers, s.Peers()) {
+		t.Errorf("peers %+v, %v", peers, err)
+	}
+	if _, err := control.Listen(t.Context(), path); !errors.Is(err, control.ErrInUse) {
+		t.Errorf("a second daemon: %v", err)
+	}
+	if _, err := client.Status(t.Context()); err != nil {
+		t.Errorf("after a second daemon: %v", err)
+	}
+	if err := server.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left after the end: %v", err)
+	}
+}
+
+func TestSocketWithoutPeers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "uvxlan.sock")
+	serve(t, path, &state{})
+	if peers, err := control.NewClient(path).Peers(t.Context()); err != nil || peers == nil || len(peers) > 0 {
+		t.Errorf("peers %v, %v", peers, err)
+	}
+}
+
+// killed leaves a socket that nobody answers on.
+func killed(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+}
+
+func TestSocketReplacesAStaleOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "uvxlan.sock")
+	killed(t, path)
+	if _, err := control.NewClient(path).Status(t.Context()); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("a killed daemon: %v", err)
+	}
+	serve(t, path, running())
+	if _, err := control.NewClient(path).Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSocketLeavesWhatIsNotIts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "uvxlan.sock")
+	if err := os.WriteFile(path, []byte("notes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := control.Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "in the way") {
+		t.Errorf("over a file: %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "notes" {
+		t.Errorf("the file is %q, %v", text, err)
+	}
+
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	server := serve(t, path, running())
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	killed(t, path) // somebody else's by now
+	if err := server.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("another's socket: %v", err)
+	}
+}
+
+func TestSocketPathTooLong(t *testing.T) {
+	path := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
+	if _, err := control.Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "107 bytes") {
+		t.Errorf("with %d bytes: %v", len(path), err)
+	}
+}

@@ -1,0 +1,155 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Source says how a daemon is. Its methods may be called at any time, from any
+// goroutine.
+type Source interface {
+	// Status says how the daemon is at the moment.
+	Status() Status
+	// Peers lists the other hosts' subnets, in order.
+	Peers() []Peer
+}
+
+// Status is a daemon's state at a moment. A part that isn't known yet is left
+// away in JSON.
+type Status struct {
+	// Version and PID are the daemon's.
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+	// Started is when the daemon started, and Now when it said all this.
+	Started time.Time `json:"started"`
+	Now     time.Time `json:"now"`
+	// Ready says that the host's containers are connected; otherwise Reasons
+	// say why not, in words.
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons,omitempty"`
+	// Notes say what needs looking at although packets flow.
+	Notes []string `json:"notes,omitempty"`
+	// Model is how packets travel: "vxlan", "vxlan, direct by socket", "vxlan,
+	// direct by route" or "host-gw".
+	Model string `json:"model,omitempty"`
+	// Interface leads to the other hosts, which know this one by PublicIP.
+	Interface string     `json:"interface,omitempty"`
+	PublicIP  netip.Addr `json:"public_ip,omitzero"`
+	// Network is the overlay's.
+	Network netip.Prefix `json:"network,omitzero"`
+	// Device is the overlay's interface, which host-gw has none of.
+	Device string `json:"device,omitempty"`
+	// MTU is that of the containers, in bytes.
+	MTU int `json:"mtu,omitempty"`
+	// Lease is the host's own.
+	Lease *Lease `json:"lease,omitempty"`
+	Etcd  Etcd   `json:"etcd"`
+	Watch Watch  `json:"watch"`
+	// Peers is how many other hosts' subnets there are.
+	Peers int `json:"peers"`
+	// Traffic is what passed the device. The kernel counts what takes its own
+	// routes, as all does with host-gw.
+	Traffic *Traffic `json:"traffic,omitempty"`
+}
+
+// Lease is the host's claim on its subnet.
+type Lease struct {
+	Subnet netip.Prefix `json:"subnet"`
+	// Renewed is when this daemon last took, renewed or restored it.
+	Renewed time.Time `json:"renewed"`
+	// Expires is when the other hosts forget it unless it is renewed.
+	Expires time.Time `json:"expires,omitzero"`
+	// Reserved marks one that never expires.
+	Reserved bool `json:"reserved,omitempty"`
+}
+
+// Etcd is the way to etcd.
+type Etcd struct {
+	// Up says whether it answered last time, and Since from when on; zero before
+	// the first attempt.
+	Up    bool      `json:"up"`
+	Since time.Time `json:"since,omitzero"`
+	// Errors counts the attempts that failed. LastError is why the last of them
+	// did, and LastErrorAt when.
+	Errors      uint64    `json:"errors"`
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
+	// Skipped counts entries among the leases that are none.
+	Skipped uint64 `json:"skipped"`
+}
+
+// Watch is the following of the other hosts' leases.
+type Watch struct {
+	// Alive says that nothing is missed, and Since from when on.
+	Alive bool      `json:"alive"`
+	Since time.Time `json:"since,omitzero"`
+	// Heard is when a lease was last heard of.
+	Heard time.Time `json:"heard,omitzero"`
+}
+
+// Traffic is what the packets' workers have counted since the device was made.
+type Traffic struct {
+	Sent     Direction `json:"sent"`
+	Received Direction `json:"received"`
+	// Direct is how many of the packets sent left without VXLAN.
+	Direct uint64 `json:"direct"`
+	// Fallbacks counts superpackets that the kernel refused.
+	Fallbacks uint64 `json:"fallbacks"`
+	// Answers counts ARP replies, neighbour advertisements and ICMP errors.
+	Answers uint64 `json:"answers"`
+	// Drops counts dropped packets by reason; every reason is there.
+	Drops map[string]uint64 `json:"drops"`
+	// Offloads tells of each way to move many packets at once whether it is in
+	// use.
+	Offloads map[string]bool `json:"offloads"`
+}
+
+// Direction is the traffic of one direction.
+type Direction struct {
+	// Packets are IP packets as they passed the device, superpackets as one, and
+	// Bytes are theirs.
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+	// Datagrams are VXLAN frames on the wire, and Messages the calls' worth of
+	// them: fewer where many are sent or received as one.
+	Datagrams uint64 `json:"datagrams"`
+	Messages  uint64 `json:"messages"`
+	// Batches are the rounds in which a worker moved something.
+	Batches uint64 `json:"batches"`
+}
+
+// Dropped is how many packets were dropped for any reason.
+func (t *Traffic) Dropped() (n uint64) {
+	for _, v := range t.Drops {
+		n += v
+	}
+	return n
+}
+
+// Ways of packets to a peer.
+const (
+	// PathVXLAN: in VXLAN frames.
+	PathVXLAN = "vxlan"
+	// PathDirect: as they are, over the peers' common network.
+	PathDirect = "direct"
+	// PathNone: not at all; only host-gw has nothing to fall back on.
+	PathNone = "none"
+)
+
+// Peer is another host's subnet and the way to it.
+type Peer struct {
+	Subnet   netip.Prefix `json:"subnet"`
+	PublicIP netip.Addr   `json:"public_ip"`
+	// MAC is the peer's VTEP's; host-gw has none.
+	MAC string `json:"mac,omitempty"`
+	// Path is PathVXLAN, PathDirect or PathNone.
+	Path string `json:"path"`
+	// Link is where a direct path leaves, and NextMAC where it arrives, if that
+	// isn't the kernel's business.
+	Link    string `json:"link,omitempty"`
+	NextMAC string `json:"next_mac,omitempty"`
+	// Reason says why the path isn't direct, if it might be.
+	Reason string `json:"reason,omitempty"`
+	// Since is when the path became what it is, zero if it can't change.
+	Since time.Time `json:"since,omitzero"`
+}

@@ -1,0 +1,112 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Words is what /readyz says to people: readiness first, then a line for each
+// reason and each part.
+func (s *Status) Words() string {
+	var b strings.Builder
+	if s.Ready {
+		b.WriteString("uvxland is ready\n")
+	} else {
+		b.WriteString("uvxland is not ready yet\n")
+	}
+	for _, r := range s.Reasons {
+		fmt.Fprintf(&b, "not ready: %s\n", r)
+	}
+	for _, n := range s.Notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
+	}
+	if s.Device != "" {
+		fmt.Fprintf(&b, "device: %s, mtu %d\n", s.Device, s.MTU)
+	}
+	fmt.Fprintf(&b, "lease: %s\n", s.LeaseWords())
+	fmt.Fprintf(&b, "etcd: %s\n", s.EtcdWords())
+	fmt.Fprintf(&b, "watch: %s\n", s.WatchWords())
+	fmt.Fprintf(&b, "peers: %d\n", s.Peers)
+	return b.String()
+}
+
+// Line is the status in short, for a service manager.
+func (s *Status) Line() string {
+	var parts []string
+	switch {
+	case len(s.Reasons) > 0:
+		parts = append(parts, "not ready: "+s.Reasons[0])
+	case s.Lease != nil:
+		parts = append(parts, fmt.Sprintf("%s, %s, peers: %d", s.Lease.Subnet, s.Model, s.Peers))
+	}
+	return strings.Join(append(parts, s.Notes...), "; ")
+}
+
+// LeaseWords tells of the lease.
+func (s *Status) LeaseWords() string {
+	switch l := s.Lease; {
+	case l == nil:
+		return "none yet"
+	case l.Reserved:
+		return fmt.Sprintf("%s, reserved, doesn't expire", l.Subnet)
+	case l.Expires.IsZero():
+		return fmt.Sprintf("%s, its end is not known", l.Subnet)
+	case !s.Now.Before(l.Expires):
+		return fmt.Sprintf("%s, renewed %s ago, expired %s ago", l.Subnet, s.ago(l.Renewed), s.ago(l.Expires))
+	default:
+		return fmt.Sprintf("%s, renewed %s ago, expires in %s", l.Subnet, s.ago(l.Renewed), Round(l.Expires.Sub(s.Now)))
+	}
+}
+
+// EtcdWords tells of the way to etcd.
+func (s *Status) EtcdWords() string {
+	e := s.Etcd
+	words := "not asked yet"
+	if !e.Since.IsZero() {
+		words = "up for " + s.ago(e.Since)
+		if !e.Up {
+			words = "down for " + s.ago(e.Since)
+		}
+	}
+	if e.LastError != "" {
+		words += fmt.Sprintf(", %d errors, the last %s ago: %s", e.Errors, s.ago(e.LastErrorAt), e.LastError)
+	}
+	if e.Skipped > 0 {
+		words += fmt.Sprintf(", %d entries that are no leases", e.Skipped)
+	}
+	return words
+}
+
+// WatchWords tells of the watch.
+func (s *Status) WatchWords() string {
+	w := s.Watch
+	words := "not alive"
+	if w.Alive {
+		words = "alive for " + s.ago(w.Since)
+	}
+	if !w.Heard.IsZero() {
+		words += ", last heard of a lease " + s.ago(w.Heard) + " ago"
+	}
+	return words
+}
+
+func (s *Status) ago(t time.Time) string { return Round(s.Now.Sub(t)) }
+
+// Round writes a duration with its two largest units, such as 3h12m or 4.2s.
+func Round(d time.Duration) string {
+	const day = 24 * time.Hour
+	d = max(d, 0)
+	switch {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < time.Minute:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Hour:
+		return d.Round(time.Second).String()
+	case d < day:
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	d = d.Round(time.Hour)
+	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+}
