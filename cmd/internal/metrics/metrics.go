@@ -1,0 +1,182 @@
+// Package metrics gives a daemon's state to Prometheus. A scrape reads what the
+// daemon counts anyway; nothing is counted for its sake.
+package metrics
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"uvxlan/cmd/internal/control"
+)
+
+// MaxPeers bounds the series of single peers: with more of them,
+// uvxlan_peer_direct is left away as a whole, and uvxlan_peers_by_path alone
+// tells of their paths. To leave only some away would show a random few.
+const MaxPeers = 1000
+
+// Handler answers scrapes with the state of s, and with the Go runtime's and
+// the process's own metrics.
+func Handler(s control.Source) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(New(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
+
+// Collector is a daemon's state as metrics. What isn't known at the moment,
+// such as the age of a watch that is down, has no value then.
+type Collector struct{ source control.Source }
+
+// New returns a collector of the state of s.
+func New(s control.Source) *Collector { return &Collector{s} }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("uvxlan_"+name, help, labels, nil)
+}
+
+// descs are the metrics; values gives each its value.
+type descs struct {
+	info, ready, start                             *prometheus.Desc
+	peers, byPath, direct                          *prometheus.Desc
+	packets, bytes, datagrams, messages, batches   *prometheus.Desc
+	directPackets, fallbacks, answers, drops       *prometheus.Desc
+	offload                                        *prometheus.Desc
+	expiry, renewed                                *prometheus.Desc
+	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
+}
+
+func describe() *descs {
+	return &descs{
+		info:  desc("build_info", "Always 1; the version and the model are in the labels.", "version", "model"),
+		ready: desc("ready", "Whether the host's containers are connected, as /readyz tells."),
+		start: desc("start_time_seconds", "When the daemon started, in Unix time."),
+
+		peers:  desc("peers", "Other hosts' subnets."),
+		byPath: desc("peers_by_path", "Other hosts' subnets by the way to them.", "path"),
+		direct: desc("peer_direct", "Whether packets to a peer go without VXLAN, and by which link; absent with more than 1000 peers.", "subnet", "link"),
+
+		packets:       desc("packets_total", "IP packets that passed the device, a superpacket as one; tx is from the containers.", "direction"),
+		bytes:         desc("bytes_total", "Bytes of those packets.", "direction"),
+		datagrams:     desc("datagrams_total", "VXLAN frames on the wire.", "direction"),
+		messages:      desc("messages_total", "Messages to or from the sockets, each of one or more frames.", "direction"),
+		batches:       desc("batches_total", "Rounds in which a worker moved something.", "direction"),
+		directPackets: desc("direct_packets_total", "Packets sent without VXLAN by a packet socket."),
+		fallbacks:     desc("offload_fallbacks_total", "Superpackets that the kernel refused and that were passed on one by one."),
+		answers:       desc("answers_total", "ARP replies, neighbour advertisements and ICMP errors sent to the containers."),
+		drops:         desc("drops_total", "Dropped packets.", "reason"),
+		offload:       desc("offload_enabled", "Whether a way to move many packets at once is in use.", "offload"),
+
+		expiry:  desc("lease_expiry_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
+		renewed: desc("lease_renewed_seconds", "When the host's lease was last taken or renewed, in Unix time."),
+
+		etcdUp:     desc("etcd_up", "Whether etcd answered last time."),
+		etcdErrors: desc("etcd_errors_total", "Attempts to reach etcd that failed."),
+		skipped:    desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
+		watchAge:   desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
+		heardAt:    desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
+	}
+}
+
+// all lists the metrics.
+func (d *descs) all() []*prometheus.Desc {
+	return []*prometheus.Desc{
+		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.packets, d.bytes, d.datagrams, d.messages, d.batches,
+		d.directPackets, d.fallbacks, d.answers, d.drops, d.offload, d.expiry, d.renewed,
+		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt,
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (*Collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range describe().all() {
+		to <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (c *Collector) Collect(to chan<- prometheus.Metric) {
+	s, e := c.source.Status(), emitter{to}
+	d := describe()
+	e.gauge(d.info, 1, s.Version, s.Model)
+	e.gauge(d.ready, number(s.Ready))
+	e.moment(d.start, s.Started)
+	e.gauge(d.peers, float64(s.Peers))
+	e.paths(d, c.source.Peers())
+	if s.Traffic != nil {
+		e.traffic(d, s.Traffic)
+	}
+	if s.Lease != nil {
+		e.moment(d.expiry, s.Lease.Expires)
+		e.moment(d.renewed, s.Lease.Renewed)
+	}
+	e.gauge(d.etcdUp, number(s.Etcd.Up))
+	e.counter(d.etcdErrors, s.Etcd.Errors)
+	e.counter(d.skipped, s.Etcd.Skipped)
+	if s.Watch.Alive {
+		e.gauge(d.watchAge, s.Now.Sub(s.Watch.Since).Seconds())
+	}
+	e.moment(d.heardAt, s.Watch.Heard)
+}
+
+// emitter passes values on.
+type emitter struct{ to chan<- prometheus.Metric }
+
+func (e emitter) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	e.to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func (e emitter) counter(d *prometheus.Desc, v uint64, labels ...string) {
+	e.to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+// moment gives a time, nothing for the zero time.
+func (e emitter) moment(d *prometheus.Desc, t time.Time) {
+	if !t.IsZero() {
+		e.gauge(d, float64(t.UnixMilli())/1000)
+	}
+}
+
+func (e emitter) paths(d *descs, peers []control.Peer) {
+	count := map[string]int{control.PathVXLAN: 0, control.PathDirect: 0, control.PathNone: 0}
+	for _, p := range peers {
+		count[p.Path]++
+	}
+	for path, n := range count {
+		e.gauge(d.byPath, float64(n), path)
+	}
+	if len(peers) > MaxPeers {
+		return
+	}
+	for _, p := range peers {
+		e.gauge(d.direct, number(p.Path == control.PathDirect), p.Subnet.String(), p.Link)
+	}
+}
+
+func (e emitter) traffic(d *descs, t *control.Traffic) {
+	for direction, n := range map[string]control.Direction{"tx": t.Sent, "rx": t.Received} {
+		e.counter(d.packets, n.Packets, direction)
+		e.counter(d.bytes, n.Bytes, direction)
+		e.counter(d.datagrams, n.Datagrams, direction)
+		e.counter(d.messages, n.Messages, direction)
+		e.counter(d.batches, n.Batches, direction)
+	}
+	e.counter(d.directPackets, t.Direct)
+	e.counter(d.fallbacks, t.Fallbacks)
+	e.counter(d.answers, t.Answers)
+	for reason, n := range t.Drops {
+		e.counter(d.drops, n, reason)
+	}
+	for name, on := range t.Offloads {
+		e.gauge(d.offload, number(on), name)
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

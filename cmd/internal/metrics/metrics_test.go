@@ -1,0 +1,125 @@
+package metrics_test
+
+import (
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"uvxlan/cmd/internal/control"
+	"uvxlan/cmd/internal/metrics"
+)
+
+type source struct {
+	status control.Status
+	peers  []control.Peer
+}
+
+func (s source) Status() control.Status { return s.status }
+func (s source) Peers() []control.Peer  { return s.peers }
+
+func scrape(t *testing.T, s control.Source) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	metrics.Handler(s).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("code %d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+func expect(t *testing.T, text string, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("no line %q", line)
+		}
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+}
+
+func peers(n int) []control.Peer {
+	all := make([]control.Peer, n)
+	for i := range all {
+		all[i] = control.Peer{
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), Path: control.PathVXLAN,
+		}
+	}
+	return all
+}
+
+func full() source {
+	now := time.Unix(1_800_000_000, 0)
+	s := source{
+		status: control.Status{
+			Version: "v1", Model: "vxlan", Started: now.Add(-time.Hour), Now: now, Ready: true, Peers: 2,
+			Lease: &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
+			Etcd:  control.Etcd{Up: true, Errors: 7, Skipped: 2},
+			Watch: control.Watch{Alive: true, Since: now.Add(-90 * time.Second), Heard: now.Add(-time.Second)},
+			Traffic: &control.Traffic{
+				Sent:     control.Direction{Packets: 10, Bytes: 1000, Datagrams: 20, Messages: 5, Batches: 4},
+				Received: control.Direction{Packets: 11, Bytes: 1001, Datagrams: 21, Messages: 6, Batches: 3},
+				Direct:   8, Fallbacks: 9, Answers: 12,
+				Drops: map[string]uint64{"no_route": 3, "send": 0}, Offloads: map[string]bool{"tso": true, "uso": false},
+			},
+		},
+		peers: peers(2),
+	}
+	s.peers[0].Path, s.peers[0].Link = control.PathDirect, "eth0"
+	return s
+}
+
+func TestMetrics(t *testing.T) {
+	expect(t, scrape(t, full()),
+		`uvxlan_build_info{model="vxlan",version="v1"} 1`, "uvxlan_ready 1", "uvxlan_start_time_seconds 1.7999964e+09",
+		"uvxlan_peers 2", `uvxlan_peers_by_path{path="direct"} 1`, `uvxlan_peers_by_path{path="none"} 0`, `uvxlan_peers_by_path{path="vxlan"} 1`,
+		`uvxlan_peer_direct{link="eth0",subnet="10.0.0.0/24"} 1`, `uvxlan_peer_direct{link="",subnet="10.0.1.0/24"} 0`,
+		`uvxlan_packets_total{direction="tx"} 10`, `uvxlan_packets_total{direction="rx"} 11`,
+		`uvxlan_bytes_total{direction="tx"} 1000`, `uvxlan_bytes_total{direction="rx"} 1001`,
+		`uvxlan_datagrams_total{direction="tx"} 20`, `uvxlan_datagrams_total{direction="rx"} 21`,
+		`uvxlan_messages_total{direction="tx"} 5`, `uvxlan_messages_total{direction="rx"} 6`,
+		`uvxlan_batches_total{direction="tx"} 4`, `uvxlan_batches_total{direction="rx"} 3`,
+		"uvxlan_direct_packets_total 8", "uvxlan_offload_fallbacks_total 9", "uvxlan_answers_total 12",
+		`uvxlan_drops_total{reason="no_route"} 3`, `uvxlan_drops_total{reason="send"} 0`,
+		`uvxlan_offload_enabled{offload="tso"} 1`, `uvxlan_offload_enabled{offload="uso"} 0`,
+		"uvxlan_lease_expiry_seconds 1.8000036e+09", "uvxlan_lease_renewed_seconds 1.79999994e+09",
+		"uvxlan_etcd_up 1", "uvxlan_etcd_errors_total 7", "uvxlan_etcd_skipped_entries_total 2",
+		"uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_seconds 1.799999999e+09",
+	)
+}
+
+// What isn't known has no value, rather than a wrong one.
+func TestMetricsOfADaemonThatStarts(t *testing.T) {
+	text := scrape(t, source{})
+	expect(t, text, "uvxlan_ready 0", "uvxlan_peers 0", "uvxlan_etcd_up 0", "uvxlan_etcd_errors_total 0")
+	for _, name := range []string{"lease_expiry", "lease_renewed", "watch_age", "watch_last", "packets", "drops", "offload", "start_time"} {
+		if strings.Contains(text, "uvxlan_"+name) {
+			t.Errorf("there is an uvxlan_%s", name)
+		}
+	}
+}
+
+func TestMetricsOfManyPeers(t *testing.T) {
+	for n, single := range map[int]int{metrics.MaxPeers: metrics.MaxPeers, metrics.MaxPeers + 1: 0} {
+		s := source{peers: peers(n)}
+		if got := strings.Count(scrape(t, s), "\nuvxlan_peer_direct{"); got != single {
+			t.Errorf("%d peers have %d series, want %d", n, got, single)
+		}
+	}
+	expect(t, scrape(t, source{peers: peers(metrics.MaxPeers + 1)}), `uvxlan_peers_by_path{path="vxlan"} 1001`)
+}
+
+func TestMetricsAreWellNamed(t *testing.T) {
+	problems, err := promlint.New(strings.NewReader(scrape(t, full()))).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
