@@ -86,7 +86,7 @@ func (c *Cluster) Start(ctx context.Context, h *lab.Host, args ...string) (*Daem
 	if err := d.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare uvxland on %s: %w", h.Name, err)
 	}
-	own := []string{"-subnet-file", d.SubnetFile(), "-state-dir", d.StateDir()}
+	own := []string{"-subnet-file", d.SubnetFile(), "-state-dir", d.StateDir(), "-control-socket", d.ControlSocket()}
 	if c.Embedded && h == c.Etcd {
 		own = append(own, "-embedded-etcd")
 	} else {

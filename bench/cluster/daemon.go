@@ -26,6 +26,9 @@ func (d *Daemon) SubnetFile() string { return filepath.Join(d.dir, "subnet.env")
 // StateDir is the daemon's own.
 func (d *Daemon) StateDir() string { return filepath.Join(d.dir, "state") }
 
+// ControlSocket is the daemon's own.
+func (d *Daemon) ControlSocket() string { return filepath.Join(d.dir, "uvxlan.sock") }
+
 // LogFile has all that the daemons of this host wrote.
 func (d *Daemon) LogFile() string { return filepath.Join(d.dir, "uvxland.log") }
 

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -17,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/version"
@@ -57,6 +59,10 @@ type flags struct {
 	ifaces      flagenv.List
 	publicIP    netip.Addr
 	subnetFile  string
+	healthIP    netip.Addr
+	healthPort  int
+	socket      string
+	mustControl bool // the socket's path was given
 	workers     int
 	sourceCheck bool
 	offload     string
@@ -93,6 +99,9 @@ func define() (*flags, *flag.FlagSet) {
 	fs.Var(&f.ifaces, "iface", "`name or address` of the interface to the other hosts, may be repeated (default: of the default route)")
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
 	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")
+	fs.TextVar(&f.healthIP, "healthz-ip", netip.IPv4Unspecified(), "`address` that /healthz, /readyz and /metrics are answered on")
+	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
+	fs.StringVar(&f.socket, "control-socket", control.DefaultSocket, "`path` of the socket for uvxlan status and peers, one for each daemon; empty for none")
 	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, at most 8)")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
@@ -134,6 +143,7 @@ func (f *flags) check(fs *flag.FlagSet) error {
 		if g.Name == "etcd-endpoints" && f.embedded {
 			errs = append(errs, errors.New("-embedded-etcd brings its own endpoints: leave -etcd-endpoints away"))
 		}
+		f.mustControl = f.mustControl || g.Name == "control-socket"
 	})
 	if f.offload != "auto" && f.offload != "on" && f.offload != "off" {
 		errs = append(errs, fmt.Errorf("-offload %q: must be auto, on or off", f.offload))
@@ -143,6 +153,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	}
 	if f.workers < 0 || f.workers > 256 {
 		errs = append(errs, fmt.Errorf("-workers %d: must be from 0 to 256", f.workers))
+	}
+	if f.healthPort < 0 || f.healthPort > math.MaxUint16 {
+		errs = append(errs, fmt.Errorf("-healthz-port %d: must be from 0 to %d", f.healthPort, math.MaxUint16))
 	}
 	if f.publicIP.IsValid() && !f.publicIP.Is4() {
 		errs = append(errs, fmt.Errorf("-public-ip %s: must be an IPv4 address", f.publicIP))
@@ -187,6 +200,7 @@ func (f *flags) options() daemon.Options {
 	}
 	o := daemon.Options{
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
+		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
 		Workers: f.workers, AnySource: !f.sourceCheck,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}

@@ -32,7 +32,7 @@ func startCommand(t *testing.T, w *world, args ...string) (*lab.Cmd, *bytes.Buff
 func TestIntegrationStartErrors(t *testing.T) {
 	w := newWorld(t, "kb21")
 	stateDir := t.TempDir()
-	args := []string{daemonBinary, "-etcd-endpoints", w.cluster.Endpoint, "-subnet-file", t.TempDir() + "/subnet.env", "-state-dir", stateDir}
+	args := []string{daemonBinary, "-etcd-endpoints", w.cluster.Endpoint, "-subnet-file", t.TempDir() + "/subnet.env", "-state-dir", stateDir, "-control-socket", t.TempDir() + "/uvxlan.sock"}
 	var lock *hoststate.Lock
 	nl := w.Host("kb21").Netlink()
 	for _, c := range []struct {

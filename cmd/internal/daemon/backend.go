@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
@@ -22,6 +24,12 @@ type backend interface {
 	run(ctx context.Context, ready func() error) error
 	// apply passes on what the watch reports. It may be called before run.
 	apply(u lease.Update)
+	// describe, peers and fault tell how the backend is; fault is why it doesn't
+	// carry packets, nil if it does. They may be called at any time after start,
+	// from any goroutine.
+	describe(s *control.Status)
+	peers() []control.Peer
+	fault() error
 	// close removes what shouldn't outlive the process.
 	close()
 }
@@ -37,6 +45,9 @@ func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, e
 	}
 	return openOverlay(o, c, ext)
 }
+
+// errLoading is a backend's fault until the first snapshot of leases is in force.
+var errLoading = errors.New("the peers' leases are not read yet")
 
 // directMode is how the configuration wants on-link peers to be reached.
 func directMode(b lease.Backend) tunnel.DirectMode {

@@ -42,6 +42,12 @@ func run(ctx context.Context, o Options) error {
 	}
 	restoreSysctls(o)
 	removeBlackhole(o)
+	m := newMonitor()
+	stop, err := m.open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	ext, err := extiface.Choose(o.Interface)
 	if err != nil {
 		return err
@@ -60,7 +66,8 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer registry.Close()
-	return serve(ctx, o, ext, registry)
+	m.set(func(m *monitor) { m.ext, m.skipped = ext, registry.Skipped })
+	return serve(ctx, o, ext, registry, m)
 }
 
 // startEtcd runs the embedded etcd on loopback and on the address that the
@@ -83,13 +90,14 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 
 // serve opens what can fail before it takes a lease, so that a host that can't
 // carry packets never holds a subnet.
-func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry) error {
+func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, m *monitor) error {
 	manager, err := lease.NewManager(lease.Options{
 		Registry: registry, Logger: o.Logger, Previous: previous(o), RenewMargin: o.RenewMargin,
 	})
 	if err != nil {
 		return err
 	}
+	m.set(func(m *monitor) { m.manager = manager })
 	config, err := manager.Config(ctx)
 	if err != nil {
 		return err
@@ -101,6 +109,7 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err != nil {
 		return err
 	}
+	m.set(func(m *monitor) { m.config = config })
 	network, err := openBackend(o, config, ext)
 	if err != nil {
 		return err
@@ -122,9 +131,16 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 		return err
 	}
 	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: network.mtu(), IPMasq: o.Firewall.Masquerade}
+	m.set(func(m *monitor) { m.network = network })
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return network.run(ctx, func() error { return writeSubnetFile(o, file) })
+		return network.run(ctx, func() error {
+			if err := writeSubnetFile(o, file); err != nil {
+				return err
+			}
+			m.beReady()
+			return nil
+		})
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
 	group.Go(func() error { return rules.run(ctx) })

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
@@ -48,6 +49,8 @@ func explain(err error) error {
 		{hoststate.ErrRunning, "stop it first, or give each daemon a -state-dir of its own"},
 		{hoststate.ErrDir, "choose one that can be written, with -state-dir"},
 		{subnetfile.ErrPlace, "choose a place that can be written, with -subnet-file"},
+		{control.ErrInUse, "stop it, or give each daemon a -control-socket of its own"},
+		{control.ErrSocket, "choose another path, with -control-socket"},
 		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
@@ -75,6 +76,39 @@ func (g *gateway) apply(u lease.Update) {
 		return
 	}
 	logChanges(g.log, u)
+}
+
+// describe tells of the peers.
+func (g *gateway) describe(s *control.Status) {
+	s.Peers = g.routes.Peers()
+	lost := 0
+	for _, p := range g.peers() {
+		if p.Path == control.PathNone {
+			lost++
+		}
+	}
+	if lost > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("%d of %d peers can't be reached", lost, s.Peers))
+	}
+}
+
+func (g *gateway) peers() []control.Peer {
+	list := g.routes.List()
+	peers := make([]control.Peer, len(list))
+	for i, p := range list {
+		peers[i] = peerOf(p, g.routes.Path(p.Subnet), control.PathNone)
+	}
+	return peers
+}
+
+// fault is nil once the peers are known: the kernel carries the packets.
+func (g *gateway) fault() error {
+	select {
+	case <-g.loaded:
+		return nil
+	default:
+		return errLoading
+	}
 }
 
 // close leaves the routes, so that packets flow until the next run.

@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"log/slog"
+	"net/netip"
 	"runtime"
 	"time"
 
@@ -36,6 +37,14 @@ type Options struct {
 	Interface extiface.Wanted
 	// SubnetFile is where container runtimes look for the host's subnet.
 	SubnetFile string
+	// Health is where /healthz, /readyz and /metrics are answered; with port 0
+	// they are not.
+	Health netip.AddrPort
+	// ControlSocket is the path by which the operator's command asks; empty
+	// means that there is none. With MustControl it is an error that it can't
+	// be opened.
+	ControlSocket string
+	MustControl   bool
 	// Workers is the number of threads that move packets; 0 means one a CPU, at
 	// most 8.
 	Workers int

@@ -42,8 +42,9 @@ type overlay struct {
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
 
-	mu     sync.Mutex // guards router
+	mu     sync.Mutex // guards the rest
 	router *tunnel.Router
+	down   error // why the router doesn't carry packets, nil if it does
 }
 
 func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, error) {
@@ -55,7 +56,7 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
 		inner:  underlayMTU(c, ext).Inner(false),
 		direct: directMode(c.Backend),
-		mac:    randomMAC(), loaded: make(chan struct{}),
+		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading,
 	}
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))

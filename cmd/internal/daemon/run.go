@@ -23,6 +23,7 @@ func (v *overlay) run(ctx context.Context, ready func() error) error {
 		err = v.remake(ctx, &again, err)
 	}
 	if err == nil {
+		v.setDown(nil)
 		err = ready()
 	}
 	for err == nil && ctx.Err() == nil {
@@ -47,12 +48,14 @@ func gone(err error) bool {
 // ctx ends. Each kind of failure is logged once.
 func (v *overlay) remake(ctx context.Context, b *backoff, cause error) error {
 	v.log.Error("making the device and the sockets again", "name", v.name, "error", cause)
+	v.setDown(cause)
 	told := map[string]bool{}
 	for {
 		if err := b.wait(ctx); err != nil {
 			return err
 		}
 		err := v.restart()
+		v.setDown(explain(err))
 		if err == nil {
 			return nil
 		}
