@@ -22,19 +22,12 @@ const configUsage = `usage: uvxlan config get                  print the configu
 
 // configCommand reads, checks or writes <prefix>/config.
 func configCommand(ctx context.Context, args []string) error {
-	var o etcd.Options
 	fs := flag.NewFlagSet("uvxlan config", flag.ContinueOnError)
 	fs.Usage = func() {
 		fmt.Fprint(fs.Output(), configUsage)
 		fs.PrintDefaults()
 	}
-	endpoints := fs.String("etcd-endpoints", "http://127.0.0.1:2379", "comma-separated `URLs` of etcd")
-	fs.StringVar(&o.Prefix, "etcd-prefix", etcd.DefaultPrefix, "etcd key `prefix` of the network")
-	fs.StringVar(&o.CAFile, "etcd-cafile", "", "`file` of the certificates that etcd's is checked against")
-	fs.StringVar(&o.CertFile, "etcd-certfile", "", "`file` of the client certificate for etcd")
-	fs.StringVar(&o.KeyFile, "etcd-keyfile", "", "`file` of the client certificate's key")
-	fs.StringVar(&o.Username, "etcd-username", "", "etcd user `name`")
-	fs.StringVar(&o.Password, "etcd-password", "", "etcd `password`")
+	options := etcdFlags(fs)
 	words, err := parseMixed(fs, args)
 	if err != nil {
 		return err
@@ -42,8 +35,7 @@ func configCommand(ctx context.Context, args []string) error {
 	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
 		return err
 	}
-	o.Endpoints = strings.Split(*endpoints, ",")
-	return runConfig(ctx, o, words)
+	return runConfig(ctx, options(), words)
 }
 
 // parseMixed parses flags that may stand before, between and after words.

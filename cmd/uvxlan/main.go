@@ -19,6 +19,9 @@ const usage = `uvxlan is the operator's command of uvxlan, a userspace VXLAN rou
 
 usage: uvxlan COMMAND [flags]
 
+  status   how the daemon on this host is
+  peers    the other hosts' subnets and the ways to them
+  leases   who owns which subnet, from etcd
   config   read, check or write the network configuration in etcd
   cleanup  remove what a daemon left on this host (needs root)
   demo     three hosts on this machine, joined by uvxlan (needs root)
@@ -49,6 +52,12 @@ func run(ctx context.Context, args []string) error {
 		name, args = strings.TrimLeft(args[0], "-"), args[1:]
 	}
 	switch name {
+	case "status":
+		return statusCommand(ctx, args)
+	case "peers":
+		return peersCommand(ctx, args)
+	case "leases":
+		return leasesCommand(ctx, args)
 	case "config":
 		return configCommand(ctx, args)
 	case "cleanup":

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"net/netip"
+	"slices"
+
+	"uvxlan/lease"
+	"uvxlan/lease/etcd"
+)
+
+// leaseRow is a lease in the command's JSON.
+type leaseRow struct {
+	Subnet     netip.Prefix `json:"subnet"`
+	IPv6Subnet netip.Prefix `json:"ipv6_subnet,omitzero"`
+	PublicIP   netip.Addr   `json:"public_ip,omitzero"`
+	Backend    string       `json:"backend,omitempty"`
+	MAC        string       `json:"mac,omitempty"`
+	// Reserved marks one that never expires.
+	Reserved bool  `json:"reserved"`
+	Revision int64 `json:"revision"`
+}
+
+// leasesCommand lists the leases in etcd.
+func leasesCommand(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("uvxlan leases", flag.ContinueOnError)
+	options := etcdFlags(fs)
+	p, err := parsePrinter(fs, args)
+	if err != nil {
+		return err
+	}
+	registry, err := etcd.Open(options())
+	if err != nil {
+		return err
+	}
+	defer registry.Close()
+	all, _, err := registry.List(ctx)
+	if err != nil {
+		return err
+	}
+	return p.leases(all)
+}
+
+func (p *printer) leases(all []lease.Lease) error {
+	rows := make([]leaseRow, len(all))
+	for i, l := range all {
+		rows[i] = newLeaseRow(l)
+	}
+	slices.SortFunc(rows, func(a, b leaseRow) int {
+		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
+	})
+	if p.json {
+		return p.writeJSON(rows)
+	}
+	table := [][]string{{"SUBNET", "PUBLIC IP", "BACKEND", "VTEP MAC", "KIND"}}
+	for _, r := range rows {
+		table = append(table, r.cells())
+	}
+	return p.table(table)
+}
+
+func newLeaseRow(l lease.Lease) leaseRow {
+	r := leaseRow{
+		Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, PublicIP: l.Attrs.PublicIP,
+		Backend: l.Attrs.BackendType, Reserved: l.Permanent, Revision: l.Revision,
+	}
+	if data, err := l.Attrs.VXLAN(); err == nil {
+		r.MAC = data.VtepMAC
+	}
+	return r
+}
+
+func (r leaseRow) cells() []string {
+	subnet, ip, kind := r.Subnet.String(), "-", "lease"
+	if r.IPv6Subnet.IsValid() {
+		subnet += " " + r.IPv6Subnet.String()
+	}
+	if r.PublicIP.IsValid() {
+		ip = r.PublicIP.String()
+	}
+	if r.Reserved {
+		kind = "reservation"
+	}
+	return []string{subnet, ip, orDash(r.Backend), orDash(r.MAC), kind}
+}

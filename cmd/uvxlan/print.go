@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/flagenv"
+)
+
+// printer writes a command's result, as a table or in JSON.
+type printer struct {
+	out    io.Writer
+	json   bool
+	colour bool
+}
+
+// parsePrinter parses a command line without words, to which it adds -o.
+func parsePrinter(fs *flag.FlagSet, args []string) (*printer, error) {
+	form := fs.String("o", "table", "output `form`: table or json")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("%s: unexpected argument %q", fs.Name(), fs.Arg(0))
+	}
+	if *form != "table" && *form != "json" {
+		return nil, fmt.Errorf("-o %q: must be table or json", *form)
+	}
+	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
+		return nil, err
+	}
+	return &printer{out: os.Stdout, json: *form == "json", colour: isTerminal(os.Stdout)}, nil
+}
+
+// isTerminal tells whether colours are for people; NO_COLOR, if it is set, says
+// that they aren't wanted.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil && os.Getenv("NO_COLOR") == ""
+}
+
+func (p *printer) writeJSON(v any) error {
+	e := json.NewEncoder(p.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// table writes rows of cells in aligned columns.
+func (p *printer) table(rows [][]string) error {
+	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
+	for _, cells := range rows {
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	return w.Flush()
+}
+
+// Colours, as SGR parameters (ECMA-48, section 8.3.117). All are as long, so
+// that a table's columns stay aligned.
+type colour string
+
+const (
+	plain  colour = "39"
+	red    colour = "31"
+	green  colour = "32"
+	yellow colour = "33"
+)
+
+// paint colours text on a terminal.
+func (p *printer) paint(c colour, text string) string {
+	if !p.colour {
+		return text
+	}
+	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
+}
+
+// orDash stands in for a cell that has nothing to say.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// size writes bytes in units of 1000.
+func size(n uint64) string {
+	const units = "kMGTPE"
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, unit := float64(n)/1000, 0
+	for f >= 999.5 && unit < len(units)-1 {
+		f, unit = f/1000, unit+1
+	}
+	return fmt.Sprintf("%.3g %cB", f, units[unit])
+}

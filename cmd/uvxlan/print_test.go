@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"uvxlan/cmd/internal/control"
+	"uvxlan/lease"
+)
+
+var (
+	now       = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
+	twoOthers = []control.Peer{
+		{
+			Subnet: netip.MustParsePrefix("172.7.22.0/24"), PublicIP: netip.MustParseAddr("192.168.14.22"),
+			Path: control.PathDirect, Link: "eth0", NextMAC: "02:00:00:00:00:22", Since: now.Add(-90 * time.Second),
+		},
+		{
+			Subnet: netip.MustParsePrefix("172.7.31.0/24"), PublicIP: netip.MustParseAddr("192.168.15.31"),
+			Path: control.PathVXLAN, Reason: "via gateway 192.168.14.1",
+		},
+	}
+)
+
+func TestPrintPeers(t *testing.T) {
+	var out bytes.Buffer
+	p := printer{out: &out}
+	if err := p.peers(twoOthers, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `SUBNET         PUBLIC IP      PATH    SINCE  WHY
+172.7.22.0/24  192.168.14.22  direct  1m30s  via eth0 02:00:00:00:00:22
+172.7.31.0/24  192.168.15.31  vxlan   -      via gateway 192.168.14.1
+`
+	if out.String() != want {
+		t.Errorf("it printed\n%swant\n%s", &out, want)
+	}
+
+	out.Reset()
+	p.colour = true
+	if err := p.peers(twoOthers, now); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "\x1b[32mdirect\x1b[0m") {
+		t.Errorf("no colour in %q", &out)
+	}
+	bare := out.String()
+	for _, c := range []colour{plain, red, green, yellow} {
+		bare = strings.ReplaceAll(bare, "\x1b["+string(c)+"m", "")
+	}
+	if bare = strings.ReplaceAll(bare, "\x1b[0m", ""); bare != want {
+		t.Errorf("with colours the columns are\n%s", bare)
+	}
+
+	out.Reset()
+	p.json = true
+	if err := p.peers(twoOthers, now); err != nil {
+		t.Fatal(err)
+	}
+	var back []control.Peer
+	if err := json.Unmarshal(out.Bytes(), &back); err != nil || len(back) != 2 || back[0] != twoOthers[0] {
+		t.Errorf("JSON %s, %v", &out, err)
+	}
+}
+
+func TestPrintStatus(t *testing.T) {
+	s := control.Status{
+		Version: "v1", PID: 42, Started: now.Add(-3 * time.Hour), Now: now, Ready: true, Notes: []string{"etcd is away"},
+		Model: "vxlan", Interface: "eth0", PublicIP: netip.MustParseAddr("192.168.14.21"), Device: "flannel.1", MTU: 1450,
+		Network: netip.MustParsePrefix("172.7.0.0/16"), Peers: 2,
+		Traffic: &control.Traffic{
+			Sent: control.Direction{Packets: 1, Bytes: 1_234_567, Datagrams: 2}, Drops: map[string]uint64{"no_route": 3, "send": 0},
+			Offloads: map[string]bool{"uso": true, "tso": true, "gro": false},
+		},
+	}
+	var out bytes.Buffer
+	p := printer{out: &out}
+	if err := p.status(s); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"state       ready, with notes\n", "note        etcd is away\n", "daemon      v1, pid 42, up for 3h0m\n",
+		"host        192.168.14.21 on eth0\n", "device      flannel.1, MTU 1450 bytes, network 172.7.0.0/16\n", "lease       none yet\n",
+		"offloads    tso uso\n", "sent        1 packets, 1.23 MB, in 2 datagrams\n", "dropped     3 packets\n  no_route  3\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
+	}
+	if strings.Contains(out.String(), "\x1b") || strings.Contains(out.String(), "send  ") {
+		t.Errorf("it printed %q", &out)
+	}
+}
+
+func TestPrintLeases(t *testing.T) {
+	var out bytes.Buffer
+	p := printer{out: &out}
+	err := p.leases([]lease.Lease{
+		{Subnet: netip.MustParsePrefix("172.7.31.0/24"), Permanent: true},
+		{Subnet: netip.MustParsePrefix("172.7.9.0/24"), Attrs: lease.Attrs{
+			PublicIP: netip.MustParseAddr("192.168.14.22"), BackendType: "vxlan", BackendData: json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:22"}`),
+		}},
+	})
+	want := `SUBNET         PUBLIC IP      BACKEND  VTEP MAC           KIND
+172.7.9.0/24   192.168.14.22  vxlan    02:00:00:00:00:22  lease
+172.7.31.0/24  -              -        -                  reservation
+`
+	if err != nil || out.String() != want {
+		t.Errorf("it printed\n%swant\n%s%v", &out, want, err)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0 B", 999: "999 B", 1000: "1 kB", 1536: "1.54 kB", 999_499: "999 kB", 999_999: "1 MB",
+		1_234_567_890: "1.23 GB", 1<<64 - 1: "18.4 EB",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestCommandsWithoutADaemon(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "uvxlan.sock")
+	for _, name := range []string{"status", "peers"} {
+		err := run(t.Context(), []string{name, "-control-socket", socket})
+		if !errors.Is(err, control.ErrNotRunning) || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "start it") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := run(t.Context(), []string{name, "-o", "xml"}); err == nil || !strings.Contains(err.Error(), "table or json") {
+			t.Errorf("%s -o xml: %v", name, err)
+		}
+		if err := run(t.Context(), []string{name, "all"}); err == nil || !strings.Contains(err.Error(), `"all"`) {
+			t.Errorf("%s all: %v", name, err)
+		}
+	}
+}
+
+func TestColourIsForTerminals(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if isTerminal(f) {
+		t.Error("a file is taken for a terminal")
+	}
+}

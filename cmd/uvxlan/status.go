@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"uvxlan/cmd/internal/control"
+)
+
+// daemonFlags makes the flags of a command that asks the daemon.
+func daemonFlags(name string) (fs *flag.FlagSet, socket *string) {
+	fs = flag.NewFlagSet("uvxlan "+name, flag.ContinueOnError)
+	return fs, fs.String("control-socket", control.DefaultSocket, "`path` of the daemon's control socket")
+}
+
+// hint adds what to do when no daemon answers.
+func hint(err error) error {
+	if errors.Is(err, control.ErrNotRunning) {
+		return fmt.Errorf("%w: start it, or say where its socket is with -control-socket", err)
+	}
+	return err
+}
+
+// statusCommand shows how the daemon on this host is.
+func statusCommand(ctx context.Context, args []string) error {
+	fs, socket := daemonFlags("status")
+	p, err := parsePrinter(fs, args)
+	if err != nil {
+		return err
+	}
+	s, err := control.NewClient(*socket).Status(ctx)
+	if err != nil {
+		return hint(err)
+	}
+	return p.status(s)
+}
+
+func (p *printer) status(s control.Status) error {
+	if p.json {
+		return p.writeJSON(s)
+	}
+	rows := [][]string{{"state", p.state(s)}}
+	for _, r := range s.Reasons {
+		rows = append(rows, []string{"reason", p.paint(red, r)})
+	}
+	for _, n := range s.Notes {
+		rows = append(rows, []string{"note", p.paint(yellow, n)})
+	}
+	rows = append(rows,
+		[]string{"daemon", fmt.Sprintf("%s, pid %d, up for %s", s.Version, s.PID, control.Round(s.Now.Sub(s.Started)))},
+		[]string{"model", orDash(s.Model)},
+		[]string{"host", fmt.Sprintf("%s on %s", s.PublicIP, orDash(s.Interface))},
+	)
+	if s.Device != "" {
+		rows = append(rows, []string{"device", fmt.Sprintf("%s, MTU %d bytes, network %s", s.Device, s.MTU, s.Network)})
+	}
+	rows = append(rows,
+		[]string{"lease", s.LeaseWords()},
+		[]string{"etcd", s.EtcdWords()},
+		[]string{"watch", s.WatchWords()},
+		[]string{"peers", fmt.Sprint(s.Peers)},
+	)
+	if s.Traffic != nil {
+		rows = append(rows, traffic(s.Traffic)...)
+	}
+	return p.table(rows)
+}
+
+func (p *printer) state(s control.Status) string {
+	switch {
+	case !s.Ready:
+		return p.paint(red, "not ready")
+	case len(s.Notes) > 0:
+		return p.paint(yellow, "ready, with notes")
+	}
+	return p.paint(green, "ready")
+}
+
+func traffic(t *control.Traffic) [][]string {
+	var on []string
+	for _, name := range slices.Sorted(maps.Keys(t.Offloads)) {
+		if t.Offloads[name] {
+			on = append(on, name)
+		}
+	}
+	rows := [][]string{
+		{"offloads", orDash(strings.Join(on, " "))},
+		{"sent", direction(t.Sent)},
+		{"received", direction(t.Received)},
+		{"direct", fmt.Sprintf("%d packets sent without VXLAN", t.Direct)},
+		{"dropped", fmt.Sprintf("%d packets", t.Dropped())},
+	}
+	for _, reason := range slices.Sorted(maps.Keys(t.Drops)) {
+		if n := t.Drops[reason]; n > 0 {
+			rows = append(rows, []string{"  " + reason, fmt.Sprint(n)})
+		}
+	}
+	return rows
+}
+
+func direction(d control.Direction) string {
+	return fmt.Sprintf("%d packets, %s, in %d datagrams", d.Packets, size(d.Bytes), d.Datagrams)
+}
+
+// peersCommand lists the peers of the daemon on this host.
+func peersCommand(ctx context.Context, args []string) error {
+	fs, socket := daemonFlags("peers")
+	p, err := parsePrinter(fs, args)
+	if err != nil {
+		return err
+	}
+	peers, err := control.NewClient(*socket).Peers(ctx)
+	if err != nil {
+		return hint(err)
+	}
+	return p.peers(peers, time.Now())
+}
+
+func (p *printer) peers(peers []control.Peer, now time.Time) error {
+	if p.json {
+		return p.writeJSON(peers)
+	}
+	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "SINCE", "WHY"}}
+	for _, peer := range peers {
+		since := "-"
+		if !peer.Since.IsZero() {
+			since = control.Round(now.Sub(peer.Since))
+		}
+		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), since, why(peer)})
+	}
+	return p.table(rows)
+}
+
+func pathColour(path string) colour {
+	switch path {
+	case control.PathDirect:
+		return green
+	case control.PathNone:
+		return red
+	}
+	return plain
+}
+
+// why says where a direct path leads, or why it isn't one.
+func why(p control.Peer) string {
+	if p.Path != control.PathDirect {
+		return orDash(p.Reason)
+	}
+	return strings.TrimSpace("via " + p.Link + " " + p.NextMAC)
+}
