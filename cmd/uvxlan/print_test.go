@@ -87,7 +87,7 @@ func TestPrintStatus(t *testing.T) {
 	}
 	for _, want := range []string{
 		"state       ready, with notes\n", "note        etcd is away\n", "daemon      v1, pid 42, up for 3h0m\n",
-		"host        192.168.14.21 on eth0\n", "device      flannel.1, MTU 1450 bytes, network 172.7.0.0/16\n", "lease       none yet\n",
+		"host        192.168.14.21 on eth0\n", "network     172.7.0.0/16, MTU 1450 bytes\n", "device      flannel.1\n", "lease       none yet\n",
 		"offloads    tso uso\n", "sent        1 packets, 1.23 MB, in 2 datagrams\n", "dropped     3 packets\n  no_route  3\n",
 	} {
 		if !strings.Contains(out.String(), want) {

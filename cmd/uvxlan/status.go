@@ -57,8 +57,11 @@ func (p *printer) status(s control.Status) error {
 		[]string{"model", orDash(s.Model)},
 		[]string{"host", fmt.Sprintf("%s on %s", s.PublicIP, orDash(s.Interface))},
 	)
+	if s.Network.IsValid() {
+		rows = append(rows, []string{"network", fmt.Sprintf("%s, MTU %d bytes", s.Network, s.MTU)})
+	}
 	if s.Device != "" {
-		rows = append(rows, []string{"device", fmt.Sprintf("%s, MTU %d bytes, network %s", s.Device, s.MTU, s.Network)})
+		rows = append(rows, []string{"device", s.Device})
 	}
 	rows = append(rows,
 		[]string{"lease", s.LeaseWords()},

@@ -115,7 +115,7 @@ func TestIntegrationHealth(t *testing.T) {
 			t.Errorf("no packet was counted, of direction %s", direction)
 		}
 	}
-	expires := askStatus(t, w, d).Lease.Expires
+	expires := askStatus(t, d).Lease.Expires
 	if left := time.Until(expires); left < 23*time.Hour || left > 24*time.Hour {
 		t.Errorf("the lease expires in %s", left)
 	}
@@ -157,7 +157,7 @@ func TestIntegrationHealth(t *testing.T) {
 }
 
 // askStatus is what uvxlan status -o json prints.
-func askStatus(t *testing.T, w *world, d *cluster.Daemon) (s control.Status) {
+func askStatus(t *testing.T, d *cluster.Daemon) (s control.Status) {
 	t.Helper()
 	out := command(t, d.Host.Node, commandBinary+" status -o json -control-socket "+d.ControlSocket())
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
@@ -204,7 +204,7 @@ func TestIntegrationCommands(t *testing.T) {
 			t.Errorf("%s: kb31 is %+v", m.model, p)
 		}
 		w.mesh("kb21", "kb22") // by that path
-		s := askStatus(t, w, d)
+		s := askStatus(t, d)
 		if !s.Ready || s.Model != m.model || s.Peers != 2 || s.PID != d.Process.Pid || (s.Traffic != nil) != m.traffic || strings.Join(s.Notes, "") != m.note {
 			t.Errorf("%s: the status is %+v", m.model, s)
 		}
@@ -243,7 +243,7 @@ func TestIntegrationControlSocketRefused(t *testing.T) {
 			t.Errorf("with %s: %v", socket, err)
 		}
 	}
-	askStatus(t, w, first)
+	askStatus(t, first)
 
 	stateDir := t.TempDir()
 	var out bytes.Buffer
