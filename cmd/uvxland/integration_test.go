@@ -233,7 +233,7 @@ func TestIntegrationSecondDaemonRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Ready(w.context()); err == nil || !strings.Contains(err.Error(), "stop the other daemon") {
+	if err := second.Ready(w.context()); err == nil || !strings.Contains(err.Error(), "uvxland runs (pid ") {
 		t.Errorf("the second daemon says: %v", err)
 	}
 	w.mesh("kb21", "kb22")
