@@ -31,8 +31,9 @@ type Cluster struct {
 	Prefix string
 	// Embedded makes Etcd's own daemon run the etcd.
 	Embedded bool
-	// Args are given to every daemon.
+	// Args are given to every daemon, and Env beside this process's environment.
 	Args []string
+	Env  []string
 }
 
 // Endpoint is the URL of an etcd on a host of the lab, at its usual port.
@@ -86,7 +87,7 @@ func (c *Cluster) Start(ctx context.Context, h *lab.Host, args ...string) (*Daem
 	if err := d.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare uvxland on %s: %w", h.Name, err)
 	}
-	own := []string{"-subnet-file", d.SubnetFile(), "-state-dir", d.StateDir(), "-control-socket", d.ControlSocket()}
+	own := []string{"-subnet-file", d.SubnetFile(), "-state-dir", d.StateDir()}
 	if c.Embedded && h == c.Etcd {
 		own = append(own, "-embedded-etcd")
 	} else {
@@ -101,6 +102,8 @@ func (c *Cluster) Start(ctx context.Context, h *lab.Host, args ...string) (*Daem
 	}
 	defer log.Close()
 	d.Cmd = h.Command(ctx, c.Binary, slices.Concat(own, c.Args, args)...)
+	// A build that doesn't know a variable starts all the same.
+	d.Env = slices.Concat(os.Environ(), []string{"FLANNELD_CONTROL_SOCKET=" + d.ControlSocket()}, c.Env)
 	d.Stdout, d.Stderr = log, log
 	if err := d.Start(); err != nil {
 		return nil, err

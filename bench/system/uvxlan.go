@@ -104,5 +104,7 @@ func startUvxlan(ctx context.Context, s *Site, d Daemon, config string, on []*la
 func (s *Site) cluster(d Daemon, args ...string) *cluster.Cluster {
 	return &cluster.Cluster{
 		Binary: d.Path, Dir: filepath.Join(s.Dir, "uvxland"), Etcd: s.A, Endpoint: s.Endpoint, Prefix: s.Prefix, Args: args,
+		// The other systems have no such rules either.
+		Env: []string{"FLANNELD_IPTABLES_FORWARD_RULES=false"},
 	}
 }
