@@ -13,7 +13,8 @@ import (
 	"uvxlan/bench/lab"
 )
 
-// Many flows for a long time, each transfer checked by its SHA-256: `make soak`.
+// Many flows for a long time, directly and by VXLAN, each transfer checked by its
+// SHA-256: `make soak`.
 func TestIntegrationSoak(t *testing.T) {
 	const flows = 16
 	length, err := time.ParseDuration(os.Getenv("UVXLAN_SOAK"))
@@ -21,6 +22,7 @@ func TestIntegrationSoak(t *testing.T) {
 		t.Skip("takes minutes: run it with `make soak`")
 	}
 	w := newWorld(t)
+	w.configure(hybridConfig)
 	w.start("kb21", "kb22", "kb31")
 	w.mesh("kb21", "kb22", "kb31")
 	hosts := w.Hosts()
