@@ -20,9 +20,10 @@ func TestImportsPointOneWay(t *testing.T) {
 		{"lease", nil, false},
 		{"lease/etcd", []string{"lease"}, true},
 		{"lease/etcdserver", nil, true},
-		{"tunnel", []string{"encap", "lease", "tunnel/kroute", "tunnel/nexthop"}, true},
+		{"tunnel", []string{"encap", "lease", "tunnel/internal/wake", "tunnel/kroute", "tunnel/nexthop"}, true},
 		{"tunnel/kroute", nil, true},
-		{"tunnel/nexthop", []string{"encap"}, true},
+		{"tunnel/internal/wake", nil, true},
+		{"tunnel/nexthop", []string{"encap", "tunnel/internal/wake"}, true},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "uvxlan/"+c.pkg).Output()
 		if err != nil {

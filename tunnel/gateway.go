@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,21 +47,7 @@ func OpenGateway(c GatewayConfig) (*Gateway, error) {
 // Routes to the peers are made once Run has found out that they are on-link, and
 // routes that an earlier run left stay in force until then.
 func (g *Gateway) Apply(u lease.Update) error {
-	var errs []error
-	var peers []member
-	gone := make([]netip.Prefix, 0, len(u.Deleted))
-	for _, l := range u.Deleted {
-		gone = append(gone, l.Subnet.Masked())
-	}
-	for _, l := range u.Leases {
-		m, err := gatewayPeer(l)
-		if err != nil {
-			errs = append(errs, err)
-			gone = append(gone, m.subnet)
-			continue
-		}
-		peers = append(peers, m)
-	}
+	peers, gone, errs := take(u, gatewayPeer)
 	if u.Reset {
 		g.paths.replace(peers)
 	} else {
@@ -71,7 +56,7 @@ func (g *Gateway) Apply(u lease.Update) error {
 	return errors.Join(errs...)
 }
 
-// gatewayPeer reads a peer out of a lease; its subnet also with an error.
+// gatewayPeer reads a peer out of a lease of flannel's host-gw backend.
 func gatewayPeer(l lease.Lease) (member, error) {
 	m := member{l.Subnet.Masked(), l.Attrs.PublicIP}
 	switch {
@@ -100,9 +85,7 @@ func (g *Gateway) List() []Peer {
 	for subnet, host := range g.paths.owners {
 		peers = append(peers, Peer{Subnet: subnet, Underlay: host})
 	}
-	slices.SortFunc(peers, func(a, b Peer) int {
-		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
-	})
+	slices.SortFunc(peers, func(a, b Peer) int { return a.Subnet.Compare(b.Subnet) })
 	return peers
 }
 

@@ -1,36 +1,11 @@
 package tunnel
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// waker is an eventfd that gets a worker out of its poll.
-type waker struct{ fd int }
-
-func newWaker() (waker, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		return waker{-1}, fmt.Errorf("open eventfd: %w", err)
-	}
-	return waker{fd}, nil
-}
-
-// wake makes the descriptor readable, for good: it is how workers are stopped.
-func (w waker) wake() error {
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
-	if _, err := unix.Write(w.fd, one[:]); err != nil {
-		return fmt.Errorf("wake worker: %w", err)
-	}
-	return nil
-}
-
-func (w waker) close() error { return unix.Close(w.fd) }
 
 // poll waits until one of fds is ready, however often a signal interrupts it.
 func poll(fds []unix.PollFd) error {

@@ -183,9 +183,7 @@ func (r *Router) haltLocked() {
 		return
 	}
 	for _, w := range r.workers {
-		if err := w.halt(); err != nil {
-			r.log.Error("stop worker", "error", err)
-		}
+		w.halt()
 	}
 }
 
@@ -218,21 +216,7 @@ func (r *Router) closeWorkers() error {
 // is left out, and is named in the error; all others are in force when Apply
 // returns.
 func (r *Router) Apply(u lease.Update) error {
-	var peers []Peer
-	var errs []error
-	gone := make([]netip.Prefix, 0, len(u.Deleted))
-	for _, l := range u.Deleted {
-		gone = append(gone, l.Subnet)
-	}
-	for _, l := range u.Leases {
-		p, err := PeerFromLease(l)
-		if err != nil {
-			errs = append(errs, err)
-			gone = append(gone, l.Subnet)
-			continue
-		}
-		peers = append(peers, p)
-	}
+	peers, gone, errs := take(u, PeerFromLease)
 	if u.Reset {
 		errs = append(errs, r.ReplacePeers(peers))
 	} else {

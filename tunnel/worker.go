@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/wake"
 )
 
 // Errors of [Router.Run] after which a new router with a new device and new
@@ -26,17 +28,17 @@ var (
 type worker struct {
 	in    *inbound
 	out   *outbound
-	waker waker
+	waker wake.Waker
 	stop  atomic.Bool
 	total counters
 }
 
 func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker, error) {
-	wake, err := newWaker()
+	waker, err := wake.Open()
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{waker: wake}
+	w := &worker{waker: waker}
 	q, l := dev.Queues()[i], newLocal(c)
 	var senders []*sender
 	for _, fd := range u.tx[i] {
@@ -66,7 +68,7 @@ func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	fds := []unix.PollFd{
-		{Fd: int32(w.waker.fd), Events: unix.POLLIN},
+		{Fd: int32(w.waker.FD), Events: unix.POLLIN},
 		{Fd: int32(w.in.fd), Events: unix.POLLIN},
 		{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN},
 	}
@@ -124,10 +126,10 @@ func deviceError(err error) error {
 }
 
 // halt makes run return soon; it may be called at any time before close.
-func (w *worker) halt() error {
+func (w *worker) halt() {
 	w.stop.Store(true)
-	return w.waker.wake()
+	w.waker.Wake()
 }
 
 // close releases what newWorker acquired. run must have returned.
-func (w *worker) close() error { return w.waker.close() }
+func (w *worker) close() error { return w.waker.Close() }

@@ -30,6 +30,7 @@ type Error struct {
 	device string // its interface's name, if known
 }
 
+// Error names the route, its interface and the reason.
 func (e *Error) Error() string {
 	return fmt.Sprintf("route %s via %s dev %s: %v", e.Route.Subnet, e.Route.Via, cmp.Or(e.device, strconv.Itoa(e.Route.Link)), e.Reason)
 }

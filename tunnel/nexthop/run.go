@@ -24,7 +24,7 @@ type round struct {
 
 // receive takes the events that have come, neighbours' first.
 func (w *Watcher) receive() error {
-	w.waker.reset()
+	w.waker.Reset()
 	if w.neighbourhood != nil {
 		lost, err := w.neighbourhood.drain(w.neighbourEvent)
 		if err != nil {
@@ -224,7 +224,7 @@ func (w *Watcher) ticks() bool { return w.config.Neighbours && len(w.onLink) > 0
 
 // sleep waits for events, requests and the next thing to do.
 func (w *Watcher) sleep() error {
-	fds := []unix.PollFd{{Fd: int32(w.waker.fd), Events: unix.POLLIN}, {Fd: int32(w.events.fd), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(w.waker.FD), Events: unix.POLLIN}, {Fd: int32(w.events.fd), Events: unix.POLLIN}}
 	if w.neighbourhood != nil {
 		fds = append(fds, unix.PollFd{Fd: int32(w.neighbourhood.fd), Events: unix.POLLIN})
 	}

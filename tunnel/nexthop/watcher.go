@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/wake"
 )
 
 // ErrClosed is what Run returns on a watcher that was closed before.
@@ -60,7 +62,7 @@ type Watcher struct {
 	handle        *netlink.Handle // requests
 	events        *subscription   // of links, addresses, routes and rules
 	neighbourhood *subscription   // of neighbours; nil if they aren't followed
-	waker         waker
+	waker         wake.Waker
 
 	// Run's goroutine
 	links      map[int]link
@@ -100,7 +102,7 @@ func Open(c Config) (*Watcher, error) { return open(c, eventBuffer) }
 
 func open(c Config, buffer int) (*Watcher, error) {
 	w := &Watcher{
-		config: c, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: waker{-1},
+		config: c, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: wake.Waker{FD: -1},
 		links: make(map[int]link), neighbours: make(map[neighbourKey]neighbour),
 		addresses: newAddressSet(), onLink: make(map[*address]struct{}),
 		wanted: make(map[netip.Addr]struct{}), hops: make(map[netip.Addr]Hop),
@@ -112,7 +114,7 @@ func open(c Config, buffer int) (*Watcher, error) {
 }
 
 func (w *Watcher) acquire(buffer int) (err error) {
-	if w.waker, err = newWaker(); err != nil {
+	if w.waker, err = wake.Open(); err != nil {
 		return err
 	}
 	w.events, err = subscribe(buffer, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -134,8 +136,8 @@ func (w *Watcher) acquire(buffer int) (err error) {
 
 func (w *Watcher) release() error {
 	var errs []error
-	if w.waker.fd >= 0 {
-		errs = append(errs, w.waker.close())
+	if w.waker.FD >= 0 {
+		errs = append(errs, w.waker.Close())
 	}
 	for _, s := range []*subscription{w.events, w.neighbourhood} {
 		if s != nil {
@@ -262,7 +264,7 @@ func (w *Watcher) wake() {
 
 func (w *Watcher) wakeLocked() {
 	if !w.released {
-		w.waker.wake()
+		w.waker.Wake()
 	}
 }
 
