@@ -50,3 +50,14 @@ func (s sysctl) set() error {
 func (n *Node) Sysctl(name, value string) error {
 	return n.Do(sysctl{name, value}.set)
 }
+
+// quietBridges keeps the node's bridges from showing each frame to the firewall,
+// as they do where the kernel has br_netfilter: they are the hosts' switch.
+func (n *Node) quietBridges() error {
+	for _, name := range []string{"bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables", "bridge/bridge-nf-call-arptables"} {
+		if err := n.Sysctl(name, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

@@ -27,6 +27,9 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := router.Sysctl("ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
+	if err := router.quietBridges(); err != nil {
+		return err
+	}
 	l.router = router
 	for _, spec := range l.options.Hosts {
 		if _, err := l.AddHost(ctx, spec); err != nil {
