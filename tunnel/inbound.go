@@ -27,6 +27,10 @@ const (
 	// until it is written.
 	rxBatch = 64
 	rxBytes = 512 << 10
+	// bulk is the mean length of messages from which on the socket is looked at
+	// again before the batch is written: more of the same flow makes larger
+	// superpackets. Small packets are better delivered at once.
+	bulk = 16 << 10
 	// rxBuffer takes the longest datagram there is: a kernel on the same
 	// machine passes superpackets as one.
 	rxBuffer = 64 << 10
@@ -88,29 +92,45 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, repl
 // drain delivers what the socket has, up to one batch. Its error means that the
 // socket is of no more use.
 func (in *inbound) drain() (load, error) {
-	batch := in.msgs[:in.limit]
-	for i := range batch {
-		h := &batch[i].hdr
-		h.Namelen = uint32(len(in.names[i].raw))
-		h.SetControllen(rxControl)
+	peers, n, bytes := in.table.load(), 0, 0
+	for n < in.limit {
+		got, err := in.fill(n)
+		if err != nil && n == 0 {
+			return none, err
+		}
+		for i := range got {
+			in.receive(peers, n+i)
+			bytes += int(in.msgs[n+i].len)
+		}
+		n += got
+		if got == 0 || bytes < bulk*n {
+			break
+		}
 	}
-	n, err := mmsg(unix.SYS_RECVMMSG, in.fd, batch)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+	if n == 0 {
 		return none, nil
-	}
-	if err != nil {
-		return none, err
-	}
-	peers, bytes := in.table.load(), 0
-	for i := range n {
-		in.receive(peers, i)
-		bytes += int(batch[i].len)
 	}
 	in.write()
 	in.total.add(&in.total.rx, &in.tally)
 	more := n == in.limit
 	in.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
 	return loadOf(n, more), nil
+}
+
+// fill receives messages from the batch's first on, as many as there are; none
+// is no error.
+func (in *inbound) fill(first int) (int, error) {
+	batch := in.msgs[first:in.limit]
+	for i := range batch {
+		h := &batch[i].hdr
+		h.Namelen = uint32(len(in.names[first+i].raw))
+		h.SetControllen(rxControl)
+	}
+	n, err := mmsg(unix.SYS_RECVMMSG, in.fd, batch)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+		return 0, nil
+	}
+	return n, err
 }
 
 // accepted is no reason to drop.
