@@ -22,6 +22,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		{"lease/etcdserver", nil, true},
 		{"tunnel", []string{"encap", "lease", "tunnel/internal/wake", "tunnel/kroute", "tunnel/nexthop"}, true},
 		{"tunnel/kroute", nil, true},
+		{"tunnel/netnstest", nil, true},
 		{"tunnel/internal/wake", nil, true},
 		{"tunnel/nexthop", []string{"encap", "tunnel/internal/wake"}, true},
 	} {

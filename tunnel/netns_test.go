@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -16,18 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/netnstest"
 )
-
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces")
-}
 
 func must(t testing.TB, err error) {
 	t.Helper()
@@ -38,52 +27,23 @@ func must(t testing.TB, err error) {
 
 // machine is a network namespace without a name, which goes with the test.
 type machine struct {
-	*netlink.Handle
-	t  *testing.T
-	ns *os.File
+	*netnstest.Namespace
+	t *testing.T
 }
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	requireRoot(t)
-	h := &machine{t: t}
-	h.ns = onThread(t, func() (*os.File, error) {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return nil, fmt.Errorf("make network namespace: %w", err)
-		}
-		return os.Open("/proc/thread-self/ns/net")
-	})
-	t.Cleanup(func() { h.ns.Close() })
-	h.Handle = inside(h, func() (*netlink.Handle, error) { return netlink.NewHandle(unix.NETLINK_ROUTE) })
-	t.Cleanup(h.Close)
-	must(t, h.LinkSetUp(h.link("lo")))
-	return h
-}
-
-// onThread runs f on a thread of its own, which ends with it and so may stay in
-// any namespace.
-func onThread[T any](t *testing.T, f func() (T, error)) (result T) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		var err error
-		result, err = f()
-		done <- err
-	}()
-	must(t, <-done)
-	return result
+	return &machine{netnstest.New(t), t}
 }
 
 // inside runs f in the machine.
-func inside[T any](h *machine, f func() (T, error)) T {
+func inside[T any](h *machine, f func() (T, error)) (result T) {
 	h.t.Helper()
-	return onThread(h.t, func() (result T, err error) {
-		if err := unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return result, fmt.Errorf("enter network namespace: %w", err)
-		}
-		return f()
-	})
+	must(h.t, h.Do(func() (err error) {
+		result, err = f()
+		return err
+	}))
+	return result
 }
 
 func (h *machine) link(name string) netlink.Link {
@@ -130,7 +90,7 @@ func join(a, b *machine, name, network string) {
 	a.t.Helper()
 	must(a.t, a.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: name},
-		PeerName:  name, PeerNamespace: netlink.NsFd(b.ns.Fd()),
+		PeerName:  name, PeerNamespace: netlink.NsFd(b.FD()),
 	}))
 	for i, h := range []*machine{a, b} {
 		must(h.t, h.LinkSetUp(h.link(name)))

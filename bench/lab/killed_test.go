@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/netnstest"
 )
 
 // killedRun starts a process that makes a lab, kills it and returns the
@@ -33,7 +35,7 @@ func killedRun(t *testing.T) (direct, orphan int) {
 func alive(pid int) bool { return processID(pid) != nsID{} }
 
 func TestIntegrationKilledRun(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	must(t, Cleanup(t.Context()))
 	warmUp(t)
 	before := traces(t)
@@ -55,7 +57,7 @@ func TestIntegrationKilledRun(t *testing.T) {
 }
 
 func TestIntegrationCleanup(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	must(t, Cleanup(t.Context()))
 	warmUp(t)
 	before := traces(t)
@@ -73,7 +75,7 @@ func TestIntegrationCleanup(t *testing.T) {
 }
 
 func TestIntegrationKeep(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	warmUp(t)
 	before := traces(t)
 	l := newLab(t, Options{Hosts: DefaultHosts()[:1], Keep: true})

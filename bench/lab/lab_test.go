@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/netnstest"
 )
 
 // patience bounds what should take milliseconds.
@@ -141,7 +143,7 @@ func TestIntegrationAddHostAgainAfterFailure(t *testing.T) {
 }
 
 func TestIntegrationCloseLeavesNothing(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	warmUp(t)
 	before := traces(t)
 	l := newLab(t, Options{})
@@ -199,7 +201,7 @@ func (c *countdown) Err() error {
 }
 
 func TestIntegrationCancelledNewLeavesNothing(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	warmUp(t)
 	before := traces(t)
 	for n := 0; ; n++ {
@@ -217,7 +219,7 @@ func TestIntegrationCancelledNewLeavesNothing(t *testing.T) {
 }
 
 func TestIntegrationForeignNamespace(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	must(t, makeForeign("kb22"))
 	t.Cleanup(func() { must(t, deleteNamespace("kb22")) })
 	id, err := namespaceID(namespacePath("kb22"))

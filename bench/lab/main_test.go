@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"uvxlan/tunnel/netnstest"
 )
 
 // childVariable makes the test binary the process that TestIntegrationKilledRun
@@ -46,23 +48,10 @@ func child() int {
 	return 1
 }
 
-// requireRoot skips an integration test that can't run here; in CI it must run.
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	const reason = "network namespaces need root"
-	if os.Getenv("CI") == "true" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
-}
-
 // newLab makes a lab that the test closes.
 func newLab(t *testing.T, o Options) *Lab {
 	t.Helper()
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	l, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -4,64 +4,36 @@ import (
 	"bytes"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/netnstest"
 )
 
 // newHost moves the test, and the commands it runs, into a network namespace of
-// its own with an interface eth0: its thread is never unlocked, and so ends
-// with the test's goroutine.
+// its own with an interface eth0.
 func newHost(t *testing.T) {
 	t.Helper()
-	requireRoot(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(os.NewSyscallError("unshare", err))
-	}
+	netnstest.Enter(t)
 	ip(t, "link add eth0 type veth peer name eth1")
 	ip(t, "link set eth1 up")
 	ip(t, "link set eth0 up")
 	ip(t, "address add 192.168.9.1/24 dev eth0")
 }
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces and TUN devices")
-}
-
 func ip(t *testing.T, command string) string {
 	t.Helper()
-	return output(t, "ip", command)
+	return netnstest.Run(t, "ip", strings.Fields(command)...)
 }
 
 func iptables(t *testing.T, command string) string {
 	t.Helper()
-	return output(t, "iptables", command)
-}
-
-func output(t *testing.T, name, command string) string {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), name, strings.Fields(command)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v: %s", name, command, err, out)
-	}
-	return string(out)
+	return netnstest.Run(t, "iptables", strings.Fields(command)...)
 }
 
 func cleanup(t *testing.T, dir string, dry bool) string {

@@ -23,6 +23,7 @@ import (
 	"uvxlan/bench/lab"
 	"uvxlan/lease/etcd"
 	"uvxlan/lease/etcdserver"
+	"uvxlan/tunnel/netnstest"
 )
 
 const (
@@ -92,7 +93,7 @@ type world struct {
 // newWorld makes the hosts, all three if none are named.
 func newWorld(t *testing.T, hosts ...string) *world {
 	t.Helper()
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	var specs []lab.HostSpec
 	for _, spec := range lab.DefaultHosts() {
 		for _, name := range hosts {
@@ -122,17 +123,6 @@ func newWorld(t *testing.T, hosts ...string) *world {
 	})
 	w.configure(vxlanConfig)
 	return w
-}
-
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces and TUN devices")
 }
 
 func (w *world) configure(config string) {

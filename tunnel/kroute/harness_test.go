@@ -4,9 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel/kroute"
+	"uvxlan/tunnel/netnstest"
 )
 
 const protocol = 89
@@ -26,15 +24,11 @@ type host struct {
 	eth0 netlink.Link
 }
 
-// newHost moves the test into a namespace of its own, for as long as it runs:
-// its thread is never unlocked, and so ends with the test's goroutine, and the
-// namespace with it.
+// newHost moves the test into a namespace of its own, for as long as it runs.
 func newHost(t *testing.T) *host {
 	t.Helper()
-	requireRoot(t)
-	runtime.LockOSThread()
+	netnstest.Enter(t)
 	h := &host{T: t}
-	h.must(os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)))
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "eth0"
 	h.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth1"}))
@@ -48,17 +42,6 @@ func newHost(t *testing.T) *host {
 	h.address("192.168.9.1/24")
 	h.address("fd09::1/64")
 	return h
-}
-
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces")
 }
 
 func (h *host) must(err error) {
@@ -81,9 +64,7 @@ func (h *host) address(cidr string) {
 // ip is the administrator's hand.
 func (h *host) ip(command string) {
 	h.Helper()
-	if out, err := exec.CommandContext(h.Context(), "ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-		h.Fatalf("ip %s: %v: %s", command, err, out)
-	}
+	netnstest.Run(h, "ip", strings.Fields(command)...)
 }
 
 func (h *host) open() *kroute.Set {

@@ -3,12 +3,10 @@ package nexthop
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/netnstest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -38,17 +37,6 @@ var (
 	gate4, gate6 = netip.MustParseAddr("10.66.0.254"), netip.MustParseAddr("fd66::fe")
 )
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces")
-}
-
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -58,63 +46,35 @@ func must(t *testing.T, err error) {
 
 // host is a network namespace without a name, which goes with the test.
 type host struct {
-	*netlink.Handle
-	t  *testing.T
-	ns *os.File
+	*netnstest.Namespace
+	t *testing.T
 }
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	requireRoot(t)
-	h := &host{t: t}
-	h.ns = onThread(t, func() (*os.File, error) {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return nil, fmt.Errorf("make network namespace: %w", err)
-		}
-		return os.Open("/proc/thread-self/ns/net")
-	})
-	t.Cleanup(func() { h.ns.Close() })
-	h.Handle = do(h, func() (*netlink.Handle, error) { return netlink.NewHandle(unix.NETLINK_ROUTE) })
-	t.Cleanup(h.Close)
+	h := &host{netnstest.New(t), t}
 	h.sysctl("net/ipv6/conf/default/accept_dad", "0")
-	h.up("lo")
 	return h
 }
 
 // in is the host as a part of the test sees it.
-func (h *host) in(t *testing.T) *host { return &host{Handle: h.Handle, t: t, ns: h.ns} }
-
-// onThread runs f on a thread of its own, which ends with it and so may stay in
-// any namespace.
-func onThread[T any](t *testing.T, f func() (T, error)) (result T) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		var err error
-		result, err = f()
-		done <- err
-	}()
-	must(t, <-done)
-	return result
-}
+func (h *host) in(t *testing.T) *host { return &host{h.Namespace, t} }
 
 // do runs f inside the host.
-func do[T any](h *host, f func() (T, error)) T {
+func do[T any](h *host, f func() (T, error)) (result T) {
 	h.t.Helper()
-	return onThread(h.t, func() (result T, err error) {
-		if err := unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return result, fmt.Errorf("enter network namespace: %w", err)
-		}
-		return f()
-	})
+	must(h.t, h.Do(func() (err error) {
+		result, err = f()
+		return err
+	}))
+	return result
 }
 
 func (h *host) sysctl(name, value string) {
 	h.t.Helper()
-	do(h, func() (struct{}, error) {
-		return struct{}{}, os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
-	})
+	must(h.t, h.Do(func() error {
+		return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
+	}))
 }
 
 // hasten makes the kernel's resolution fail quickly: how long that takes isn't
@@ -210,7 +170,7 @@ func hosts(t *testing.T) (a, b *host) {
 	a, b = newHost(t), newHost(t)
 	must(t, a.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: device, MTU: 1400},
-		PeerName:  device, PeerNamespace: netlink.NsFd(b.ns.Fd()),
+		PeerName:  device, PeerNamespace: netlink.NsFd(b.FD()),
 	}))
 	for _, h := range []*host{a, b} {
 		h.up(device)

@@ -2,47 +2,25 @@ package blackhole
 
 import (
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"uvxlan/tunnel/netnstest"
 )
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces")
-}
-
 // newHost moves the test, and the commands it runs, into a network namespace of
-// its own: its thread is never unlocked, and so ends with the test's goroutine.
+// its own.
 func newHost(t *testing.T) {
 	t.Helper()
-	requireRoot(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(os.NewSyscallError("unshare", err))
-	}
-	ip(t, "link set lo up")
+	netnstest.Enter(t)
 	ip(t, "link add cni0 type bridge")
 	ip(t, "link set cni0 up")
 }
 
 func ip(t *testing.T, command string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "ip", strings.Fields(command)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("ip %s: %v: %s", command, err, out)
-	}
-	return string(out)
+	return netnstest.Run(t, "ip", strings.Fields(command)...)
 }
 
 // A bridge's route is preferred, whichever is there first, and nobody else's

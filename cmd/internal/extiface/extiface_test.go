@@ -3,15 +3,14 @@ package extiface
 import (
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/netnstest"
 )
 
 func ipAddr(s string, scope, flags int) netlink.Addr {
@@ -38,18 +37,12 @@ func TestRank(t *testing.T) {
 }
 
 // newHost moves the test, and the commands it runs, into a network namespace of
-// its own: its thread is never unlocked, and so ends with the test's goroutine.
-// It is that of a host with two networks, an interface that is down and one
-// that has no address.
+// its own: a host with two networks, an interface that is down and one that has
+// no address.
 func newHost(t *testing.T) {
 	t.Helper()
-	requireRoot(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(os.NewSyscallError("unshare", err))
-	}
+	netnstest.Enter(t)
 	for _, command := range []string{
-		"link set lo up",
 		"link add eth0 type veth peer name peer0",
 		"link add eth1 mtu 9000 type veth peer name peer1 mtu 9000",
 		"link add br0 type bridge",
@@ -69,22 +62,9 @@ func newHost(t *testing.T) {
 	}
 }
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces")
-}
-
 func ip(t *testing.T, command string) {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), "ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-		t.Fatalf("ip %s: %v: %s", command, err, out)
-	}
+	netnstest.Run(t, "ip", strings.Fields(command)...)
 }
 
 func patterns(all ...string) (compiled []*regexp.Regexp) {

@@ -8,52 +8,34 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"uvxlan/tunnel/netnstest"
 )
 
 const patience = 20 * time.Second
 
 // host is a network namespace.
-type host struct{ *testing.T }
-
-// newHost moves the test, and the commands it runs, into a network namespace of
-// its own: its thread is never unlocked, and so ends with the test's goroutine.
-func newHost(t *testing.T) host {
-	t.Helper()
-	requireRoot(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(os.NewSyscallError("unshare", err))
-	}
-	return host{t}
+type host struct {
+	*testing.T
+	ns *netnstest.Namespace
 }
 
-func requireRoot(t *testing.T) {
+// newHost moves the test, and the commands it runs, into a network namespace of
+// its own.
+func newHost(t *testing.T) host {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("integration tests need root, and CI must not skip them")
-	}
-	t.Skip("needs root for network namespaces")
+	return host{t, netnstest.Enter(t)}
 }
 
 // sh is the administrator's hand.
 func (h host) sh(command string) string {
 	h.Helper()
-	out, err := exec.CommandContext(h.Context(), "sh", "-ec", command).CombinedOutput()
-	if err != nil {
-		h.Fatalf("%s: %v: %s", command, err, out)
-	}
-	return string(out)
+	return netnstest.Run(h, "sh", "-ec", command)
 }
 
 func (h host) open(c Config) *Firewall {
@@ -82,20 +64,10 @@ func (h host) apply(f *Firewall, now, before Policy, want bool) {
 // function is called.
 func (h host) run(f *Firewall) (stop func()) {
 	h.Helper()
-	ns, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		h.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(h.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer ns.Close()
-		runtime.LockOSThread()
-		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f.Run(ctx)
-		}
-		if err != nil {
+		if err := h.ns.Do(func() error { return f.Run(ctx) }); err != nil {
 			h.Error(err)
 		}
 	})
