@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"uvxlan/cmd/internal/blackhole"
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/hoststate"
@@ -73,7 +75,8 @@ func (c *cleaner) clean() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.firewall(), c.device(state.Device), c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile))
+	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.firewall(), c.device(state.Device), c.sysctls(state.Sysctls),
+		c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket))
 	if err != nil {
 		return err
 	}
@@ -208,6 +211,22 @@ func (c *cleaner) subnetFile(path string) error {
 		return nil
 	}
 	return c.remove("subnet file "+path, func() error { return os.Remove(path) })
+}
+
+// controlSocket removes a socket that no daemon answers on any longer.
+func (c *cleaner) controlSocket(path string) error {
+	if path == "" {
+		return nil
+	}
+	stale, err := control.Stale(context.Background(), path)
+	if err != nil {
+		c.print("left control socket %s: %v", path, err)
+		return nil
+	}
+	if !stale {
+		return nil
+	}
+	return c.remove("control socket "+path, func() error { return os.Remove(path) })
 }
 
 // manifest removes it, but for what only a newer version can remove.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -71,6 +72,16 @@ func setSysctl(t *testing.T, value string) {
 	}
 }
 
+// abandonSocket leaves a socket as a killed process does.
+func abandonSocket(path string) error {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	return l.Close()
+}
+
 func TestIntegrationCleanup(t *testing.T) {
 	newHost(t)
 	dir := filepath.Join(t.TempDir(), "state")
@@ -80,8 +91,9 @@ func TestIntegrationCleanup(t *testing.T) {
 	}
 
 	subnetFile := filepath.Join(t.TempDir(), "subnet.env")
+	socket := filepath.Join(t.TempDir(), "uvxlan.sock")
 	setSysctl(t, "2")
-	state := hoststate.State{SubnetFile: subnetFile, Device: "flannel.1", Blackhole: netip.MustParsePrefix("172.7.21.0/24"), Sysctls: []hoststate.Sysctl{
+	state := hoststate.State{SubnetFile: subnetFile, ControlSocket: socket, Device: "flannel.1", Blackhole: netip.MustParsePrefix("172.7.21.0/24"), Sysctls: []hoststate.Sysctl{
 		{Path: "ipv4/conf/eth0/rp_filter", Before: "1", Set: "2"},
 		{Path: "ipv4/conf/eth7/rp_filter", Before: "1", Set: "2"},
 	}}
@@ -90,6 +102,7 @@ func TestIntegrationCleanup(t *testing.T) {
 	}
 	for path, make := range map[string]func(string) error{
 		subnetFile:              func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		socket:                  abandonSocket,
 		hoststate.LockPath(dir): func(p string) error { return os.WriteFile(p, []byte("4711\n"), 0o600) }, // of a killed daemon
 		hoststate.EtcdDir(dir):  func(p string) error { return os.Mkdir(p, 0o700) },
 	} {
@@ -118,6 +131,7 @@ func TestIntegrationCleanup(t *testing.T) {
 		"removed interface flannel.1",
 		"removed sysctl net/ipv4/conf/eth0/rp_filter=2, set back to 1",
 		"removed subnet file " + subnetFile,
+		"removed control socket " + socket,
 		"removed manifest " + hoststate.Path(dir),
 		"removed lock " + hoststate.LockPath(dir),
 		"left " + hoststate.EtcdDir(dir) + ": the embedded etcd's data",

@@ -94,26 +94,36 @@ func lockDir(dir string) (unlock func(), err error) {
 // removeStale removes a socket that nobody answers on. Any other kind of file
 // is somebody's and stays.
 func removeStale(ctx context.Context, path string) error {
-	there, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if there.Mode().Type() != fs.ModeSocket {
-		return errors.New("a file of that name is in the way")
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	switch {
-	case err == nil:
-		conn.Close()
-		return ErrInUse
-	case !errors.Is(err, unix.ECONNREFUSED):
+	stale, err := Stale(ctx, path)
+	if err != nil || !stale {
 		return err
 	}
 	return os.Remove(path)
+}
+
+// Stale tells whether path is a socket that nobody answers on, as a killed
+// daemon leaves it. While somebody does, the error is [ErrInUse].
+func Stale(ctx context.Context, path string) (bool, error) {
+	there, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if there.Mode().Type() != fs.ModeSocket {
+		return false, errors.New("a file of that name is in the way")
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		conn.Close()
+		return false, ErrInUse
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Close stops listening and removes the socket's file, unless another took its

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/control"
+	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/metrics"
 )
 
@@ -53,7 +55,7 @@ func (e *endpoints) openControl(ctx context.Context, s control.Source) error {
 	if e.opts.ControlSocket == "" {
 		return nil
 	}
-	l, err := control.Listen(ctx, e.opts.ControlSocket)
+	l, err := e.listenControl(ctx)
 	if err != nil && e.opts.MustControl {
 		return err
 	}
@@ -63,6 +65,18 @@ func (e *endpoints) openControl(ctx context.Context, s control.Source) error {
 	}
 	e.servers = append(e.servers, control.Serve(l, control.Handler(s), e.opts.Logger))
 	return nil
+}
+
+// listenControl notes where the socket is, which stays when the daemon is killed.
+func (e *endpoints) listenControl(ctx context.Context) (*control.Socket, error) {
+	path, err := filepath.Abs(e.opts.ControlSocket)
+	if err != nil {
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	if err := hoststate.Update(e.opts.StateDir, func(s *hoststate.State) { s.ControlSocket = path }); err != nil {
+		return nil, err
+	}
+	return control.Listen(ctx, path)
 }
 
 // close ends every answer and removes the socket.

@@ -40,6 +40,9 @@ type State struct {
 	// Blackhole is the subnet that has a blackhole route.
 	Blackhole netip.Prefix `json:"blackhole,omitzero"`
 
+	// ControlSocket is the path of the control socket.
+	ControlSocket string `json:"controlSocket,omitempty"`
+
 	// unknown are a newer version's fields.
 	unknown map[string]json.RawMessage
 }
@@ -114,7 +117,7 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "device", "sysctls", "blackhole"} {
+	for _, name := range []string{"subnetFile", "device", "sysctls", "blackhole", "controlSocket"} {
 		delete(s.unknown, name)
 	}
 	return nil
