@@ -23,8 +23,11 @@ import (
 const DefaultPrefix = "/coreos.com/network"
 
 const (
-	// callTimeout bounds one call, a read of 100,000 leases included.
+	// callTimeout bounds one call.
 	callTimeout = 10 * time.Second
+	// pageSize is how many leases one call reads: some 2 MB, below the 4 MB that
+	// gRPC's own limit is for whatever is between.
+	pageSize = 10_000
 	// pingInterval and pingTimeout are how soon a silent server is given up;
 	// gRPC allows no shorter interval.
 	pingInterval, pingTimeout = 10 * time.Second, 3 * time.Second

@@ -2,7 +2,7 @@ package etcd
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -29,30 +29,60 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	return data, err
 }
 
-// List implements [lease.Registry]. It makes one call, however many leases
-// there are.
+// listing is what has been read of the leases, all at one revision.
+type listing struct {
+	all      []lease.Lease
+	revision int64  // of the first page
+	from     string // key that the next page begins at
+	more     bool   // there is a next page
+}
+
+// List implements [lease.Registry]. It reads a page at a time, so that neither a
+// slow line nor the limits of what is between makes many leases unreadable.
+// etcd may compact the revision meanwhile: then it begins again.
 func (r *Registry) List(ctx context.Context) (all []lease.Lease, revision int64, err error) {
-	err = r.call(ctx, "list leases", func(ctx context.Context, c *clientv3.Client) error {
-		resp, err := c.Get(ctx, r.subnetsKey(), clientv3.WithPrefix())
-		if err != nil {
-			return err
+	for range tries {
+		l := &listing{from: r.subnetsKey(), more: true}
+		for err = nil; l.more && err == nil; {
+			err = r.call(ctx, "list leases", func(ctx context.Context, c *clientv3.Client) error {
+				return r.page(ctx, c, l)
+			})
 		}
-		all, revision = make([]lease.Lease, 0, len(resp.Kvs)), resp.Header.Revision
-		for _, kv := range resp.Kvs {
-			if l, ok := r.read(kv); ok {
-				all = append(all, l)
-			}
+		if err == nil {
+			return l.all, l.revision, nil
 		}
-		return nil
-	})
-	return all, revision, err
+		if !errors.Is(err, lease.ErrCompacted) {
+			break
+		}
+	}
+	return nil, 0, err
+}
+
+// page reads the next of a listing's pages.
+func (r *Registry) page(ctx context.Context, c *clientv3.Client, l *listing) error {
+	end := clientv3.GetPrefixRangeEnd(r.subnetsKey())
+	resp, err := c.Get(ctx, l.from, clientv3.WithRange(end), clientv3.WithLimit(r.pageSize), clientv3.WithRev(l.revision))
+	if err != nil {
+		return err
+	}
+	if l.revision == 0 {
+		l.revision, l.all = resp.Header.Revision, make([]lease.Lease, 0, resp.Count)
+	}
+	for _, kv := range resp.Kvs {
+		if one, ok := r.read(kv); ok {
+			l.all = append(l.all, one)
+		}
+		l.from = string(kv.Key) + "\x00"
+	}
+	l.more = resp.More
+	return nil
 }
 
 // read returns the lease that an entry is. One that is none is junk.
 func (r *Registry) read(kv *mvccpb.KeyValue) (lease.Lease, bool) {
 	l, err := r.subnets(kv)
 	if err == nil {
-		err = json.Unmarshal(kv.Value, &l.Attrs)
+		err = l.Attrs.UnmarshalJSON(kv.Value)
 	}
 	if err != nil {
 		r.junk.add(string(kv.Key), kv.ModRevision, err)

@@ -18,10 +18,11 @@ var _ lease.Registry = (*Registry)(nil)
 
 // Registry is a cluster's leases in etcd.
 type Registry struct {
-	opts   Options // immutable, as are config and cancel
-	config clientv3.Config
-	cancel context.CancelFunc // ends also a client that is being made
-	junk   junk
+	opts     Options // immutable, as are config, cancel and pageSize
+	config   clientv3.Config
+	cancel   context.CancelFunc // ends also a client that is being made
+	pageSize int64              // most leases to be read at once
+	junk     junk
 
 	mu     sync.Mutex
 	client *clientv3.Client // guarded by mu, as is closed
@@ -39,7 +40,7 @@ func Open(o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{opts: o, junk: junk{log: o.Logger}}
+	r := &Registry{opts: o, pageSize: pageSize, junk: junk{log: o.Logger}}
 	c.Context, r.cancel = context.WithCancel(context.Background())
 	r.config = c
 	return r, nil
