@@ -80,7 +80,8 @@ func (t *peerTable) replace(entries []*entry) {
 	t.current.Store(next)
 }
 
-// update removes the peers of the subnets gone, then puts entries.
+// update removes the peers of the subnets gone, then puts entries. Each change
+// copies the nodes on its way through the tables, so none is made twice.
 func (t *peerTable) update(entries []*entry, gone []netip.Prefix) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -89,9 +90,7 @@ func (t *peerTable) update(entries []*entry, gone []netip.Prefix) {
 		next.remove(subnet)
 	}
 	for _, e := range entries {
-		next.remove(e.Subnet)
-		next.subnets = next.subnets.InsertPersist(e.Subnet, e)
-		next.underlay = next.underlay.ModifyPersist(host(e.Underlay), more)
+		next.put(e)
 	}
 	t.current.Store(&next)
 }
@@ -101,6 +100,19 @@ func (t *table) remove(subnet netip.Prefix) {
 		t.subnets = t.subnets.DeletePersist(subnet)
 		t.underlay = t.underlay.ModifyPersist(host(old.Underlay), less)
 	}
+}
+
+// put makes e the peer of its subnet.
+func (t *table) put(e *entry) {
+	old, replaced := t.subnets.Get(e.Subnet)
+	t.subnets = t.subnets.InsertPersist(e.Subnet, e)
+	if replaced && old.Underlay == e.Underlay {
+		return
+	}
+	if replaced {
+		t.underlay = t.underlay.ModifyPersist(host(old.Underlay), less)
+	}
+	t.underlay = t.underlay.ModifyPersist(host(e.Underlay), more)
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

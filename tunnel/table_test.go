@@ -34,6 +34,33 @@ func TestTableKnowsAddressUntilItsLastSubnetGoes(t *testing.T) {
 	}
 }
 
+// A subnet that changes its owner, or the owner its MAC, leaves no address behind.
+func TestTableFollowsChangedPeers(t *testing.T) {
+	table := newPeerTable()
+	first := numbered(1)
+	table.update([]*entry{first}, nil)
+	other := numbered(1)
+	other.MAC = testMAC(99)
+	table.update([]*entry{other, other}, nil)
+	if now := table.load(); now.lookup(first.Subnet.Addr()) != other || now.subnets.Size() != 1 || !now.knows(first.Underlay) {
+		t.Fatal("another MAC")
+	}
+	moved := numbered(1)
+	moved.Underlay = numbered(2).Underlay
+	before := table.load()
+	table.update([]*entry{moved}, nil)
+	if now := table.load(); now.lookup(first.Subnet.Addr()) != moved || now.knows(first.Underlay) || !now.knows(moved.Underlay) || now.underlay.Size() != 1 {
+		t.Fatal("another address")
+	}
+	if before.lookup(first.Subnet.Addr()) != other || !before.knows(first.Underlay) || before.knows(moved.Underlay) {
+		t.Fatal("the table that a reader holds has changed")
+	}
+	table.update(nil, []netip.Prefix{moved.Subnet})
+	if now := table.load(); now.subnets.Size() != 0 || now.underlay.Size() != 0 {
+		t.Fatal("an address is left")
+	}
+}
+
 // A reader's table is whole at any moment: of a pair that is always changed
 // together it never sees one half, and a peer that stays is always there.
 func TestTableReadsWithoutLockUnderWriter(t *testing.T) {
@@ -92,5 +119,21 @@ func BenchmarkTableLookup(b *testing.B) {
 		if table.load().lookup(netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 9})) == nil {
 			b.Fatal("missing")
 		}
+	}
+}
+
+// A changed lease, such as one with another MAC, in a table of many.
+func BenchmarkTableUpdate(b *testing.B) {
+	table := newPeerTable()
+	var entries []*entry
+	for n := range 10000 {
+		entries = append(entries, numbered(n))
+	}
+	table.replace(entries)
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		n = (n + 7919) % 10000
+		table.update(entries[n:n+1], nil)
 	}
 }
