@@ -68,13 +68,3 @@ func checkForwarding(log *slog.Logger) {
 		log.Warn("the host doesn't forward what its containers send: sysctl -w net.ipv4.ip_forward=1")
 	}
 }
-
-// logChanges names the peers that came and went.
-func logChanges(log *slog.Logger, u lease.Update) {
-	for _, l := range u.Leases {
-		log.Info("peer", "subnet", l.Subnet, "public_ip", l.Attrs.PublicIP)
-	}
-	for _, l := range u.Deleted {
-		log.Info("peer gone", "subnet", l.Subnet)
-	}
-}

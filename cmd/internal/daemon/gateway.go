@@ -21,6 +21,8 @@ type gateway struct {
 	ext    extiface.Interface
 	routes *tunnel.Gateway
 
+	changes changeLog
+
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
 }
@@ -34,7 +36,7 @@ func openGateway(o Options, ext extiface.Interface) (*gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &gateway{log: o.Logger, ext: ext, routes: routes, loaded: make(chan struct{})}, nil
+	return &gateway{log: o.Logger, ext: ext, routes: routes, changes: changeLog{log: o.Logger}, loaded: make(chan struct{})}, nil
 }
 
 // mtu is the containers': nothing is put around their packets.
@@ -67,15 +69,13 @@ func (g *gateway) run(ctx context.Context, ready func() error) error {
 
 // apply passes on what the watch reports.
 func (g *gateway) apply(u lease.Update) {
-	if err := g.routes.Apply(u); err != nil {
-		g.log.Warn("leases that are no peers were left out", "error", err)
-	}
+	g.changes.leftOut(g.routes.Apply(u))
 	if u.Reset {
 		g.log.Info("peers loaded", "count", g.routes.Peers())
 		g.once.Do(func() { close(g.loaded) })
 		return
 	}
-	logChanges(g.log, u)
+	g.changes.tell(u)
 }
 
 // describe tells of the peers.

@@ -35,6 +35,8 @@ type overlay struct {
 	filter *hoststate.Sysctl // changed, until close
 	own    lease.Lease
 
+	changes changeLog
+
 	// opened, until a router owns them
 	device   tunnel.Device
 	underlay *tunnel.Underlay
@@ -56,7 +58,7 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
 		inner:  underlayMTU(c, ext).Inner(false),
 		direct: directMode(c.Backend),
-		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading,
+		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading, changes: changeLog{log: o.Logger},
 	}
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
@@ -220,15 +222,13 @@ func (v *overlay) use(router *tunnel.Router) error {
 func (v *overlay) apply(u lease.Update) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.router.Apply(u); err != nil {
-		v.log.Warn("leases that are no peers were left out", "error", err)
-	}
+	v.changes.leftOut(v.router.Apply(u))
 	if u.Reset {
 		v.log.Info("peers loaded", "count", len(v.router.Peers()))
 		v.once.Do(func() { close(v.loaded) })
 		return
 	}
-	logChanges(v.log, u)
+	v.changes.tell(u)
 }
 
 // close removes the device, and with it its routes and addresses.
