@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak bench bench-quick tools clean
+.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak bench bench-quick scale tools clean
 
 all: build
 
@@ -60,6 +60,10 @@ bench: $(BIN)/uvxland tools
 
 bench-quick: $(BIN)/uvxland tools
 	$(GO) run ./bench -quick -uvxland $(BIN)/uvxland $(BENCHFLAGS)
+
+## scale: 10,000 and 100,000 leases: start, latency, changes under traffic, memory
+scale: $(BIN)/uvxland tools
+	$(GO) run ./bench -scale all -uvxland $(BIN)/uvxland $(SCALEFLAGS)
 
 # What the tests and the demo run beside our own binaries.
 TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables

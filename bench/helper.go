@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -48,6 +50,11 @@ func serveEtcd(dir string) error {
 	<-ctx.Done()
 	server.Close()
 	return nil
+}
+
+// etcdAt is the URL of startEtcd's etcd by one of the router's addresses.
+func etcdAt(gateway netip.Addr) string {
+	return "http://" + net.JoinHostPort(gateway.String(), etcdPort)
 }
 
 // startEtcd runs an etcd on the lab's router, which every host reaches by its

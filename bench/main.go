@@ -11,11 +11,13 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/bench/scale"
 	"uvxlan/bench/system"
 )
 
@@ -44,6 +46,9 @@ type options struct {
 	daemons   string
 	check     bool
 	again     bool
+	scale     patterns // parts of the scale measurement, nil for none
+	churn     time.Duration
+	puts      int
 }
 
 func parse(args []string) (*options, error) {
@@ -57,6 +62,9 @@ func parse(args []string) (*options, error) {
 	fs.Func("scenarios", "comma-separated `names` or globs of the scenarios", list(&o.selection.scenarios))
 	fs.BoolVar(&o.quick, "quick", false, "only what tells most, in less than 2 minutes")
 	fs.BoolVar(&o.check, "check", false, "measure only what must be shown, unless told otherwise, and fail if it is missed")
+	fs.Func("scale", "measure what many leases cost, and nothing else: comma-separated `parts` of "+strings.Join(scale.Parts, ", ")+", or all", list(&o.scale))
+	fs.DurationVar(&o.churn, "scale-churn", time.Minute, "`time` for which leases change in the part churn")
+	fs.IntVar(&o.puts, "scale-puts", 500, "`number` of new leases in the part latency")
 	fs.BoolVar(&o.again, "again", false, "measure nothing: show the report in -out again")
 	fs.DurationVar(&o.duration, "t", time.Second, "`time` of each run, in whole seconds")
 	fs.IntVar(&o.repeat, "repeat", 0, "`number` of runs of each (default 5, with -quick 3)")
@@ -67,6 +75,9 @@ func parse(args []string) (*options, error) {
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if slices.Contains(o.scale, "all") {
+		o.scale = scale.Parts
 	}
 	if o.repeat == 0 {
 		o.repeat = 5

@@ -16,6 +16,7 @@ import (
 
 // What ends the program when the report has told the rest.
 var (
+	errRoot    = errors.New("it makes network namespaces and devices: run it as root")
 	errStopped = errors.New("interrupted: only what was measured until then is in the report")
 	errFailed  = errors.New("some of it failed, see above")
 	errMissed  = errors.New("some of what must be shown was missed, see above")
@@ -25,6 +26,9 @@ func run(ctx context.Context, args []string) error {
 	o, err := parse(args)
 	if err != nil {
 		return err
+	}
+	if o.scale != nil {
+		return o.runScale(ctx)
 	}
 	if o.again {
 		r, err := report.Read(o.out)
@@ -75,7 +79,7 @@ func (o *options) show(r *report.Report) error {
 // measure makes the runs. If it is interrupted, the report has what was done.
 func (o *options) measure(ctx context.Context) (r *report.Report, err error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("it makes network namespaces and devices: run it as root")
+		return nil, errRoot
 	}
 	dir, err := os.MkdirTemp("", "uvxlan-bench-")
 	if err != nil {

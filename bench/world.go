@@ -114,7 +114,7 @@ func (w *world) site(ctx context.Context, s system.System) (*system.Site, error)
 	}
 	site := &system.Site{
 		A: hosts[0], B: hosts[1],
-		Endpoint: "http://" + netip.AddrPortFrom(hosts[0].Gateway, 2379).String(),
+		Endpoint: etcdAt(hosts[0].Gateway),
 		Prefix:   "/bench/" + hosts[0].Name,
 		Dir:      filepath.Join(w.dir, s.Name),
 	}
