@@ -23,6 +23,9 @@ type Gateway struct {
 type GatewayConfig struct {
 	// Link is the interface that the peers are on. Required.
 	Link string
+	// Networks are the overlay's networks: the kernel routes of an earlier run
+	// are removed that lead into them. Nil means wherever they lead.
+	Networks []netip.Prefix
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger
 }
@@ -38,6 +41,7 @@ func OpenGateway(c GatewayConfig) (*Gateway, error) {
 		return nil, fmt.Errorf("open gateway: %w", err)
 	}
 	p.only, p.alone = c.Link, true
+	p.limit(c.Networks)
 	return &Gateway{paths: p}, nil
 }
 

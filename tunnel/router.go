@@ -30,7 +30,8 @@ type Config struct {
 	// errors come from them.
 	Addresses []netip.Addr
 	// Networks are the overlay's networks. A peer whose outer address lies in
-	// one of them is refused, for its packets would loop.
+	// one of them is refused, for its packets would loop. With [DirectRoute]
+	// the kernel routes of an earlier run are removed that lead into them.
 	Networks []netip.Prefix
 	// MTU is the device's.
 	MTU encap.InnerMTU
@@ -101,6 +102,7 @@ func New(dev Device, u *Underlay, c Config) (*Router, error) {
 	}
 	if u.paths != nil {
 		u.paths.log, u.paths.mtu = r.log, int(c.MTU)
+		u.paths.limit(c.Networks)
 	}
 	for i := range dev.Queues() {
 		w, err := newWorker(&r.config, dev, u, i, r.peers)

@@ -37,6 +37,14 @@ func (p *paths) applyLocked(c routeChanges) {
 	p.reportLocked(p.routes.Update(c.add, c.remove))
 }
 
+// limit leaves kernel routes alone that lead into no network of ours: another
+// router or gateway may keep them.
+func (p *paths) limit(networks []netip.Prefix) {
+	if p.routes != nil {
+		p.routes.Limit(networks...)
+	}
+}
+
 // removeStaleLocked removes routes that nobody wants any more, as soon as it is
 // known which are wanted: those of an earlier run carry packets until then.
 func (p *paths) removeStaleLocked() {

@@ -2,16 +2,18 @@ package kroute
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 )
 
-// Leftover lists the routes of a protocol that have a gateway, whoever made
-// them, in the calling thread's network namespace.
-func Leftover(protocol int) ([]Route, error) {
+// Leftover lists the routes of a protocol that have a gateway and lead into one
+// of the networks, or anywhere if none is given, whoever made them, in the
+// calling thread's network namespace.
+func Leftover(protocol int, networks ...netip.Prefix) ([]Route, error) {
 	var routes []Route
-	err := eachLeftover(protocol, func(_ kernel, e entry) error {
+	err := eachLeftover(protocol, networks, func(_ kernel, e entry) error {
 		routes = append(routes, e.Route)
 		return nil
 	})
@@ -20,9 +22,9 @@ func Leftover(protocol int) ([]Route, error) {
 
 // RemoveLeftover removes the routes that [Leftover] lists, as they stay behind
 // when a daemon is killed. It returns those that it removed.
-func RemoveLeftover(protocol int) ([]Route, error) {
+func RemoveLeftover(protocol int, networks ...netip.Prefix) ([]Route, error) {
 	var routes []Route
-	err := eachLeftover(protocol, func(k kernel, e entry) error {
+	err := eachLeftover(protocol, networks, func(k kernel, e entry) error {
 		err := k.remove(e)
 		if err == nil {
 			routes = append(routes, e.Route)
@@ -32,7 +34,7 @@ func RemoveLeftover(protocol int) ([]Route, error) {
 	return routes, err
 }
 
-func eachLeftover(protocol int, do func(kernel, entry) error) error {
+func eachLeftover(protocol int, networks []netip.Prefix, do func(kernel, entry) error) error {
 	k, err := openKernel(protocol)
 	if err != nil {
 		return err
@@ -45,9 +47,17 @@ func eachLeftover(protocol int, do func(kernel, entry) error) error {
 	slices.SortStableFunc(entries, func(a, b entry) int { return a.Subnet.Compare(b.Subnet) })
 	var errs []error
 	for _, e := range entries {
-		if k.ours(e) {
+		if k.ours(e) && into(networks, e.Subnet) {
 			errs = append(errs, do(k, e))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// into tells whether a subnet lies in one of the networks, of which none means
+// any.
+func into(networks []netip.Prefix, subnet netip.Prefix) bool {
+	return len(networks) == 0 || slices.ContainsFunc(networks, func(n netip.Prefix) bool {
+		return n.Bits() <= subnet.Bits() && n.Contains(subnet.Addr())
+	})
 }

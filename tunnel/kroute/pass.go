@@ -48,7 +48,7 @@ func (p *pass) removeUnwanted() error {
 	for subnet, entries := range p.there {
 		_, wanted := s.wanted[subnet]
 		for _, e := range entries {
-			if !s.kernel.ours(e) || wanted && e.competes() {
+			if !s.kernel.ours(e) || !wanted && !into(s.networks, e.Subnet) || wanted && e.competes() {
 				continue
 			}
 			errs = append(errs, s.kernel.remove(e))

@@ -15,8 +15,8 @@ import (
 
 // Config says whose routes a [Set] keeps.
 type Config struct {
-	// Protocol marks our routes, from 5 to 255; no other program on the host
-	// may use it.
+	// Protocol marks our routes, from 5 to 255. Whatever else on the host uses it
+	// must do so for other networks, see [Set.Limit].
 	Protocol int
 	// Logger defaults to one that discards.
 	Logger *slog.Logger
@@ -29,9 +29,10 @@ type Set struct {
 	kernel kernel
 	log    *slog.Logger
 
-	mu     sync.Mutex // guards the rest
-	closed bool
-	wanted map[netip.Prefix]Route
+	mu       sync.Mutex // guards the rest
+	closed   bool
+	networks []netip.Prefix // that our routes lead into; empty means any
+	wanted   map[netip.Prefix]Route
 	// placed are those of wanted that were last seen in the kernel.
 	placed map[netip.Prefix]placement
 }
@@ -66,6 +67,14 @@ func Open(c Config) (*Set, error) {
 		kernel: k, log: c.Logger,
 		wanted: map[netip.Prefix]Route{}, placed: map[netip.Prefix]placement{},
 	}, nil
+}
+
+// Limit makes only routes into the networks ours, beside those that are wanted;
+// without any, and before, all of the protocol are.
+func (s *Set) Limit(networks ...netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.networks = slices.Clone(networks)
 }
 
 // Replace makes want all that there is: it adds what is missing, changes what

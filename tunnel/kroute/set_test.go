@@ -76,6 +76,32 @@ func TestIntegrationReplace(t *testing.T) {
 	h.expect("172.8.0.0/24 via 192.168.9.99 proto static", "172.9.0.0/24 nowhere proto 89")
 }
 
+// Two sets of one protocol, each with networks of its own, leave each other's
+// routes alone, also when they begin, and so does the removal of leftovers.
+func TestIntegrationLimit(t *testing.T) {
+	h := newHost(t)
+	a, b := h.open(), h.open()
+	first, other := netip.MustParsePrefix("172.7.0.0/16"), netip.MustParsePrefix("172.8.0.0/16")
+	a.Limit(first)
+	b.Limit(other)
+	h.ip("route add 172.7.99.0/24 via 192.168.9.99 proto 89")
+	h.ip("route add 172.8.99.0/24 via 192.168.9.99 proto 89")
+	outside := h.route("172.6.1.0/24", "192.168.9.21")
+	h.must(a.Replace([]kroute.Route{h.route("172.7.21.0/24", "192.168.9.21"), outside}))
+	h.expect("172.6.1.0/24 via 192.168.9.21 proto 89", "172.7.21.0/24 via 192.168.9.21 proto 89", "172.8.99.0/24 via 192.168.9.99 proto 89")
+	h.must(b.Replace([]kroute.Route{h.route("172.8.22.0/24", "192.168.9.22")}))
+	h.must(a.Replace([]kroute.Route{h.route("172.7.21.0/24", "192.168.9.21"), outside}))
+	h.expect("172.6.1.0/24 via 192.168.9.21 proto 89", "172.7.21.0/24 via 192.168.9.21 proto 89", "172.8.22.0/24 via 192.168.9.22 proto 89")
+	left, err := kroute.Leftover(protocol, first)
+	h.must(err)
+	removed, err := kroute.RemoveLeftover(protocol, first)
+	if err != nil || len(left) != 1 || !slices.Equal(removed, left) {
+		t.Errorf("removed %v of %v, %v", removed, left, err)
+	}
+	h.restore(b, 0)
+	h.expect("172.6.1.0/24 via 192.168.9.21 proto 89", "172.8.22.0/24 via 192.168.9.22 proto 89")
+}
+
 func TestIntegrationForeign(t *testing.T) {
 	h := newHost(t)
 	h.ip("route add 172.7.22.0/24 via 192.168.9.22 proto static")
