@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -54,6 +55,9 @@ type backend interface {
 	apply([]chain) (changed bool, err error)
 	// leftover tells of all that can be ours, and removes it if remove is set.
 	leftover(remove bool) (found []string, err error)
+	// forget tells of the rules that the chains have had, none of which is
+	// wanted, and removes them if remove is set.
+	forget(chains []chain, remove bool) (found []string, err error)
 }
 
 // Open finds out whether the host can have the rules, and puts none yet. Its
@@ -76,22 +80,23 @@ func open(nft bool, f Family) (backend, error) {
 
 // Apply makes the host's rules those of the policy: it puts what is missing and
 // removes what is no longer wanted, also what a run with the policy before may
-// have put, the zero Policy for none, and all that the other way of writing
-// rules has left. It reports whether anything changed.
+// have put, the zero Policy for none, and those that either has left in the
+// other way of writing rules. It reports whether anything changed.
 func (f *Firewall) Apply(now, before Policy) (changed bool, err error) {
 	f.chains = chains(now, before)
-	f.removeOther(FamilyOf(now.Network))
+	f.removeOther(now, before)
 	return f.apply()
 }
 
-// removeOther removes the rules of the other way. They do no more than ours, so
-// a failure is only told.
-func (f *Firewall) removeOther(family Family) {
-	other, err := open(!f.config.NFTables, family)
+// removeOther removes the policies' rules of the other way, in which another
+// network of the host may have its own. They do no more than ours, so a failure
+// is only told.
+func (f *Firewall) removeOther(now, before Policy) {
+	other, err := open(!f.config.NFTables, FamilyOf(now.Network))
 	if err != nil {
 		return
 	}
-	found, err := other.leftover(true)
+	found, err := other.forget(chains(Policy{}, now, before), true)
 	for _, what := range found {
 		f.config.Logger.Info("removed an earlier run's rules", "what", what)
 	}
@@ -166,22 +171,19 @@ func (f *Firewall) look() {
 	f.told = told
 }
 
-// Leftover tells of all that a daemon may have put on the host, in either way
-// and for both families: our chains in iptables and our tables in nftables.
-func Leftover() ([]string, error) { return leftover(false) }
+// Leftover tells of the rules of the policies, in either way, whatever else they
+// say; without any policy, of all that a daemon may have put on the host: our
+// chains in iptables and our tables in nftables, of both families.
+func Leftover(of ...Policy) ([]string, error) { return leftover(of, false) }
 
 // Remove removes what [Leftover] tells of, and returns what it removed.
-func Remove() ([]string, error) { return leftover(true) }
+func Remove(of ...Policy) ([]string, error) { return leftover(of, true) }
 
-func leftover(remove bool) (all []string, err error) {
+func leftover(of []Policy, remove bool) (all []string, err error) {
 	var errs []error
 	for _, nft := range []bool{false, true} {
 		for _, family := range []Family{IPv4, IPv6} {
-			b, err := open(nft, family)
-			var found []string
-			if err == nil {
-				found, err = b.leftover(remove)
-			}
+			found, err := leftoverOf(nft, family, of, remove)
 			if err != nil && !unavailable(err) {
 				errs = append(errs, fmt.Errorf("remove firewall rules: %w", err))
 				continue
@@ -190,4 +192,19 @@ func leftover(remove bool) (all []string, err error) {
 		}
 	}
 	return all, errors.Join(errs...)
+}
+
+func leftoverOf(nft bool, family Family, of []Policy, remove bool) ([]string, error) {
+	b, err := open(nft, family)
+	if err != nil {
+		return nil, err
+	}
+	if len(of) == 0 {
+		return b.leftover(remove)
+	}
+	other := func(p Policy) bool { return FamilyOf(p.Network) != family }
+	if of = slices.DeleteFunc(slices.Clone(of), other); len(of) == 0 {
+		return nil, nil
+	}
+	return b.forget(chains(Policy{}, of...), remove)
 }

@@ -184,7 +184,7 @@ func TestIntegrationIPTables(t *testing.T) {
 // removes expects Leftover and Remove to tell of want.
 func (h host) removes(want ...string) {
 	h.Helper()
-	for _, list := range []func() ([]string, error){Leftover, Leftover, Remove} {
+	for _, list := range []func(...Policy) ([]string, error){Leftover, Leftover, Remove} {
 		if got, err := list(); err != nil || !slices.Equal(got, want) {
 			h.Errorf("it tells of %q, want %q, %v", got, want, err)
 		}
@@ -375,6 +375,38 @@ func TestIntegrationTwoNetworks(t *testing.T) {
 			for _, p := range []Policy{v4, second} {
 				h.apply(h.open(Config{NFTables: nft, Policy: p}), p, Policy{}, i == 0)
 			}
+		}
+	}
+}
+
+// What removes one network's rules, of either way, leaves the other's.
+func TestIntegrationForgetsOneOfTwoNetworks(t *testing.T) {
+	first, other := v4, policy("10.43.0.0/16", "10.43.7.0/24")
+	for _, nft := range [][2]bool{{false, false}, {true, true}, {false, true}, {true, false}} {
+		h := newHost(t)
+		all := func() string {
+			return h.iptables(IPv4) + h.sh("nft list table ip flannel-ipv4 2>&1 || true")
+		}
+		none := all()
+		h.apply(h.open(Config{NFTables: nft[1], Policy: other}), other, Policy{}, true)
+		before := all()
+		h.apply(h.open(Config{NFTables: nft[0], Policy: first}), first, Policy{}, true)
+		h.apply(h.open(Config{NFTables: nft[1], Policy: other}), other, Policy{}, false)
+		told, err := Leftover(first)
+		if err != nil || len(told) == 0 {
+			t.Fatalf("%v: it tells of %q, %v", nft, told, err)
+		}
+		if removed, err := Remove(first); err != nil || !slices.Equal(removed, told) {
+			t.Errorf("%v: removed %q, want %q, %v", nft, removed, told, err)
+		}
+		if after := all(); after != before {
+			t.Errorf("%v: what is left is\n%swant\n%s", nft, after, before)
+		}
+		if told, err := Leftover(first); err != nil || len(told) > 0 {
+			t.Errorf("%v: afterwards it tells of %q, %v", nft, told, err)
+		}
+		if _, err := Remove(other); err != nil || nft[0] && nft[1] && all() != none {
+			t.Errorf("%v: the last leaves\n%s, %v", nft, all(), err)
 		}
 	}
 }

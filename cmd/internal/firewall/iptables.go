@@ -159,6 +159,30 @@ func (x *xtables) leftover(remove bool) (found []string, err error) {
 	return found, x.run(&script)
 }
 
+func (x *xtables) forget(chains []chain, remove bool) (found []string, err error) {
+	var script bytes.Buffer
+	for _, c := range chains {
+		lines, err := x.changes(c)
+		if err != nil {
+			return nil, err
+		}
+		if len(lines) == 0 {
+			continue
+		}
+		p := c.purpose.iptables()
+		what := fmt.Sprintf("%s chain %s of table %s", x.name(), p.chain, p.table)
+		if lines[len(lines)-1] != "-X "+p.chain {
+			what = fmt.Sprintf("%d rules in %s", len(lines), what)
+		}
+		found = append(found, what)
+		fmt.Fprintf(&script, "*%s\n%s\nCOMMIT\n", p.table, strings.Join(lines, "\n"))
+	}
+	if len(found) == 0 || !remove {
+		return found, nil
+	}
+	return found, x.run(&script)
+}
+
 func (x *xtables) name() string {
 	if x.family == IPv6 {
 		return "ip6tables"

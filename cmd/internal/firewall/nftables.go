@@ -83,19 +83,47 @@ func first(err error) error {
 }
 
 func (n *nfTables) apply(chains []chain) (bool, error) {
-	there, err := n.list()
+	changed, _, err := n.changes(chains)
 	if err != nil {
 		return false, err
 	}
-	changed := false
-	for _, c := range chains {
-		now, err := n.change(c, there)
-		if err != nil {
-			return false, err
-		}
-		changed = changed || now
+	return changed > 0, first(n.conn.Flush())
+}
+
+// changes prepares what makes the chains as wanted, for the next Flush. It
+// returns how many rules change, and whether the table goes.
+func (n *nfTables) changes(chains []chain) (changed int, gone bool, err error) {
+	there, err := n.list()
+	if err != nil {
+		return 0, false, err
 	}
-	return changed, first(n.conn.Flush())
+	left := len(there)
+	for _, c := range chains {
+		does, err := n.change(c, there)
+		if err != nil {
+			return 0, false, err
+		}
+		changed, left = changed+does.rules, left+does.chains
+	}
+	if gone = left == 0 && len(there) > 0; gone {
+		n.conn.DelTable(n.table)
+	}
+	return changed, gone, nil
+}
+
+func (n *nfTables) forget(chains []chain, remove bool) ([]string, error) {
+	changed, gone, err := n.changes(chains)
+	if err != nil || changed == 0 {
+		return nil, err
+	}
+	found := "nftables table " + n.table.Name
+	if !gone {
+		found = fmt.Sprintf("%d rules in %s", changed, found)
+	}
+	if remove {
+		err = first(n.conn.Flush())
+	}
+	return []string{found}, err
 }
 
 // list returns the names of our chains that are there.
@@ -112,38 +140,45 @@ func (n *nfTables) list() (names []string, err error) {
 	return names, nil
 }
 
+// effect is what a change does: how many rules come or go, the chain itself
+// counted as one, and by how many the chains become more.
+type effect struct{ rules, chains int }
+
 // change prepares what makes a chain as wanted, for the next Flush.
-func (n *nfTables) change(c chain, there []string) (changed bool, err error) {
+func (n *nfTables) change(c chain, there []string) (does effect, err error) {
 	to := c.purpose.nftables(n.table)
 	missing := !slices.Contains(there, to.Name)
 	var rules []*nftables.Rule
 	if !missing {
 		if rules, err = n.conn.GetRules(n.table, to); err != nil {
-			return false, fmt.Errorf("list rules of %s: %w", to.Name, err)
+			return does, fmt.Errorf("list rules of %s: %w", to.Name, err)
 		}
 	}
 	have, foreign := n.known(rules)
 	remove, add := c.plan(have, n.ruleKey)
 	if c.idle(slices.DeleteFunc(slices.Clone(have), func(h string) bool { return h == "" }), n.ruleKey) {
-		if !missing {
-			n.conn.DelChain(to)
+		if missing {
+			return does, nil
 		}
-		return !missing, nil
+		n.conn.DelChain(to)
+		return effect{1 + len(rules), -1}, nil
 	}
 	if missing {
 		n.conn.AddTable(n.table)
 		n.conn.AddChain(to)
+		does = effect{1, 1}
 	}
 	for _, at := range append(remove, foreign...) {
 		rules[at].Table = n.table
 		if err := n.conn.DelRule(rules[at]); err != nil {
-			return false, err
+			return does, err
 		}
 	}
 	for _, r := range add {
 		n.conn.AddRule(n.rule(to, r))
 	}
-	return missing || len(remove)+len(foreign)+len(add) > 0, nil
+	does.rules += len(remove) + len(foreign) + len(add)
+	return does, nil
 }
 
 // known returns the rules' keys, "" for those that aren't ours, whose places it

@@ -87,11 +87,11 @@ type chain struct {
 	earlier []rule
 }
 
-// chains returns what the host is to have now, given what it may have had.
-// Where before's Network isn't valid it had nothing.
-func chains(now, before Policy) []chain {
+// chains returns what the host is to have now, given what it may have had. A
+// policy whose Network isn't valid is nothing.
+func chains(now Policy, before ...Policy) []chain {
 	masq, forward := chain{purpose: masquerading}, chain{purpose: forwarding}
-	for _, p := range []Policy{now, before} {
+	for _, p := range append([]Policy{now}, before...) {
 		if p.Network.IsValid() && p.Subnet.IsValid() {
 			masq.earlier = append(append(masq.earlier, p.masquerade(masquerades)...), p.masquerade(masqueradesRandomly)...)
 		}
