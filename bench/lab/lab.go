@@ -24,6 +24,10 @@ type Options struct {
 	// PlainVeth gives the host's end of the container's link the gateway
 	// address, instead of a bridge cni0 as container runtimes make it.
 	PlainVeth bool
+	// Bare leaves to a container runtime what such a one does: the host has no
+	// bridge, no address in the container subnet, and forwards nothing; the
+	// container is an empty namespace.
+	Bare bool
 	// ContainerMTU is the MTU in bytes of the container's link. Zero means
 	// DefaultContainerMTU.
 	ContainerMTU int
@@ -162,13 +166,13 @@ func (l *Lab) close() error {
 	return errors.Join(append(errs, l.lock.Close())...)
 }
 
-// killLocked kills what was started through the lab and whatever else entered
-// its namespaces.
+// killLocked kills what was started through the lab, whatever else entered its
+// namespaces, and containers.
 func (l *Lab) killLocked() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := l.spawner.kill()
-	return errors.Join(err, killIn(ctx, l.nodes))
+	return errors.Join(err, killIn(ctx, l.nodes), removeGroup(ctx))
 }
 
 // killIn kills the processes in the nodes' namespaces.

@@ -10,7 +10,7 @@ import (
 )
 
 // Cleanup removes what a killed run, or one with Options.Keep, left: every
-// namespace that a lab made and the processes in it. It waits while another lab
+// namespace that a lab made, the processes in it and those of ControlGroup. It waits while another lab
 // is in use, until ctx ends.
 func Cleanup(ctx context.Context) error {
 	log := slog.New(slog.DiscardHandler)
@@ -37,7 +37,8 @@ func removeLeftovers(ctx context.Context, log *slog.Logger) error {
 		ids[id] = true
 		log.Info("removing leftover namespace", "name", name)
 	}
-	if err := killProcesses(ctx, ids); err != nil {
+	// First what would start the others again.
+	if err := errors.Join(killProcesses(ctx, ids), removeGroup(ctx)); err != nil {
 		return err
 	}
 	var errs []error

@@ -110,10 +110,14 @@ func (n *Node) withLink(name, operation string, f func(*netlink.Handle, netlink.
 
 // awaitLinks waits until both links of the host carry packets at both ends.
 func (h *Host) awaitLinks(ctx context.Context) error {
-	ends := []struct {
+	type end struct {
 		node *Node
 		name string
-	}{{h.Node, eth0}, {h.router, h.Name}, {h.Container.Node, eth0}, {h.Node, containerPort}}
+	}
+	ends := []end{{h.Node, eth0}, {h.router, h.Name}}
+	if !h.bare {
+		ends = append(ends, end{h.Container.Node, eth0}, end{h.Node, containerPort})
+	}
 	ctx, cancel := context.WithTimeout(ctx, linkTimeout)
 	defer cancel()
 	for _, end := range ends {

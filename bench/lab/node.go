@@ -44,6 +44,7 @@ type Host struct {
 	Container *Container
 
 	router *Node // its interface towards the host is named after the host
+	bare   bool  // the container has no link
 }
 
 // Container is a network namespace behind a host. Its interface is eth0.

@@ -66,9 +66,9 @@ func (l *Lab) addHostLocked(ctx context.Context, spec HostSpec) (*Host, error) {
 		Node: host, Address: spec.Underlay.Addr(), Underlay: spec.Underlay, Gateway: spec.Gateway, Subnet: spec.Subnet,
 		Container: &Container{Node: container, Address: spec.containerAddress()},
 		router:    l.router,
+		bare:      l.options.Bare,
 	}
 	steps := []func() error{
-		func() error { return h.Sysctl("ipv4/ip_forward", "1") },
 		func() error { return l.connectHost(h, spec) },
 		func() error { return l.connectContainer(h, spec) },
 		func() error { return h.awaitLinks(ctx) },
@@ -130,6 +130,12 @@ func (l *Lab) connectPort(spec HostSpec) error {
 
 // connectContainer joins the container to its host.
 func (l *Lab) connectContainer(h *Host, spec HostSpec) error {
+	if h.bare {
+		return nil
+	}
+	if err := h.Sysctl("ipv4/ip_forward", "1"); err != nil {
+		return err
+	}
 	mtu, bits := l.options.ContainerMTU, spec.Subnet.Bits()
 	gateway := netip.PrefixFrom(spec.subnetGateway(), bits)
 	if err := h.addVeth(containerPort, h.Container.Node, mtu); err != nil {
