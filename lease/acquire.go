@@ -19,7 +19,9 @@ var ErrNoSubnet = errors.New("out of subnets")
 // Acquire takes a lease, in flannel's order: the one this host already has, told
 // by its public address, a reservation before others; else the subnet of the
 // earlier run if it is free; else a random one of the first free ones. A lease
-// of this host that doesn't fit the configuration is removed.
+// of this host that doesn't fit the configuration is removed; what fits of its
+// subnets is taken again, so that a host keeps its IPv4 subnet when IPv6 comes to
+// the network or goes.
 //
 // attrs says what to write. It is called with nil first, and again with the
 // host's previous lease if there is one, so that the VTEP's MAC can be kept.
@@ -57,6 +59,8 @@ type acquisition struct {
 	cfg   *Config
 	attrs func(*Lease) (Attrs, error)
 	own   Attrs // what to write
+	// former are the subnets of this host's leases that were removed.
+	former []netip.Prefix
 }
 
 // recall sets what to write, given the host's previous lease.
@@ -80,11 +84,11 @@ func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
 		return Lease{}, err
 	}
 	l := Lease{Attrs: a.own}
-	if l.Subnet, err = a.choose(a.cfg.ipv4(), a.opts.Previous, all); err != nil {
+	if l.Subnet, err = a.choose(a.cfg.ipv4(), all); err != nil {
 		return Lease{}, err
 	}
 	if a.cfg.EnableIPv6 {
-		if l.IPv6Subnet, err = a.choose(a.cfg.ipv6(), a.opts.PreviousV6, all); err != nil {
+		if l.IPv6Subnet, err = a.choose(a.cfg.ipv6(), all); err != nil {
 			return Lease{}, err
 		}
 	}
@@ -138,11 +142,13 @@ func (a *acquisition) clear(ctx context.Context, all []Lease) ([]Lease, error) {
 		if err := a.reg.Delete(ctx, l); err != nil {
 			return nil, err
 		}
+		a.former = append(a.former, l.Subnet, l.IPv6Subnet)
 	}
 	return others, nil
 }
 
-func (a *acquisition) choose(p pool, previous netip.Prefix, all []Lease) (netip.Prefix, error) {
+// choose finds a subnet of the pool: one that this host had, or any free one.
+func (a *acquisition) choose(p pool, all []Lease) (netip.Prefix, error) {
 	var taken []netip.Prefix
 	for _, l := range all {
 		for _, n := range []netip.Prefix{l.Subnet, l.IPv6Subnet} {
@@ -151,8 +157,10 @@ func (a *acquisition) choose(p pool, previous netip.Prefix, all []Lease) (netip.
 			}
 		}
 	}
-	if p.contains(previous) && !slices.ContainsFunc(taken, previous.Overlaps) {
-		return previous, nil
+	for _, had := range append(slices.Clip(a.former), a.opts.Previous, a.opts.PreviousV6) {
+		if p.contains(had) && !slices.ContainsFunc(taken, had.Overlaps) {
+			return had, nil
+		}
 	}
 	free := p.free(taken, choices)
 	if len(free) == 0 {

@@ -139,6 +139,36 @@ func TestDualStackLease(t *testing.T) {
 	if a.Key() != "172.7.1.0-24&fd00:7:0:1::-64" || b.Key() != "172.7.2.0-24&fd00:7:0:2::-64" {
 		t.Errorf("got %s and %s", a.Key(), b.Key())
 	}
+	o.Previous, o.PreviousV6 = netip.MustParsePrefix("172.7.33.0/24"), netip.MustParsePrefix("fd00:7:0:44::/64")
+	if l := acquire(t, o, dual, "192.168.14.23", "02:00:00:00:00:23"); l.Key() != "172.7.33.0-24&fd00:7:0:44::-64" {
+		t.Errorf("with the earlier run's subnets got %s", l.Key())
+	}
+	// Each family by itself: one that is taken doesn't cost the other.
+	o.Previous = netip.MustParsePrefix("172.7.34.0/24")
+	if l := acquire(t, o, dual, "192.168.14.24", "02:00:00:00:00:24"); l.Key() != "172.7.34.0-24&fd00:7:0:3::-64" {
+		t.Errorf("with half of the earlier run's subnets free got %s", l.Key())
+	}
+	if again := acquire(t, o, dual, "192.168.14.21", "02:00:00:00:00:ff"); again.Key() != a.Key() || again.Revision != a.Revision {
+		t.Errorf("own lease is not reused: %+v, was %+v", again, a)
+	}
+}
+
+// Where IPv6 comes to a network, or goes, a host's IPv4 subnet stays.
+func TestIPv6ComesAndGoes(t *testing.T) {
+	s := etcdtest.Start(t)
+	last := 0
+	o := lease.Options{Registry: etcdtest.Open(t, s.Endpoint()), Pick: func(int) int { last++; return last }}
+	const dual = `{"EnableIPv6":true,"Network":"172.7.0.0/16","IPv6Network":"fd00:7::/56","Backend":{"Type":"vxlan"}}`
+	before := acquire(t, o, network, "192.168.14.21", "02:00:00:00:00:21")
+	for _, config := range []string{dual, network} {
+		l := acquire(t, o, config, "192.168.14.21", "02:00:00:00:00:ff")
+		if l.Subnet != before.Subnet || l.IPv6Subnet.IsValid() != (config == dual) || !l.Attrs.Equal(before.Attrs) {
+			t.Errorf("%s was followed by %s, with %+v", before.Key(), l.Key(), l.Attrs)
+		}
+		if all, _, err := o.Registry.List(t.Context()); err != nil || len(all) != 1 {
+			t.Errorf("left %+v, %v", all, err)
+		}
+	}
 }
 
 func TestFiftyHostsShareFiftySubnets(t *testing.T) {
