@@ -170,7 +170,7 @@ func diversion(t *testing.T, joinUDP bool) (*outbound, *entry, *net.UDPConn) {
 	table := newPeerTable()
 	table.replace([]*entry{e})
 	var c counters
-	o := newOutbound(nil, table, []*sender{s}, newDirect(noSocket, joinUDP, 1450), newLocal(&Config{}), &c)
+	o := newOutbound(nil, table, [families][]*sender{ipv4: {s}}, newDirect(noSocket, joinUDP, 1450), newLocal(&Config{}), &c)
 	return o, e, conn
 }
 

@@ -16,7 +16,8 @@ import (
 // peer's subnet via that peer: flannel's host-gw backend. It has no device, and
 // no packet ever comes to it. Its methods may be called from any goroutine.
 type Gateway struct {
-	paths *paths // immutable
+	paths *paths // immutable, as is v6
+	v6    bool
 }
 
 // GatewayConfig is what a [Gateway] must know.
@@ -26,6 +27,8 @@ type GatewayConfig struct {
 	// Networks are the overlay's networks: the kernel routes of an earlier run
 	// are removed that lead into them. Nil means wherever they lead.
 	Networks []netip.Prefix
+	// IPv6 takes the leases' IPv6 subnets as well; otherwise they get no route.
+	IPv6 bool
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger
 }
@@ -42,7 +45,7 @@ func OpenGateway(c GatewayConfig) (*Gateway, error) {
 	}
 	p.only, p.alone = c.Link, true
 	p.limit(c.Networks)
-	return &Gateway{paths: p}, nil
+	return &Gateway{paths: p, v6: c.IPv6}, nil
 }
 
 // Apply takes over what a watch of leases reports. A lease that can't be a peer,
@@ -51,7 +54,7 @@ func OpenGateway(c GatewayConfig) (*Gateway, error) {
 // Routes to the peers are made once Run has found out that they are on-link, and
 // routes that an earlier run left stay in force until then.
 func (g *Gateway) Apply(u lease.Update) error {
-	peers, gone, errs := take(u, gatewayPeer)
+	peers, gone, errs := take(u, g.v6, gatewayPeer)
 	if u.Reset {
 		g.paths.replace(peers)
 	} else {
@@ -61,15 +64,15 @@ func (g *Gateway) Apply(u lease.Update) error {
 }
 
 // gatewayPeer reads a peer out of a lease of flannel's host-gw backend.
-func gatewayPeer(l lease.Lease) (member, error) {
-	m := member{l.Subnet.Masked(), l.Attrs.PublicIP}
+func gatewayPeer(s side) (member, error) {
+	m := member{s.subnet().Masked(), s.host()}
 	switch {
-	case !strings.EqualFold(l.Attrs.BackendType, lease.TypeHostGW):
-		return m, fmt.Errorf("peer %s at %s: its backend is %q, not %q", l.Subnet, m.underlay, l.Attrs.BackendType, lease.TypeHostGW)
+	case !strings.EqualFold(s.Attrs.BackendType, lease.TypeHostGW):
+		return m, fmt.Errorf("peer %s at %s: its backend is %q, not %q", s.subnet(), m.underlay, s.Attrs.BackendType, lease.TypeHostGW)
 	case !m.subnet.IsValid():
 		return m, fmt.Errorf("peer at %s: no subnet", m.underlay)
 	case !m.underlay.IsValid() || m.underlay.IsUnspecified() || m.underlay.IsMulticast():
-		return m, fmt.Errorf("peer %s: %s is no host's address", l.Subnet, m.underlay)
+		return m, fmt.Errorf("peer %s: %s is no host's address", s.subnet(), m.underlay)
 	}
 	return m, nil
 }

@@ -147,6 +147,40 @@ func TestIntegrationGateway(t *testing.T) {
 
 // Leases that can't be peers are named, have no route, and don't keep an earlier
 // run's routes from being cleared away.
+// An IPv6 subnet has a route of its own, by the host's IPv6 address, where IPv6
+// is wanted.
+func TestIntegrationGatewayIPv6(t *testing.T) {
+	for _, wanted := range []bool{true, false} {
+		g := newGatewayHost(t)
+		g.address("eth0", "fd66::1/64")
+		g.Gateway = inside(g.machine, func() (*Gateway, error) { return OpenGateway(GatewayConfig{Link: "eth0", IPv6: wanted}) })
+		end := g.Gateway
+		t.Cleanup(func() { must(t, end.Close()) })
+		g.start()
+		l := leases("10.0.1.0/24", "10.66.0.2")
+		l[0].IPv6Subnet, l[0].Attrs.PublicIPv6 = netip.MustParsePrefix("fd00:0:0:1::/64"), netip.MustParseAddr("fd66::2")
+		g.apply(lease.Update{Reset: true, Leases: l})
+		g.await(route1)
+		v6 := func() []netlink.Route {
+			routes, err := g.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			must(t, err)
+			return routes
+		}
+		if wanted {
+			await(t, "the IPv6 route", func() bool {
+				r := v6()
+				return len(r) == 1 && r[0].Dst.String() == "fd00:0:0:1::/64" && r[0].Gw.String() == "fd66::2" && r[0].LinkIndex == g.index("eth0")
+			})
+		}
+		g.apply(lease.Update{Deleted: l})
+		g.await()
+		if left := v6(); len(left) > 0 {
+			t.Errorf("IPv6 wanted: %t: the kernel has %v", wanted, left)
+		}
+		g.stop(g.Clear)
+	}
+}
+
 func TestIntegrationGatewayRefusesLeases(t *testing.T) {
 	g := newGatewayHost(t)
 	g.start()

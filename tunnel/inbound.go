@@ -11,7 +11,7 @@ import (
 
 // A packet's way in, in the order of the functions below:
 //
-//  1. drain receives as many messages as there are, up to a batch, in one call.
+//  1. drain receives as many messages as a socket has, up to a batch, in one call.
 //  2. receive splits a message into its datagrams: the kernel hands over those
 //     of one sender together.
 //  3. take checks the frame: our VNI, from a known peer, to our VTEP. Questions
@@ -43,7 +43,7 @@ const (
 
 // inbound is the receiving half of a worker.
 type inbound struct {
-	fd        int
+	sockets   []receiving // one, or one of each family
 	queue     Queue
 	table     *peerTable
 	local     *local
@@ -60,20 +60,24 @@ type inbound struct {
 	names     [rxBatch]sockaddr
 	ctrl      [rxBatch][rxControl]byte
 	bufs      []byte
-	limit     int // messages of the next batch
-	reply     *sender
+	reply     [families]*sender
 	answer    answer
 	tally     tally
 	total     *counters
 }
 
-func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, reply *sender, l *local, total *counters) *inbound {
+// receiving is a socket to receive from.
+type receiving struct {
+	fd    int
+	limit int // messages of the next batch
+}
+
+func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, l *local, total *counters) *inbound {
 	in := &inbound{
-		fd: fd, queue: q, table: t, local: l, reply: reply, total: total,
+		queue: q, table: t, local: l, total: total,
 		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
 		coalescer: encap.NewCoalescer(c.MTU),
 		bufs:      packetMemory(rxBatch * rxStride),
-		limit:     rxBatch,
 	}
 	in.coalescer.SetTCP(granted.Has(OffloadTCP))
 	in.coalescer.SetUDP(granted.Has(OffloadUDP))
@@ -89,12 +93,30 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, fd int, repl
 	return in
 }
 
-// drain delivers what the socket has, up to one batch. Its error means that the
-// socket is of no more use.
+// listen has a socket received from, whose peers are answered by reply.
+func (in *inbound) listen(f family, fd int, reply *sender) {
+	in.sockets = append(in.sockets, receiving{fd, rxBatch})
+	in.reply[f] = reply
+}
+
+// drain delivers what the sockets have, up to one batch of each. Its error means
+// that one of them is of no more use.
 func (in *inbound) drain() (load, error) {
+	found := none
+	for i := range in.sockets {
+		l, err := in.drainSocket(&in.sockets[i])
+		if err != nil {
+			return none, err
+		}
+		found = max(found, l)
+	}
+	return found, nil
+}
+
+func (in *inbound) drainSocket(from *receiving) (load, error) {
 	peers, n, bytes := in.table.load(), 0, 0
-	for n < in.limit {
-		got, err := in.fill(n)
+	for n < from.limit {
+		got, err := in.fill(n, from)
 		if err != nil && n == 0 {
 			return none, err
 		}
@@ -112,21 +134,21 @@ func (in *inbound) drain() (load, error) {
 	}
 	in.write()
 	in.total.add(&in.total.rx, &in.tally)
-	more := n == in.limit
-	in.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
+	more := n == from.limit
+	from.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
 	return loadOf(n, more), nil
 }
 
 // fill receives messages from the batch's first on, as many as there are; none
 // is no error.
-func (in *inbound) fill(first int) (int, error) {
-	batch := in.msgs[first:in.limit]
+func (in *inbound) fill(first int, from *receiving) (int, error) {
+	batch := in.msgs[first:from.limit]
 	for i := range batch {
 		h := &batch[i].hdr
 		h.Namelen = uint32(len(in.names[first+i].raw))
 		h.SetControllen(rxControl)
 	}
-	n, err := mmsg(unix.SYS_RECVMMSG, in.fd, batch)
+	n, err := mmsg(unix.SYS_RECVMMSG, from.fd, batch)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
 		return 0, nil
 	}
@@ -215,8 +237,9 @@ func (in *inbound) check(datagram []byte) DropReason {
 // frame, to the peer that asked.
 func (in *inbound) resolve(n int) DropReason {
 	to := makeSockaddr(netip.AddrPortFrom(in.source.from, in.port))
-	in.reply.add(&entry{to: to}, 0, in.answer[:n], nil)
-	in.reply.send(&in.tally)
+	reply := in.reply[familyOf(in.source.from)]
+	reply.add(&entry{to: to}, 0, in.answer[:n], nil)
+	reply.send(&in.tally)
 	in.tally.answers++
 	return accepted
 }

@@ -7,9 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
 )
@@ -39,17 +41,24 @@ type LinkConfig struct {
 	QueueLen int
 }
 
+// ipv6 tells whether the interface carries IPv6.
+func (c *LinkConfig) ipv6() bool {
+	return slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() })
+}
+
 // PrepareLink does what can be done to the interface name before its addresses
 // are known, in the calling thread's network namespace: it allows the kernel to
 // forward what arrives there, sets the MTU and looks whether the way is free for
-// the routes. Nothing of it carries packets yet. It needs CAP_NET_ADMIN and a
-// writable /proc/sys/net. A route in the way is [ErrRouteExists].
+// the routes. Nothing of it carries packets yet. Before Linux 6.17 IPv6 packets
+// are forwarded only if the host forwards IPv6; see [IPv6ForwardingEnabled]. It
+// needs CAP_NET_ADMIN and a writable /proc/sys/net. A route in the way is
+// [ErrRouteExists].
 func PrepareLink(name string, c LinkConfig) error {
 	if c.QueueLen <= 0 {
 		c.QueueLen = DefaultQueueLen
 	}
 	return configure(name, []step{
-		{"set sysctl", func(netlink.Link) error { return setSysctls(name) }},
+		{"set sysctl", func(netlink.Link) error { return setSysctls(name, c.ipv6()) }},
 		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
 		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, c.QueueLen) }},
 		{"look for other routes", func(netlink.Link) error { return checkRoutes(c.Networks) }},
@@ -96,15 +105,16 @@ func configure(name string, steps []step) error {
 // miss one in a table that changes meanwhile; then adding ours is refused.
 func checkRoutes(networks []netip.Prefix) error {
 	for _, n := range networks {
-		if !n.Addr().Is4() {
-			continue // routes of several interfaces go together there
+		family, priority := netlink.FAMILY_V4, 0
+		if n.Addr().Is6() {
+			family, priority = netlink.FAMILY_V6, v6Priority
 		}
-		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(n)}, netlink.RT_FILTER_DST)
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: ipNet(n)}, netlink.RT_FILTER_DST)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return err
 		}
 		for _, r := range routes {
-			if r.Priority == 0 {
+			if r.Priority == priority {
 				return fmt.Errorf("%w: to %s by interface %d", ErrRouteExists, n, r.LinkIndex)
 			}
 		}
@@ -112,9 +122,19 @@ func checkRoutes(networks []netip.Prefix) error {
 	return nil
 }
 
+// v6Priority is what the kernel makes of an IPv6 route's priority 0
+// (IP6_RT_PRIO_USER).
+const v6Priority = 1024
+
+// addAddresses adds addresses that are usable at once: nobody else in the overlay
+// could have one of them.
 func addAddresses(link netlink.Link, addrs []netip.Addr) error {
 	for _, a := range addrs {
-		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}); err != nil {
+		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
 	}
@@ -146,16 +166,19 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // (Documentation/networking/ip-sysctl.rst): forwarding of what arrives there;
 // our own address as a source, which the router's ICMP errors carry; and no
 // autoconfiguration, whose packets nobody in the overlay would answer. The
-// latter is for quiet only, and a kernel without IPv6 has none of it.
-func setSysctls(name string) error {
-	settings := []struct {
-		path, value string
-		optional    bool
-	}{
+// latter is for quiet only, and a kernel without IPv6 has none of it. An overlay
+// with IPv6 needs IPv6 on the interface, which container hosts often leave off.
+func setSysctls(name string, v6 bool) error {
+	settings := []sysctl{
 		{filepath.Join("ipv4/conf", name, "forwarding"), "1", false},
 		{filepath.Join("ipv4/conf", name, "accept_local"), "1", false},
 		{filepath.Join("ipv6/conf", name, "addr_gen_mode"), "1", true},
 		{filepath.Join("ipv6/conf", name, "accept_ra"), "0", true},
+	}
+	if v6 {
+		settings = append(settings,
+			sysctl{filepath.Join("ipv6/conf", name, "disable_ipv6"), "0", false},
+			sysctl{filepath.Join("ipv6/conf", name, "force_forwarding"), "1", true})
 	}
 	for _, s := range settings {
 		if err := setSysctl(s.path, s.value); err != nil && !s.optional {
@@ -163,6 +186,11 @@ func setSysctls(name string) error {
 		}
 	}
 	return nil
+}
+
+type sysctl struct {
+	path, value string
+	optional    bool
 }
 
 // setSysctl sets a variable unless it has the value already, as it may where a
@@ -181,10 +209,16 @@ func setSysctl(path, value string) error {
 
 // ForwardingEnabled tells whether the host forwards IPv4 packets that arrive on
 // interfaces other than ours, as those of its containers do.
-func ForwardingEnabled() (bool, error) {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+func ForwardingEnabled() (bool, error) { return switchedOn("ipv4/ip_forward") }
+
+// IPv6ForwardingEnabled tells whether the host forwards IPv6 packets, which it
+// does on all interfaces or on none.
+func IPv6ForwardingEnabled() (bool, error) { return switchedOn("ipv6/conf/all/forwarding") }
+
+func switchedOn(path string) (bool, error) {
+	b, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
 	if err != nil {
-		return false, fmt.Errorf("read sysctl net.ipv4.ip_forward: %w", err)
+		return false, fmt.Errorf("read sysctl net.%s: %w", strings.ReplaceAll(path, "/", "."), err)
 	}
 	return strings.TrimSpace(string(b)) != "0", nil
 }

@@ -61,6 +61,9 @@ func (h *machine) address(name, prefix string) {
 	h.t.Helper()
 	a, err := netlink.ParseAddr(prefix)
 	must(h.t, err)
+	if a.IP.To4() == nil {
+		a.Flags = unix.IFA_F_NODAD // usable at once
+	}
 	must(h.t, h.AddrAdd(h.link(name), a))
 }
 

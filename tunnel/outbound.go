@@ -47,7 +47,7 @@ const (
 type outbound struct {
 	queue     Queue
 	table     *peerTable
-	sockets   []*sender
+	sockets   [families][]*sender
 	direct    *direct // nil unless on-link peers are sent to directly
 	local     *local
 	arena     []byte
@@ -60,7 +60,7 @@ type outbound struct {
 	total     *counters
 }
 
-func newOutbound(q Queue, t *peerTable, sockets []*sender, d *direct, l *local, c *counters) *outbound {
+func newOutbound(q Queue, t *peerTable, sockets [families][]*sender, d *direct, l *local, c *counters) *outbound {
 	return &outbound{
 		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
 		arena:   packetMemory(txArena + headroom + MaxPacket),
@@ -139,7 +139,8 @@ func (o *outbound) encapsulate(f *frame) {
 	if packet[0]>>4 == 6 {
 		header = &f.peer.header6
 	}
-	s := o.sockets[encap.FlowHash(packet)%uint32(len(o.sockets))]
+	sockets := o.sockets[f.peer.family]
+	s := sockets[encap.FlowHash(packet)%uint32(len(sockets))]
 	if f.offload.GSO != encap.GSONone {
 		o.cut(s, f.peer, header, packet, f.ecn, f.offload)
 		return
@@ -233,8 +234,10 @@ func (o *outbound) finish(packets int) {
 
 // flush passes each socket's part of the batch to the kernel.
 func (o *outbound) flush() {
-	for _, s := range o.sockets {
-		s.send(&o.tally)
+	for _, sockets := range o.sockets {
+		for _, s := range sockets {
+			s.send(&o.tally)
+		}
 	}
 	o.used = 0
 }

@@ -23,30 +23,38 @@ type Peer struct {
 const backendVXLAN = "vxlan"
 
 // PeerFromLease reads the IPv4 peer out of a lease of flannel's vxlan backend.
-func PeerFromLease(l lease.Lease) (Peer, error) {
-	if !strings.EqualFold(l.Attrs.BackendType, backendVXLAN) {
+func PeerFromLease(l lease.Lease) (Peer, error) { return vxlanPeer(side{l, ipv4}) }
+
+// PeerV6FromLease reads the IPv6 peer out of such a lease: its IPv6 subnet, which
+// it may have none of, behind its IPv6 address.
+func PeerV6FromLease(l lease.Lease) (Peer, error) { return vxlanPeer(side{l, ipv6}) }
+
+func vxlanPeer(s side) (Peer, error) {
+	if !strings.EqualFold(s.Attrs.BackendType, backendVXLAN) {
 		return Peer{}, fmt.Errorf("peer %s at %s: its backend is %q, not %q",
-			l.Subnet, l.Attrs.PublicIP, l.Attrs.BackendType, backendVXLAN)
+			s.subnet(), s.host(), s.Attrs.BackendType, backendVXLAN)
 	}
-	data, err := l.Attrs.VXLAN()
+	data, err := s.vxlan()
 	if err != nil {
-		return Peer{}, fmt.Errorf("peer %s at %s: %w", l.Subnet, l.Attrs.PublicIP, err)
+		return Peer{}, fmt.Errorf("peer %s at %s: %w", s.subnet(), s.host(), err)
 	}
 	mac, err := encap.ParseMAC(data.VtepMAC)
 	if err != nil {
-		return Peer{}, fmt.Errorf("peer %s at %s: VtepMAC: %w", l.Subnet, l.Attrs.PublicIP, err)
+		return Peer{}, fmt.Errorf("peer %s at %s: VtepMAC: %w", s.subnet(), s.host(), err)
 	}
-	return Peer{Subnet: l.Subnet, Underlay: l.Attrs.PublicIP, MAC: mac}, nil
+	return Peer{Subnet: s.subnet(), Underlay: s.host(), MAC: mac}, nil
 }
 
-// check refuses a peer that could not be reached or whose outer packets would
-// come back into the device.
-func (p Peer) check(networks []netip.Prefix) error {
+// check refuses a peer that could not be reached by the underlay or whose outer
+// packets would come back into the device.
+func (p Peer) check(networks []netip.Prefix, reach [families]bool) error {
 	switch {
 	case !p.Subnet.IsValid():
 		return fmt.Errorf("peer at %s: no subnet", p.Underlay)
 	case !p.Underlay.IsValid() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():
 		return fmt.Errorf("peer %s: %s is no host's address", p.Subnet, p.Underlay)
+	case !reach[familyOf(p.Underlay)]:
+		return fmt.Errorf("peer %s: %s is of a family that the underlay has no address of", p.Subnet, p.Underlay)
 	case p.MAC == encap.MAC{} || p.MAC.IsGroup():
 		return fmt.Errorf("peer %s at %s: %s is no VTEP's MAC", p.Subnet, p.Underlay, p.MAC)
 	}

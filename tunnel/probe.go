@@ -40,11 +40,11 @@ func segmentationWorks(attempt func() error) bool {
 	return false
 }
 
-// probeSegmentation sends a run over loopback and looks at what arrives. Where
-// loopback carries nothing at all there is nothing to hold against the kernel,
-// and a refusal is dealt with when it comes.
-func probeSegmentation() error {
-	p, err := newProbe()
+// probeSegmentation sends a run over a family's loopback and looks at what
+// arrives. Where loopback carries nothing at all there is nothing to hold against
+// the kernel, and a refusal is dealt with when it comes.
+func probeSegmentation(f family) error {
+	p, err := newProbe(f)
 	if err != nil {
 		return nil
 	}
@@ -72,29 +72,32 @@ type probe struct {
 	from, to netip.AddrPort
 }
 
-func newProbe() (*probe, error) {
+func newProbe(f family) (*probe, error) {
 	p := &probe{}
 	var err error
-	if p.tx, p.from, err = loopbackSocket(); err != nil {
+	if p.tx, p.from, err = loopbackSocket(f); err != nil {
 		return nil, err
 	}
-	if p.rx, p.to, err = loopbackSocket(); err != nil {
+	if p.rx, p.to, err = loopbackSocket(f); err != nil {
 		return nil, errors.Join(err, unix.Close(p.tx))
 	}
 	return p, nil
 }
 
-func loopbackSocket() (int, netip.AddrPort, error) {
+func loopbackSocket(f family) (int, netip.AddrPort, error) {
 	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
-	fd, err := newSocket(false, local, nil)
+	if f == ipv6 {
+		local = netip.AddrPortFrom(netip.IPv6Loopback(), 0)
+	}
+	fd, err := newSocket(local, nil)
 	if err != nil {
 		return -1, local, err
 	}
-	sa, err := unix.Getsockname(fd)
+	local, err = boundTo(fd)
 	if err != nil {
 		return -1, local, errors.Join(err, unix.Close(fd))
 	}
-	return fd, netip.AddrPortFrom(local.Addr(), uint16(sa.(*unix.SockaddrInet4).Port)), nil
+	return fd, local, nil
 }
 
 func (p *probe) close() {

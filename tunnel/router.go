@@ -53,18 +53,25 @@ func (c *Config) validate(dev Device, u *Underlay) error {
 	if c.MAC == (encap.MAC{}) || c.MAC.IsGroup() {
 		errs = append(errs, fmt.Errorf("%s is no VTEP's MAC", c.MAC))
 	}
-	if c.MTU < minMTU {
-		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, minMTU))
+	least := encap.InnerMTU(minMTU)
+	if slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
+		least = minMTUv6
 	}
-	if len(dev.Queues()) == 0 || len(dev.Queues()) != len(u.rx) {
+	if c.MTU < least {
+		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, least))
+	}
+	if len(dev.Queues()) == 0 || len(dev.Queues()) != u.workers() {
 		errs = append(errs, fmt.Errorf("the device has %d queues and the underlay %d receiving sockets",
-			len(dev.Queues()), len(u.rx)))
+			len(dev.Queues()), u.workers()))
 	}
 	return errors.Join(errs...)
 }
 
-// minMTU is IPv4's (RFC 791, section 3.2).
-const minMTU = 68
+// The least MTUs are IPv4's (RFC 791, section 3.2) and IPv6's (RFC 8200, section 5).
+const (
+	minMTU   = 68
+	minMTUv6 = 1280
+)
 
 // Router moves packets between a device and the peers. Its methods may be
 // called from any goroutine.
@@ -74,7 +81,8 @@ type Router struct {
 	log      *slog.Logger
 	device   Device
 	underlay *Underlay
-	paths    *paths // nil with DirectOff
+	reach    [families]bool // the underlay's families
+	paths    *paths         // nil with DirectOff
 	peers    *peerTable
 	workers  []*worker
 
@@ -97,7 +105,7 @@ func New(dev Device, u *Underlay, c Config) (*Router, error) {
 		return nil, fmt.Errorf("configure router: %w", err)
 	}
 	r := &Router{
-		config: c, device: dev, underlay: u, paths: u.paths, peers: newPeerTable(),
+		config: c, device: dev, underlay: u, reach: u.reach(), paths: u.paths, peers: newPeerTable(),
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 	}
 	if u.paths != nil {
@@ -216,9 +224,10 @@ func (r *Router) closeWorkers() error {
 
 // Apply takes over what a watch of leases reports. A lease that can't be a peer
 // is left out, and is named in the error; all others are in force when Apply
-// returns.
+// returns. A lease's IPv6 subnet is a peer of its own, by the lease's IPv6
+// address; a router without an IPv6 underlay passes it over.
 func (r *Router) Apply(u lease.Update) error {
-	peers, gone, errs := take(u, PeerFromLease)
+	peers, gone, errs := take(u, r.reach[ipv6], vxlanPeer)
 	if u.Reset {
 		errs = append(errs, r.ReplacePeers(peers))
 	} else {
@@ -278,8 +287,8 @@ func members(entries []*entry) []member {
 func (r *Router) entries(peers []Peer) (entries []*entry, refused []netip.Prefix, err error) {
 	var errs []error
 	for _, p := range peers {
-		p.Subnet = p.Subnet.Masked()
-		if err := p.check(r.config.Networks); err != nil {
+		p.Subnet, p.Underlay = p.Subnet.Masked(), p.Underlay.Unmap()
+		if err := p.check(r.config.Networks, r.reach); err != nil {
 			errs = append(errs, err)
 			refused = append(refused, p.Subnet)
 			continue

@@ -418,7 +418,7 @@ func TestRouterReportsLostUnderlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(notSocket)
-	if err := unix.Dup3(notSocket, a.underlay.rx[0], unix.O_CLOEXEC); err != nil {
+	if err := unix.Dup3(notSocket, a.underlay.sockets[ipv4].rx[0], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Run(context.Background()); !errors.Is(err, ErrUnderlayGone) {

@@ -166,8 +166,10 @@ func TestSenderDropsWhatCannotGo(t *testing.T) {
 }
 
 func TestSegmentationProbe(t *testing.T) {
-	if err := probeSegmentation(); err != nil {
-		t.Errorf("this kernel's segmentation is taken for broken: %v", err)
+	for f := range families {
+		if err := probeSegmentation(f); err != nil {
+			t.Errorf("this kernel's segmentation is taken for broken, family %d: %v", f, err)
+		}
 	}
 }
 
@@ -193,30 +195,32 @@ func TestSegmentationProbeTriesAgain(t *testing.T) {
 // The probe sees the length and the checksum of each segment of a run.
 func TestSegmentationProbeSeesHeaders(t *testing.T) {
 	data := probeData()
-	for _, c := range []struct {
-		name        string
-		length, sum uint16
-		seen        bool
-	}{
-		{"right", 0, 0, true},
-		{"other length", 1, 0, false},
-		{"other checksum", 0, 1, false},
-	} {
-		p, err := newProbe()
-		if err != nil {
-			t.Fatal(err)
+	for f := range families {
+		for _, c := range []struct {
+			name        string
+			length, sum uint16
+			seen        bool
+		}{
+			{"right", 0, 0, true},
+			{"other length", 1, 0, false},
+			{"other checksum", 0, 1, false},
+		} {
+			p, err := newProbe(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sums := p.sums(data[:probeSize])
+			for i := range sums {
+				sums[i] += c.sum
+			}
+			if err := p.expect(probeLength+c.length, sums); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.exchange(data, controlSegment(probeSize)); (err == nil) != c.seen {
+				t.Errorf("family %d, %s: %v", f, c.name, err)
+			}
+			p.close()
 		}
-		sums := p.sums(data[:probeSize])
-		for i := range sums {
-			sums[i] += c.sum
-		}
-		if err := p.expect(probeLength+c.length, sums); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.exchange(data, controlSegment(probeSize)); (err == nil) != c.seen {
-			t.Errorf("%s: %v", c.name, err)
-		}
-		p.close()
 	}
 	for segment := range slices.Chunk(data, probeSize) {
 		if encap.Checksum(segment, 0) != encap.Checksum(data[:probeSize], 0) {

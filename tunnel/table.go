@@ -17,7 +17,8 @@ type entry struct {
 	Peer
 	header4, header6 encap.FrameHeader
 	to               sockaddr
-	hop              *hop // nil: always by VXLAN
+	family           family // of to
+	hop              *hop   // nil: always by VXLAN
 	// plain is set once the kernel refused to segment datagrams to the peer.
 	plain atomic.Bool
 }
@@ -28,6 +29,7 @@ func newEntry(p Peer, vni encap.VNI, ours encap.MAC, port uint16) *entry {
 		header4: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv4),
 		header6: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv6),
 		to:      makeSockaddr(netip.AddrPortFrom(p.Underlay, port)),
+		family:  familyOf(p.Underlay),
 	}
 }
 

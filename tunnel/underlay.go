@@ -25,9 +25,11 @@ var ErrPortInUse = errors.New("the port is in use")
 // UnderlayConfig describes the sockets of [Listen].
 type UnderlayConfig struct {
 	// Address is the local address that datagrams are sent from and received
-	// at; peers know us by it, or by what a NAT makes of it. Its family is the
-	// underlay's. Required.
+	// at; peers know us by it, or by what a NAT makes of it. Required.
 	Address netip.Addr
+	// AddressV6 is an IPv6 address beside an IPv4 Address, for those peers whose
+	// own are IPv6; the zero Addr if there are none.
+	AddressV6 netip.Addr
 	// Port is the VXLAN port, ours and every peer's. Required.
 	Port uint16
 	// Workers is the number of receiving sockets, and so of workers; at least 1.
@@ -49,15 +51,21 @@ type UnderlayConfig struct {
 // Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
 // worker one receiving socket of an SO_REUSEPORT group on the VXLAN port, and a
 // pool of sending sockets, so that the inner flows spread over outer source
-// ports (RFC 7348, section 5). With [DirectSocket] each worker has a packet socket
-// as well; both direct modes have netlink sockets that follow the host's routes.
+// ports (RFC 7348, section 5). IPv4 and IPv6 have sockets of their own: one for
+// both couldn't be bound to an address of each, and IPv4 would pay for the
+// mapping. With [DirectSocket] each worker has a packet socket as well; both
+// direct modes have netlink sockets that follow the host's routes.
 type Underlay struct {
 	offloads Offloads
-	v6       bool
-	rx       []int
-	tx       [][]int
-	direct   []int // with DirectSocket
+	sockets  [families]*socketSet // nil for a family without an address
+	direct   []int                // with DirectSocket
 	paths    *paths
+}
+
+// socketSet is the sockets of one address family, by worker.
+type socketSet struct {
+	rx []int
+	tx [][]int
 }
 
 // Listen opens the sockets in the calling thread's network namespace. The
@@ -68,7 +76,7 @@ func Listen(c UnderlayConfig) (*Underlay, error) {
 	if c.SourcePorts <= 0 {
 		c.SourcePorts = DefaultSourcePorts
 	}
-	u := &Underlay{v6: c.Address.Is6(), offloads: c.Offloads & (OffloadGSO | OffloadGRO)}
+	u := &Underlay{offloads: c.Offloads & (OffloadGSO | OffloadGRO)}
 	if err := u.open(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open underlay: %w", err), u.Close())
 	}
@@ -76,27 +84,61 @@ func Listen(c UnderlayConfig) (*Underlay, error) {
 }
 
 func (u *Underlay) open(c UnderlayConfig) error {
-	local := netip.AddrPortFrom(c.Address, c.Port)
+	locals := []netip.Addr{c.Address}
+	if c.AddressV6.IsValid() {
+		if !c.Address.Is4() || !c.AddressV6.Is6() {
+			return fmt.Errorf("%s and %s: must be an IPv4 and an IPv6 address", c.Address, c.AddressV6)
+		}
+		locals = append(locals, c.AddressV6)
+	}
+	for _, local := range locals {
+		if err := u.openFamily(c, local); err != nil {
+			return err
+		}
+	}
+	return u.openDirect(c)
+}
+
+// openFamily opens the sockets of the family that a local address has.
+func (u *Underlay) openFamily(c UnderlayConfig, address netip.Addr) error {
+	local, f := netip.AddrPortFrom(address, c.Port), familyOf(address)
 	if err := probePort(local); err != nil {
 		return err
 	}
+	s := &socketSet{}
+	u.sockets[f] = s
 	for range c.Workers {
-		fd, err := u.receiver(local)
+		fd, err := receiver(local)
 		if err != nil {
 			return err
 		}
-		u.rx = append(u.rx, fd)
+		s.rx = append(s.rx, fd)
 		if u.offloads.Has(OffloadGRO) && unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) != nil {
 			u.offloads &^= OffloadGRO
 		}
 	}
-	if u.offloads.Has(OffloadGSO) && !segmentationWorks(probeSegmentation) {
+	if u.offloads.Has(OffloadGSO) && !segmentationWorks(func() error { return probeSegmentation(f) }) {
 		u.offloads &^= OffloadGSO
 	}
-	if err := u.openSenders(c); err != nil {
-		return err
+	return s.openSenders(c, address)
+}
+
+// workers is for how many workers there are sockets.
+func (u *Underlay) workers() int {
+	for _, s := range u.sockets {
+		if s != nil {
+			return len(s.rx)
+		}
 	}
-	return u.openDirect(c)
+	return 0
+}
+
+// reach are the families that datagrams can be sent and received by.
+func (u *Underlay) reach() (r [families]bool) {
+	for f, s := range u.sockets {
+		r[f] = s != nil
+	}
+	return r
 }
 
 // openSenders opens each worker's pool. The workers' pools have the same ports:
@@ -104,16 +146,16 @@ func (u *Underlay) open(c UnderlayConfig) error {
 // two ends could chase each other, since the kernel gives a flow to the queue
 // that its answers were written to, and the port it then leaves by decides which
 // worker of the peer writes and answers.
-func (u *Underlay) openSenders(c UnderlayConfig) error {
-	u.tx = make([][]int, c.Workers)
+func (s *socketSet) openSenders(c UnderlayConfig, address netip.Addr) error {
+	s.tx = make([][]int, c.Workers)
 	for range c.SourcePorts {
-		local := netip.AddrPortFrom(c.Address, 0)
-		for i := range u.tx {
-			fd, err := u.sender(local, i > 0)
+		local := netip.AddrPortFrom(address, 0)
+		for i := range s.tx {
+			fd, err := openSender(local, i > 0)
 			if err != nil {
 				return err
 			}
-			u.tx[i] = append(u.tx[i], fd)
+			s.tx[i] = append(s.tx[i], fd)
 			if i == 0 && c.Workers > 1 {
 				if local, err = share(fd); err != nil {
 					return err
@@ -130,6 +172,11 @@ func share(fd int) (netip.AddrPort, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return netip.AddrPort{}, fmt.Errorf("set SO_REUSEPORT: %w", err)
 	}
+	return boundTo(fd)
+}
+
+// boundTo is the address that a socket is bound to.
+func boundTo(fd int) (netip.AddrPort, error) {
 	name, err := unix.Getsockname(fd)
 	switch a := name.(type) {
 	case *unix.SockaddrInet4:
@@ -205,8 +252,8 @@ type sockopt struct {
 	value      int
 }
 
-func newSocket(v6 bool, local netip.AddrPort, opts []sockopt) (int, error) {
-	fd, err := udpSocket(v6)
+func newSocket(local netip.AddrPort, opts []sockopt) (int, error) {
+	fd, err := udpSocket(local.Addr().Is6())
 	if err != nil {
 		return -1, err
 	}
@@ -223,12 +270,12 @@ func newSocket(v6 bool, local netip.AddrPort, opts []sockopt) (int, error) {
 	return fd, nil
 }
 
-func (u *Underlay) receiver(local netip.AddrPort) (int, error) {
+func receiver(local netip.AddrPort) (int, error) {
 	tos := sockopt{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}
-	if u.v6 {
+	if local.Addr().Is6() {
 		tos = sockopt{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1}
 	}
-	fd, err := newSocket(u.v6, local, []sockopt{
+	fd, err := newSocket(local, []sockopt{
 		{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}, tos,
 	})
 	if err == nil {
@@ -237,15 +284,15 @@ func (u *Underlay) receiver(local netip.AddrPort) (int, error) {
 	return fd, err
 }
 
-// sender opens a socket that only sends: what anybody sends to its port is
+// openSender opens a socket that only sends: what anybody sends to its port is
 // dropped by a filter rather than kept in a buffer that nobody reads. DF stays
 // unset and the TTL is 64, as kernel VXLAN has them.
-func (u *Underlay) sender(local netip.AddrPort, shared bool) (int, error) {
+func openSender(local netip.AddrPort, shared bool) (int, error) {
 	opts := []sockopt{
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
 		{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 64},
 	}
-	if u.v6 {
+	if local.Addr().Is6() {
 		opts = []sockopt{
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
 			{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 64},
@@ -254,7 +301,7 @@ func (u *Underlay) sender(local netip.AddrPort, shared bool) (int, error) {
 	if shared {
 		opts = append(opts, sockopt{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
 	}
-	fd, err := newSocket(u.v6, local, opts)
+	fd, err := newSocket(local, opts)
 	if err != nil {
 		return -1, err
 	}
@@ -288,11 +335,21 @@ func (u *Underlay) Offloads() Offloads { return u.offloads }
 
 // Close closes every socket and removes the routes that were made.
 func (u *Underlay) Close() error {
-	errs := []error{u.paths.clear(), closeAll(u.rx), closeAll(u.direct)}
-	for _, pool := range u.tx {
+	errs := []error{u.paths.clear(), closeAll(u.direct)}
+	for _, s := range u.sockets {
+		if s != nil {
+			errs = append(errs, s.close())
+		}
+	}
+	u.sockets, u.direct, u.paths = [families]*socketSet{}, nil, nil
+	return errors.Join(errs...)
+}
+
+func (s *socketSet) close() error {
+	errs := []error{closeAll(s.rx)}
+	for _, pool := range s.tx {
 		errs = append(errs, closeAll(pool))
 	}
-	u.rx, u.tx, u.direct, u.paths = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 

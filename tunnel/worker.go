@@ -22,7 +22,7 @@ var (
 	ErrUnderlayGone = errors.New("the underlay's socket is gone")
 )
 
-// worker moves packets between one queue of the device and one set of sockets,
+// worker moves packets between one queue of the device and its sockets,
 // in both directions, on a thread of its own. One thread for both saves half
 // the wake-ups: an answer is often there by the time a packet was delivered.
 type worker struct {
@@ -40,16 +40,23 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 	}
 	w := &worker{waker: waker}
 	q, l := dev.Queues()[i], newLocal(c)
-	var senders []*sender
-	for _, fd := range u.tx[i] {
-		senders = append(senders, newSender(fd, u.v6, u.offloads.Has(OffloadGSO)))
+	w.in = newInbound(c, q, dev.Offloads(), t, l, &w.total)
+	var senders [families][]*sender
+	for f := range families {
+		s, v6 := u.sockets[f], f == ipv6
+		if s == nil {
+			continue
+		}
+		for _, fd := range s.tx[i] {
+			senders[f] = append(senders[f], newSender(fd, v6, u.offloads.Has(OffloadGSO)))
+		}
+		w.in.listen(f, s.rx[i], newSender(s.tx[i][0], v6, false))
 	}
 	var d *direct
 	if u.direct != nil {
 		d = newDirect(u.direct[i], dev.Offloads().Has(OffloadUDP), c.MTU)
 	}
 	w.out = newOutbound(q, t, senders, d, l, &w.total)
-	w.in = newInbound(c, q, dev.Offloads(), t, u.rx[i], newSender(u.tx[i][0], u.v6, false), l, &w.total)
 	return w, nil
 }
 
@@ -69,8 +76,10 @@ func (w *worker) run() error {
 	defer runtime.UnlockOSThread()
 	fds := []unix.PollFd{
 		{Fd: int32(w.waker.FD), Events: unix.POLLIN},
-		{Fd: int32(w.in.fd), Events: unix.POLLIN},
 		{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN},
+	}
+	for _, s := range w.in.sockets {
+		fds = append(fds, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN})
 	}
 	for last := time.Now(); !w.stop.Load(); {
 		received, err := w.in.drain()
