@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,7 +39,11 @@ func (d *Daemon) prepare() error {
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(d.SubnetFile(), []byte("FLANNEL_SUBNET="+d.Host.Subnet.String()+"\n"), 0o644)
+	text := "FLANNEL_SUBNET=" + d.Host.Subnet.String() + "\n"
+	if v6 := d.Host.IPv6.Subnet; v6.IsValid() {
+		text += "FLANNEL_IPV6_SUBNET=" + v6.String() + "\n"
+	}
+	return os.WriteFile(d.SubnetFile(), []byte(text), 0o644)
 }
 
 // Ready waits until the daemon has written its subnet file, which it does when
@@ -96,9 +101,14 @@ func Mesh(ctx context.Context, hosts []*lab.Host, size int) (map[[2]string]time.
 // Reach pings a container from a node until it answers. What is lost before the
 // way is open is soon sent again; on a slow machine it is waited for longer.
 func Reach(ctx context.Context, from *lab.Node, to *lab.Container, size int) (time.Duration, error) {
+	return ReachAt(ctx, from, to.Node, to.Address, size)
+}
+
+// ReachAt is Reach for one address of any node.
+func ReachAt(ctx context.Context, from, to *lab.Node, at netip.Addr, size int) (time.Duration, error) {
 	for patience := 10 * time.Millisecond; ; patience = min(2*patience, time.Second) {
 		once, cancel := context.WithTimeout(ctx, patience)
-		rtt, err := from.Ping(once, to.Address, size)
+		rtt, err := from.Ping(once, at, size)
 		if err == nil {
 			cancel()
 			return rtt, nil
@@ -106,7 +116,7 @@ func Reach(ctx context.Context, from *lab.Node, to *lab.Container, size int) (ti
 		<-once.Done() // an answer that it is unreachable comes at once
 		cancel()
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("%s doesn't reach %s: %w", from.Name, to.Name, err)
+			return 0, fmt.Errorf("%s doesn't reach %s at %s: %w", from.Name, to.Name, at, err)
 		}
 	}
 }

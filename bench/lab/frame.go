@@ -47,6 +47,17 @@ func (p Packet) IPv4() (src, dst netip.Addr, protocol uint8, ok bool) {
 	return netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:])), b[9], true
 }
 
+// IPv6 returns the packet's IPv6 addresses and the number of the header that
+// follows, ok false if it is something else.
+func (p Packet) IPv6() (src, dst netip.Addr, next uint8, ok bool) {
+	const smallest = 40
+	if len(p.Frame) < ethernetHeader+smallest || binary.BigEndian.Uint16(p.Frame[12:]) != unix.ETH_P_IPV6 {
+		return src, dst, 0, false
+	}
+	b := p.Frame[ethernetHeader:]
+	return netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:])), b[6], true
+}
+
 // IsUDP reports whether the packet is an IPv4 UDP datagram to the port, or its
 // first fragment.
 func (p Packet) IsUDP(port uint16) bool {

@@ -11,32 +11,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ICMP types and codes of RFC 792 and RFC 1191.
-const (
-	echoReply         = 0
-	unreachable       = 3
-	echoRequest       = 8
-	codeFragmentation = 4
-	icmpHeader        = 8
+const icmpHeader = 8
+
+// icmp is what differs between ICMP and ICMPv6.
+type icmp struct {
+	network   string // to listen on
+	ipHeader  int
+	request   byte // types
+	reply     byte
+	refused   byte
+	tooBig    [2]byte // type and code
+	fragments [3]int  // level, option and value that forbid them
+}
+
+// The types and codes are those of RFC 792 and RFC 1191, and of RFC 4443.
+var (
+	icmp4 = icmp{"ip4:icmp", 20, 8, 0, 3, [2]byte{3, 4}, [3]int{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO}}
+	icmp6 = icmp{"ip6:ipv6-icmp", 40, 128, 129, 1, [2]byte{2, 0}, [3]int{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO}}
 )
 
 // dontFragment makes the kernel refuse packets that are too large for the path.
-func dontFragment(conn *net.IPConn) error {
+func (m *icmp) dontFragment(conn *net.IPConn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var optErr error
 	err = raw.Control(func(fd uintptr) {
-		optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		optErr = unix.SetsockoptInt(int(fd), m.fragments[0], m.fragments[1], m.fragments[2])
 	})
 	return errors.Join(err, os.NewSyscallError("setsockopt", optErr))
 }
 
-// echo makes an echo request; id fills its identifier and sequence number.
-func echo(payload int, id uint32) []byte {
+// echo makes an echo request; id fills its identifier and sequence number. The
+// checksum is ICMP's; the kernel fills in that of ICMPv6.
+func (m *icmp) echo(payload int, id uint32) []byte {
 	b := make([]byte, icmpHeader+payload)
-	b[0] = echoRequest
+	b[0] = m.request
 	binary.BigEndian.PutUint32(b[4:], id)
 	for i := range b[icmpHeader:] {
 		b[icmpHeader+i] = byte(i)
@@ -45,14 +56,14 @@ func echo(payload int, id uint32) []byte {
 	return b
 }
 
-// answers reports whether the ICMP message settles the request: nil for the
-// reply, an error for a destination unreachable message about it.
-func answers(message, request []byte) (done bool, err error) {
+// answers reports whether the message settles the request: nil for the reply, an
+// error for one that says that it didn't arrive.
+func (m *icmp) answers(message, request []byte) (done bool, err error) {
 	if len(message) < icmpHeader {
 		return false, nil
 	}
 	switch message[0] {
-	case echoReply:
+	case m.reply:
 		if !bytes.Equal(message[4:8], request[4:8]) {
 			return false, nil
 		}
@@ -60,27 +71,30 @@ func answers(message, request []byte) (done bool, err error) {
 			return true, errors.New("reply differs from the request")
 		}
 		return true, nil
-	case unreachable:
-		return quotes(message[icmpHeader:], request), unreachableError(message[1])
+	case m.refused, m.tooBig[0]:
+		return m.quotes(message[icmpHeader:], request), m.refusal(message)
 	}
 	return false, nil
 }
 
-func unreachableError(code byte) error {
-	if code == codeFragmentation {
+func (m *icmp) refusal(message []byte) error {
+	if [2]byte(message) == m.tooBig {
 		return unix.EMSGSIZE
 	}
-	return fmt.Errorf("%w (code %d)", ErrUnreachable, code)
+	return fmt.Errorf("%w (code %d)", ErrUnreachable, message[1])
 }
 
-// quotes reports whether an ICMP error's body is the begin of the request.
-func quotes(body, request []byte) bool {
+// quotes reports whether an error's body is the begin of the request.
+func (m *icmp) quotes(body, request []byte) bool {
 	if len(body) == 0 {
 		return false
 	}
-	header := int(body[0]&0xf) * 4
+	header := m.ipHeader
+	if body[0]>>4 == 4 {
+		header = int(body[0]&0xf) * 4
+	}
 	return len(body) >= header+icmpHeader &&
-		body[header] == echoRequest && bytes.Equal(body[header+4:header+8], request[4:8])
+		body[header] == m.request && bytes.Equal(body[header+4:header+8], request[4:8])
 }
 
 // internetChecksum is that of RFC 1071.

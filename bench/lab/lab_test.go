@@ -90,6 +90,31 @@ func TestIntegrationTopology(t *testing.T) {
 	}
 }
 
+func TestIntegrationTopologyIPv6(t *testing.T) {
+	for name, plain := range map[string]bool{"bridge": false, "plain veth": true} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, Options{Hosts: DualHosts(), PlainVeth: plain})
+			for _, from := range l.Hosts() {
+				for _, to := range l.Hosts() {
+					reach(t, from.Node, to.IPv6.Underlay.Addr(), underlayMTU)
+					reach(t, from.Node, to.Address, underlayMTU)
+				}
+				reach(t, from.Node, from.Container.AddressV6, DefaultContainerMTU)
+				reach(t, from.Container.Node, from.IPv6.Subnet.Addr().Next(), DefaultContainerMTU)
+				reach(t, from.Container.Node, from.IPv6.Underlay.Addr(), DefaultContainerMTU)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if _, err := l.Host("kb21").Container.Ping(ctx, l.Host("kb31").IPv6.Underlay.Addr(), DefaultContainerMTU+1); !errors.Is(err, unix.EMSGSIZE) {
+				t.Errorf("too large: got %v", err)
+			}
+			if _, err := l.Host("kb21").Ping(ctx, netip.MustParseAddr("2001:db8::1"), 100); !errors.Is(err, ErrUnreachable) {
+				t.Errorf("unroutable: got %v", err)
+			}
+		})
+	}
+}
+
 func TestIntegrationPingErrors(t *testing.T) {
 	l := newLab(t, Options{})
 	container := l.Host("kb21").Container

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -70,6 +71,13 @@ func (n *Node) configure(name string, address netip.Prefix) error {
 			return fmt.Errorf("add address %s: %w", address, err)
 		}
 		return h.LinkSetUp(link)
+	})
+}
+
+// addIPv6 gives the interface an IPv6 address, unless it has it.
+func (n *Node) addIPv6(name string, address netip.Prefix) error {
+	return n.withLink(name, "add IPv6 address", func(h *netlink.Handle, link netlink.Link) error {
+		return h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(address), Flags: unix.IFA_F_NODAD})
 	})
 }
 

@@ -40,6 +40,8 @@ type Host struct {
 	Gateway netip.Addr
 	// Subnet is the container subnet, whose first address is the host's own.
 	Subnet netip.Prefix
+	// IPv6 is the host's part of the IPv6 networks, zero if it has none.
+	IPv6 IPv6Spec
 	// Container is the container behind the host.
 	Container *Container
 
@@ -51,8 +53,9 @@ type Host struct {
 type Container struct {
 	*Node
 
-	// Address is the container's address, the second of its host's subnet.
-	Address netip.Addr
+	// Address is the container's address, the second of its host's subnet, and
+	// AddressV6 that of the IPv6 subnet; the zero Addr if it has none.
+	Address, AddressV6 netip.Addr
 }
 
 // newNode makes the namespace and the node that owns it.

@@ -13,7 +13,7 @@ const routerName = "kb-router"
 // maxName is what fits an interface name: the router's port is named after its host.
 const maxName = 15
 
-// HostSpec describes one host and the container behind it. IPv4 only.
+// HostSpec describes one host and the container behind it.
 type HostSpec struct {
 	// Name is the name of the host's namespace, at most 15 bytes.
 	Name string
@@ -27,6 +27,16 @@ type HostSpec struct {
 	// Routed gives the host a link of its own to the router. Otherwise it is a
 	// port of its network's bridge, which other hosts may join.
 	Routed bool
+	// IPv6 is the same of IPv6; the zero value if the host has none.
+	IPv6 IPv6Spec
+}
+
+// IPv6Spec is a host's part of the IPv6 networks, in addition to IPv4's; each
+// field means what [HostSpec]'s of its name does.
+type IPv6Spec struct {
+	Underlay netip.Prefix
+	Gateway  netip.Addr
+	Subnet   netip.Prefix
 }
 
 // DefaultHosts returns kb21 and kb22, which share a layer-2 network, and kb31
@@ -46,6 +56,19 @@ func DefaultHosts() []HostSpec {
 		spec("kb31", "192.168.15.31/24", "192.168.15.1", "172.7.31.0/24"),
 	}
 	hosts[2].Routed = true
+	return hosts
+}
+
+// DualHosts returns the default hosts with IPv6 as well.
+func DualHosts() []HostSpec {
+	hosts := DefaultHosts()
+	for i, v6 := range [][3]string{
+		{"fd00:14::21/64", "fd00:14::1", "fd00:7:0:21::/64"},
+		{"fd00:14::22/64", "fd00:14::1", "fd00:7:0:22::/64"},
+		{"fd00:15::31/64", "fd00:15::1", "fd00:7:0:31::/64"},
+	} {
+		hosts[i].IPv6 = IPv6Spec{netip.MustParsePrefix(v6[0]), netip.MustParseAddr(v6[1]), netip.MustParsePrefix(v6[2])}
+	}
 	return hosts
 }
 
@@ -77,7 +100,31 @@ func (s HostSpec) validate() error {
 	case s.Subnet.Overlaps(s.Underlay):
 		return fmt.Errorf("host %s: subnet %s overlaps the underlay %s", s.Name, s.Subnet, s.Underlay)
 	}
+	return s.IPv6.validate(s.Name)
+}
+
+func (s IPv6Spec) validate(name string) error {
+	switch {
+	case s == IPv6Spec{}:
+		return nil
+	case !s.Underlay.IsValid() || !s.Underlay.Addr().Is6():
+		return fmt.Errorf("host %s: underlay %s is not an IPv6 address with prefix length", name, s.Underlay)
+	case !s.Underlay.Contains(s.Gateway) || s.Gateway == s.Underlay.Addr():
+		return fmt.Errorf("host %s: gateway %s is not another address of %s", name, s.Gateway, s.Underlay.Masked())
+	case !s.Subnet.IsValid() || !s.Subnet.Addr().Is6() || s.Subnet != s.Subnet.Masked() || s.Subnet.Bits() > 126:
+		return fmt.Errorf("host %s: subnet %s is not an IPv6 network of at most 126 bits", name, s.Subnet)
+	case s.Subnet.Overlaps(s.Underlay):
+		return fmt.Errorf("host %s: subnet %s overlaps the underlay %s", name, s.Subnet, s.Underlay)
+	}
 	return nil
+}
+
+// container is the container's address.
+func (s IPv6Spec) container() netip.Addr {
+	if s == (IPv6Spec{}) {
+		return netip.Addr{}
+	}
+	return s.Subnet.Addr().Next().Next()
 }
 
 // validateHosts checks every host and that they fit together.
@@ -117,6 +164,10 @@ func (s HostSpec) conflict(o HostSpec) error {
 		return clash("a routed host's network is its own")
 	case sameNetwork && s.Gateway != o.Gateway:
 		return clash("different gateways on one network")
+	case s.IPv6 != IPv6Spec{} && o.IPv6 != IPv6Spec{} && (s.IPv6.Underlay.Addr() == o.IPv6.Underlay.Addr() || s.IPv6.Subnet.Overlaps(o.IPv6.Subnet)):
+		return clash("same IPv6 address or overlapping IPv6 subnets")
+	case sameNetwork && s.IPv6.Gateway != o.IPv6.Gateway:
+		return clash("different IPv6 gateways on one network")
 	}
 	return nil
 }

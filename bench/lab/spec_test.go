@@ -36,6 +36,27 @@ func TestValidateHosts(t *testing.T) {
 		{"routed neighbour", func(h []HostSpec) []HostSpec { h[1].Routed = true; return h }, "its own"},
 		{"two gateways", func(h []HostSpec) []HostSpec { h[1].Gateway = netip.MustParseAddr("192.168.14.2"); return h }, "different gateways"},
 	}
+	dual := func(change func([]HostSpec)) func([]HostSpec) []HostSpec {
+		return func([]HostSpec) []HostSpec {
+			h := DualHosts()
+			change(h)
+			return h
+		}
+	}
+	tests = append(tests, []struct {
+		name   string
+		change func([]HostSpec) []HostSpec
+		want   string
+	}{
+		{"dual", dual(func([]HostSpec) {}), ""},
+		{"half of them dual", dual(func(h []HostSpec) { h[2].IPv6 = IPv6Spec{} }), ""},
+		{"IPv4 as IPv6", dual(func(h []HostSpec) { h[0].IPv6.Underlay = h[0].Underlay }), "not an IPv6 address"},
+		{"IPv6 gateway elsewhere", dual(func(h []HostSpec) { h[0].IPv6.Gateway = h[2].IPv6.Gateway }), "not another address"},
+		{"no IPv6 subnet", dual(func(h []HostSpec) { h[0].IPv6.Subnet = netip.Prefix{} }), "not an IPv6 network"},
+		{"IPv6 subnet in underlay", dual(func(h []HostSpec) { h[0].IPv6.Subnet = h[0].IPv6.Underlay.Masked() }), "overlaps the underlay"},
+		{"same IPv6 subnet", dual(func(h []HostSpec) { h[1].IPv6.Subnet = h[0].IPv6.Subnet }), "overlapping IPv6 subnets"},
+		{"one of a network", dual(func(h []HostSpec) { h[1].IPv6 = IPv6Spec{} }), "different IPv6 gateways"},
+	}...)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			err := validateHosts(tt.change(DefaultHosts()))
@@ -77,27 +98,27 @@ func TestPacket(t *testing.T) {
 }
 
 func TestAnswers(t *testing.T) {
-	request := echo(4, 0x01020304)
+	request := icmp4.echo(4, 0x01020304)
 	if internetChecksum(request) != 0 {
 		t.Error("wrong checksum")
 	}
-	reply := echo(4, 0x01020304)
-	reply[0] = echoReply
-	foreign := echo(4, 0x01020305)
-	foreign[0] = echoReply
-	quoted := append([]byte{unreachable, 0, 0, 0, 0, 0, 0, 0, 0x45}, make([]byte, 19)...)
+	reply := icmp4.echo(4, 0x01020304)
+	reply[0] = icmp4.reply
+	foreign := icmp4.echo(4, 0x01020305)
+	foreign[0] = icmp4.reply
+	quoted := append([]byte{icmp4.refused, 0, 0, 0, 0, 0, 0, 0, 0x45}, make([]byte, 19)...)
 	quoted = append(quoted, request[:icmpHeader]...)
-	if done, err := answers(reply, request); !done || err != nil {
+	if done, err := icmp4.answers(reply, request); !done || err != nil {
 		t.Errorf("reply: %v %v", done, err)
 	}
-	if done, _ := answers(foreign, request); done {
+	if done, _ := icmp4.answers(foreign, request); done {
 		t.Error("foreign reply taken")
 	}
-	if done, err := answers(quoted, request); !done || err == nil {
+	if done, err := icmp4.answers(quoted, request); !done || err == nil {
 		t.Errorf("unreachable: %v %v", done, err)
 	}
 	for n := range quoted {
-		if done, _ := answers(quoted[:n], request); done {
+		if done, _ := icmp4.answers(quoted[:n], request); done {
 			t.Errorf("message of %d bytes taken", n)
 		}
 	}

@@ -64,13 +64,15 @@ func (l *Lab) addHostLocked(ctx context.Context, spec HostSpec) (*Host, error) {
 	}
 	h := &Host{
 		Node: host, Address: spec.Underlay.Addr(), Underlay: spec.Underlay, Gateway: spec.Gateway, Subnet: spec.Subnet,
-		Container: &Container{Node: container, Address: spec.containerAddress()},
+		IPv6:      spec.IPv6,
+		Container: &Container{Node: container, Address: spec.containerAddress(), AddressV6: spec.IPv6.container()},
 		router:    l.router,
 		bare:      l.options.Bare,
 	}
 	steps := []func() error{
 		func() error { return l.connectHost(h, spec) },
 		func() error { return l.connectContainer(h, spec) },
+		func() error { return l.connectIPv6(h, spec.Routed) },
 		func() error { return h.awaitLinks(ctx) },
 	}
 	for _, step := range steps {
@@ -158,4 +160,38 @@ func (l *Lab) connectContainerPort(host *Node, gateway netip.Prefix, mtu int) er
 		return err
 	}
 	return host.enslave(containerPort, containerBridge)
+}
+
+// connectIPv6 gives everything of the host its IPv6 addresses and routes.
+func (l *Lab) connectIPv6(h *Host, routed bool) error {
+	v6 := h.IPv6
+	if v6 == (IPv6Spec{}) {
+		return nil
+	}
+	routerPort := h.Name
+	if !routed {
+		routerPort = l.bridges[h.Underlay.Masked().String()]
+	}
+	port := containerBridge
+	if l.options.PlainVeth {
+		port = containerPort
+	}
+	gateway := v6.Subnet.Addr().Next()
+	for _, step := range []func() error{
+		func() error { return l.router.Sysctl("ipv6/conf/all/forwarding", "1") },
+		func() error { return h.Sysctl("ipv6/conf/all/forwarding", "1") },
+		func() error { return l.router.addIPv6(routerPort, netip.PrefixFrom(v6.Gateway, v6.Underlay.Bits())) },
+		func() error { return h.addIPv6(eth0, v6.Underlay) },
+		func() error { return h.addIPv6(port, netip.PrefixFrom(gateway, v6.Subnet.Bits())) },
+		func() error {
+			return h.Container.addIPv6(eth0, netip.PrefixFrom(h.Container.AddressV6, v6.Subnet.Bits()))
+		},
+		func() error { return h.addDefaultRoute(v6.Gateway) },
+		func() error { return h.Container.addDefaultRoute(gateway) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
