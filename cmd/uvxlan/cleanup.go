@@ -75,8 +75,8 @@ func (c *cleaner) clean() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.firewall(), c.device(state.Device), c.sysctls(state.Sysctls),
-		c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket))
+	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6), c.firewall(), c.device(state.Device),
+		c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket))
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,11 @@ type leaseRow struct {
 	Subnet     netip.Prefix `json:"subnet"`
 	IPv6Subnet netip.Prefix `json:"ipv6_subnet,omitzero"`
 	PublicIP   netip.Addr   `json:"public_ip,omitzero"`
+	PublicIPv6 netip.Addr   `json:"public_ipv6,omitzero"`
 	Backend    string       `json:"backend,omitempty"`
 	MAC        string       `json:"mac,omitempty"`
+	// MACv6 is that of IPv6 frames.
+	MACv6 string `json:"ipv6_mac,omitempty"`
 	// Reserved marks one that never expires.
 	Reserved bool  `json:"reserved"`
 	Revision int64 `json:"revision"`
@@ -63,11 +66,14 @@ func (p *printer) leases(all []lease.Lease) error {
 
 func newLeaseRow(l lease.Lease) leaseRow {
 	r := leaseRow{
-		Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, PublicIP: l.Attrs.PublicIP,
+		Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, PublicIP: l.Attrs.PublicIP, PublicIPv6: l.Attrs.PublicIPv6,
 		Backend: l.Attrs.BackendType, Reserved: l.Permanent, Revision: l.Revision,
 	}
 	if data, err := l.Attrs.VXLAN(); err == nil {
 		r.MAC = data.VtepMAC
+	}
+	if data, err := l.Attrs.VXLANv6(); err == nil {
+		r.MACv6 = data.VtepMAC
 	}
 	return r
 }
@@ -80,8 +86,15 @@ func (r leaseRow) cells() []string {
 	if r.PublicIP.IsValid() {
 		ip = r.PublicIP.String()
 	}
+	if r.PublicIPv6.IsValid() {
+		ip += " " + r.PublicIPv6.String()
+	}
+	mac := orDash(r.MAC)
+	if r.MACv6 != "" && r.MACv6 != r.MAC {
+		mac += " " + r.MACv6
+	}
 	if r.Reserved {
 		kind = "reservation"
 	}
-	return []string{subnet, ip, orDash(r.Backend), orDash(r.MAC), kind}
+	return []string{subnet, ip, orDash(r.Backend), mac, kind}
 }

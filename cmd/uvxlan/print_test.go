@@ -99,6 +99,40 @@ func TestPrintStatus(t *testing.T) {
 	}
 }
 
+// Where the network has IPv6, each line tells of both families.
+func TestPrintBothFamilies(t *testing.T) {
+	s := control.Status{
+		Now: now, PublicIP: netip.MustParseAddr("192.168.14.21"), PublicIPv6: netip.MustParseAddr("fd00:14::21"), Interface: "eth0", MTU: 1430,
+		Network: netip.MustParsePrefix("172.7.0.0/16"), NetworkV6: netip.MustParsePrefix("fd00:7::/56"),
+		Lease: &control.Lease{
+			Subnet: netip.MustParsePrefix("172.7.21.0/24"), SubnetV6: netip.MustParsePrefix("fd00:7:0:21::/64"),
+			Renewed: now.Add(-time.Second), Expires: now.Add(time.Hour),
+		},
+	}
+	data := json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:22"}`)
+	l := lease.Lease{Subnet: netip.MustParsePrefix("172.7.22.0/24"), IPv6Subnet: netip.MustParsePrefix("fd00:7:0:22::/64"), Attrs: lease.Attrs{
+		PublicIP: netip.MustParseAddr("192.168.14.22"), PublicIPv6: netip.MustParseAddr("fd00:14::22"),
+		BackendType: "vxlan", BackendData: data, BackendV6Data: json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:66"}`),
+	}}
+	same := l
+	same.Subnet, same.Attrs.BackendV6Data = netip.MustParsePrefix("172.7.23.0/24"), data
+	var out bytes.Buffer
+	p := printer{out: &out}
+	if err := errors.Join(p.status(s), p.leases([]lease.Lease{l, same})); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"192.168.14.21 and fd00:14::21 on eth0\n", "172.7.0.0/16 and fd00:7::/56, MTU 1430 bytes\n",
+		"172.7.21.0/24 and fd00:7:0:21::/64, renewed 1s ago, expires in 1h0m\n",
+		"172.7.22.0/24 fd00:7:0:22::/64  192.168.14.22 fd00:14::22  vxlan    02:00:00:00:00:22 02:00:00:00:00:66  lease\n",
+		"172.7.23.0/24 fd00:7:0:22::/64  192.168.14.22 fd00:14::22  vxlan    02:00:00:00:00:22                    lease\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
+	}
+}
+
 func TestPrintLeases(t *testing.T) {
 	var out bytes.Buffer
 	p := printer{out: &out}

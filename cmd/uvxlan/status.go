@@ -55,10 +55,10 @@ func (p *printer) status(s control.Status) error {
 	rows = append(rows,
 		[]string{"daemon", fmt.Sprintf("%s, pid %d, up for %s", s.Version, s.PID, control.Round(s.Now.Sub(s.Started)))},
 		[]string{"model", orDash(s.Model)},
-		[]string{"host", fmt.Sprintf("%s on %s", s.PublicIP, orDash(s.Interface))},
+		[]string{"host", fmt.Sprintf("%s on %s", both(s.PublicIP, s.PublicIPv6), orDash(s.Interface))},
 	)
 	if s.Network.IsValid() {
-		rows = append(rows, []string{"network", fmt.Sprintf("%s, MTU %d bytes", s.Network, s.MTU)})
+		rows = append(rows, []string{"network", fmt.Sprintf("%s, MTU %d bytes", both(s.Network, s.NetworkV6), s.MTU)})
 	}
 	if s.Device != "" {
 		rows = append(rows, []string{"device", s.Device})
@@ -73,6 +73,17 @@ func (p *printer) status(s control.Status) error {
 		rows = append(rows, traffic(s.Traffic)...)
 	}
 	return p.table(rows)
+}
+
+// both are an IPv4 and an IPv6 address or network, of which there may be none.
+func both[T interface {
+	IsValid() bool
+	String() string
+}](v4, v6 T) string {
+	if !v6.IsValid() {
+		return v4.String()
+	}
+	return v4.String() + " and " + v6.String()
 }
 
 func (p *printer) state(s control.Status) string {

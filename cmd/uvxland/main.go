@@ -114,7 +114,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	fs.Var(&f.ifaceRegexes, "iface-regex", "regular `expression` that an address of the interface to the other hosts, or else its name, matches; tried after -iface, may be repeated")
 	fs.TextVar(&f.canReach, "iface-can-reach", netip.Addr{}, "use the interface by which the kernel would reach this `address`; tried after -iface-regex")
-	fs.TextVar(&f.publicIPv6, "public-ipv6", netip.Addr{}, "not supported yet: IPv6 `address` by which the other hosts reach this one")
+	fs.TextVar(&f.publicIPv6, "public-ipv6", netip.Addr{}, "IPv6 `address` by which the other hosts reach this one, if the network has IPv6 (default: the interface's)")
 	fs.IntVar(&f.renewMargin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, from 1 to 1439")
 	fs.BoolVar(&f.blackhole, "ip-blackhole-route", false, "drop what is sent to containers of this host that aren't there, while their network isn't up")
 	fs.String("vmodule", "", "accepted for flannel's sake, without effect")
@@ -181,8 +181,8 @@ func (f *flags) checkFlannel() error {
 	if f.canReach.IsValid() && !f.canReach.Is4() {
 		errs = append(errs, fmt.Errorf("-iface-can-reach %s: must be an IPv4 address", f.canReach))
 	}
-	if f.publicIPv6.IsValid() {
-		errs = append(errs, fmt.Errorf("-public-ipv6 %s: IPv6 is not supported yet: leave it away", f.publicIPv6))
+	if f.publicIPv6.IsValid() && (!f.publicIPv6.Is6() || f.publicIPv6.Is4In6() || f.publicIPv6.IsLinkLocalUnicast()) {
+		errs = append(errs, fmt.Errorf("-public-ipv6 %s: must be an IPv6 address, and not link-local", f.publicIPv6))
 	}
 	if f.renewMargin < 1 || f.renewMargin > 1439 {
 		errs = append(errs, fmt.Errorf("-subnet-lease-renew-margin %d: must be from 1 to 1439 minutes, since a lease lasts a day", f.renewMargin))
@@ -213,7 +213,7 @@ func (f *flags) options() daemon.Options {
 		Resync: time.Duration(f.iptablesResync) * time.Second,
 	}
 	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
-	o.Interface.Names, o.Interface.PublicIP = f.ifaces, f.publicIP
+	o.Interface.Names, o.Interface.PublicIP, o.Interface.PublicIPv6 = f.ifaces, f.publicIP, f.publicIPv6
 	o.Interface.Patterns, o.Interface.CanReach = f.ifacePattern, f.canReach
 	o.RenewMargin, o.Blackhole = time.Duration(f.renewMargin)*time.Minute, f.blackhole
 	return o

@@ -32,11 +32,14 @@ type Status struct {
 	// Model is how packets travel: "vxlan", "vxlan, direct by socket", "vxlan,
 	// direct by route" or "host-gw".
 	Model string `json:"model,omitempty"`
-	// Interface leads to the other hosts, which know this one by PublicIP.
-	Interface string     `json:"interface,omitempty"`
-	PublicIP  netip.Addr `json:"public_ip,omitzero"`
-	// Network is the overlay's.
-	Network netip.Prefix `json:"network,omitzero"`
+	// Interface leads to the other hosts, which know this one by PublicIP, and for
+	// IPv6 by PublicIPv6.
+	Interface  string     `json:"interface,omitempty"`
+	PublicIP   netip.Addr `json:"public_ip,omitzero"`
+	PublicIPv6 netip.Addr `json:"public_ipv6,omitzero"`
+	// Network is the overlay's, and NetworkV6 its IPv6 one, if it has that.
+	Network   netip.Prefix `json:"network,omitzero"`
+	NetworkV6 netip.Prefix `json:"ipv6_network,omitzero"`
 	// Device is the overlay's interface, which host-gw has none of.
 	Device string `json:"device,omitempty"`
 	// MTU is that of the containers, in bytes.
@@ -45,7 +48,7 @@ type Status struct {
 	Lease *Lease `json:"lease,omitempty"`
 	Etcd  Etcd   `json:"etcd"`
 	Watch Watch  `json:"watch"`
-	// Peers is how many other hosts' subnets there are.
+	// Peers is how many other hosts' subnets there are, of both families.
 	Peers int `json:"peers"`
 	// Traffic is what passed the device. The kernel counts what takes its own
 	// routes, as all does with host-gw.
@@ -55,12 +58,22 @@ type Status struct {
 // Lease is the host's claim on its subnet.
 type Lease struct {
 	Subnet netip.Prefix `json:"subnet"`
+	// SubnetV6 is the IPv6 subnet, if the network has IPv6.
+	SubnetV6 netip.Prefix `json:"ipv6_subnet,omitzero"`
 	// Renewed is when this daemon last took, renewed or restored it.
 	Renewed time.Time `json:"renewed"`
 	// Expires is when the other hosts forget it unless it is renewed.
 	Expires time.Time `json:"expires,omitzero"`
 	// Reserved marks one that never expires.
 	Reserved bool `json:"reserved,omitempty"`
+}
+
+// Subnets are both subnets in words.
+func (l *Lease) Subnets() string {
+	if !l.SubnetV6.IsValid() {
+		return l.Subnet.String()
+	}
+	return l.Subnet.String() + " and " + l.SubnetV6.String()
 }
 
 // Etcd is the way to etcd.

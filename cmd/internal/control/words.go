@@ -38,7 +38,7 @@ func (s *Status) Line() string {
 	case len(s.Reasons) > 0:
 		parts = append(parts, "not ready: "+s.Reasons[0])
 	case s.Lease != nil:
-		parts = append(parts, fmt.Sprintf("%s, %s, peers: %d", s.Lease.Subnet, s.Model, s.Peers))
+		parts = append(parts, fmt.Sprintf("%s, %s, peers: %d", s.Lease.Subnets(), s.Model, s.Peers))
 	}
 	return strings.Join(append(parts, s.Notes...), "; ")
 }
@@ -49,13 +49,13 @@ func (s *Status) LeaseWords() string {
 	case l == nil:
 		return "none yet"
 	case l.Reserved:
-		return fmt.Sprintf("%s, reserved, doesn't expire", l.Subnet)
+		return fmt.Sprintf("%s, reserved, doesn't expire", l.Subnets())
 	case l.Expires.IsZero():
-		return fmt.Sprintf("%s, its end is not known", l.Subnet)
+		return fmt.Sprintf("%s, its end is not known", l.Subnets())
 	case !s.Now.Before(l.Expires):
-		return fmt.Sprintf("%s, renewed %s ago, expired %s ago", l.Subnet, s.ago(l.Renewed), s.ago(l.Expires))
+		return fmt.Sprintf("%s, renewed %s ago, expired %s ago", l.Subnets(), s.ago(l.Renewed), s.ago(l.Expires))
 	default:
-		return fmt.Sprintf("%s, renewed %s ago, expires in %s", l.Subnet, s.ago(l.Renewed), Round(l.Expires.Sub(s.Now)))
+		return fmt.Sprintf("%s, renewed %s ago, expires in %s", l.Subnets(), s.ago(l.Renewed), Round(l.Expires.Sub(s.Now)))
 	}
 }
 

@@ -40,8 +40,12 @@ func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, e
 		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
 			ext.PublicIP, c.Network)
 	}
+	if c.EnableIPv6 && c.IPv6Network.Contains(ext.PublicIPv6) {
+		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another IPv6Network or -public-ipv6",
+			ext.PublicIPv6, c.IPv6Network)
+	}
 	if c.Backend.Type == lease.TypeHostGW {
-		return openGateway(o, ext)
+		return openGateway(o, c, ext)
 	}
 	return openOverlay(o, c, ext)
 }
@@ -60,11 +64,19 @@ func directMode(b lease.Backend) tunnel.DirectMode {
 	return tunnel.DirectSocket
 }
 
-func checkForwarding(log *slog.Logger) {
+func checkForwarding(log *slog.Logger, v6 bool) {
 	on, err := tunnel.ForwardingEnabled()
-	if err != nil {
-		log.Warn("whether the host forwards is not known", "error", err)
-	} else if !on {
+	if err == nil && !on {
 		log.Warn("the host doesn't forward what its containers send: sysctl -w net.ipv4.ip_forward=1")
+	}
+	onV6, errV6 := true, error(nil)
+	if v6 {
+		onV6, errV6 = tunnel.IPv6ForwardingEnabled()
+	}
+	if errV6 == nil && !onV6 {
+		log.Warn("the host doesn't forward what its containers send by IPv6: sysctl -w net.ipv6.conf.all.forwarding=1")
+	}
+	if err := errors.Join(err, errV6); err != nil {
+		log.Warn("whether the host forwards is not known", "error", err)
 	}
 }

@@ -68,13 +68,13 @@ func (c *changeLog) tell(u lease.Update) {
 	for _, l := range u.Leases {
 		level := c.levelLocked(&c.changed)
 		if c.log.Enabled(ctx, level) {
-			c.log.Log(ctx, level, "peer", "subnet", l.Subnet, "public_ip", l.Attrs.PublicIP)
+			c.log.Log(ctx, level, "peer", append(subnetsOf(l), addressesOf(l.Attrs)...)...)
 		}
 	}
 	for _, l := range u.Deleted {
 		level := c.levelLocked(&c.gone)
 		if c.log.Enabled(ctx, level) {
-			c.log.Log(ctx, level, "peer gone", "subnet", l.Subnet)
+			c.log.Log(ctx, level, "peer gone", subnetsOf(l)...)
 		}
 	}
 }

@@ -91,8 +91,9 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 // serve opens what can fail before it takes a lease, so that a host that can't
 // carry packets never holds a subnet.
 func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, m *monitor) error {
+	before := previous(o)
 	manager, err := lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, Previous: previous(o), RenewMargin: o.RenewMargin,
+		Registry: registry, Logger: o.Logger, Previous: before.Subnet, PreviousV6: before.SubnetV6, RenewMargin: o.RenewMargin,
 	})
 	if err != nil {
 		return err
@@ -102,6 +103,9 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err != nil {
 		return err
 	}
+	if ext, err = addIPv6(ctx, o, config, ext); err != nil {
+		return err
+	}
 	if err := subnetfile.Prepare(o.SubnetFile); err != nil {
 		return err
 	}
@@ -109,7 +113,7 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err != nil {
 		return err
 	}
-	m.set(func(m *monitor) { m.config = config })
+	m.set(func(m *monitor) { m.config, m.ext = config, ext })
 	network, err := openBackend(o, config, ext)
 	if err != nil {
 		return err
@@ -119,18 +123,21 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err != nil {
 		return err
 	}
-	o.Logger.Info("lease", "subnet", own.Subnet, "expires", own.Expires)
+	o.Logger.Info("lease", append(subnetsOf(own), "expires", own.Expires)...)
 	if err := network.start(own); err != nil {
 		return err
 	}
 	defer removeBlackhole(o)
-	if err := addBlackhole(o, own.Subnet); err != nil {
+	if err := addBlackhole(o, own); err != nil {
 		return err
 	}
 	if err := rules.apply(own); err != nil {
 		return err
 	}
-	file := subnetfile.File{Network: config.Network, Subnet: own.Subnet, MTU: network.mtu(), IPMasq: o.Firewall.Masquerade}
+	file := subnetfile.File{
+		Network: config.Network, Subnet: own.Subnet, NetworkV6: config.IPv6Network, SubnetV6: own.IPv6Subnet,
+		MTU: network.mtu(), IPMasq: o.Firewall.Masquerade,
+	}
 	m.set(func(m *monitor) { m.network = network })
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -161,12 +168,45 @@ func writeSubnetFile(o Options, f subnetfile.File) error {
 	return f.Write(path)
 }
 
-// previous is the subnet that an earlier run wrote to the subnet file, the zero
-// Prefix if there is none.
-func previous(o Options) netip.Prefix {
+// addIPv6 gives the external interface its IPv6 address, if the network has IPv6.
+func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface) (extiface.Interface, error) {
+	if !c.EnableIPv6 {
+		if o.Interface.PublicIPv6.IsValid() {
+			o.Logger.Warn("-public-ipv6 has no effect: the network has no IPv6")
+		}
+		return ext, nil
+	}
+	ext, err := ext.AddIPv6(ctx, o.Interface)
+	if err == nil {
+		o.Logger.Info("external IPv6 address", "name", ext.Name, "address", ext.AddressV6, "public_ipv6", ext.PublicIPv6)
+	}
+	return ext, err
+}
+
+// subnetsOf are a lease's subnets as attributes of a line in the log.
+func subnetsOf(l lease.Lease) []any {
+	attrs := []any{"subnet", l.Subnet}
+	if l.IPv6Subnet.IsValid() {
+		attrs = append(attrs, "ipv6_subnet", l.IPv6Subnet)
+	}
+	return attrs
+}
+
+// addressesOf are the owner's addresses in the same way.
+func addressesOf(a lease.Attrs) []any {
+	attrs := []any{"public_ip", a.PublicIP}
+	if a.PublicIPv6.IsValid() {
+		attrs = append(attrs, "public_ipv6", a.PublicIPv6)
+	}
+	return attrs
+}
+
+// previous is what an earlier run wrote to the subnet file, the zero File if
+// there is none.
+func previous(o Options) subnetfile.File {
 	f, err := subnetfile.Read(o.SubnetFile)
 	if err != nil {
 		o.Logger.Warn("the earlier run's subnet is not known", "error", err)
 	}
-	return f.Subnet
+	return f
 }

@@ -18,6 +18,7 @@ import (
 type gateway struct {
 	// immutable
 	log    *slog.Logger
+	config *lease.Config
 	ext    extiface.Interface
 	routes *tunnel.Gateway
 
@@ -27,27 +28,31 @@ type gateway struct {
 	once   sync.Once     // closes loaded
 }
 
-func openGateway(o Options, ext extiface.Interface) (*gateway, error) {
+func openGateway(o Options, c *lease.Config, ext extiface.Interface) (*gateway, error) {
 	if ext.PublicIP != ext.Address {
 		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so choose its interface with -iface or leave -public-ip away",
 			ext.PublicIP, ext.Name, ext.Address)
 	}
-	routes, err := tunnel.OpenGateway(tunnel.GatewayConfig{Link: ext.Name, Logger: o.Logger})
+	if ext.PublicIPv6 != ext.AddressV6 {
+		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so leave -public-ipv6 away",
+			ext.PublicIPv6, ext.Name, ext.AddressV6)
+	}
+	routes, err := tunnel.OpenGateway(tunnel.GatewayConfig{Link: ext.Name, IPv6: c.EnableIPv6, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
-	return &gateway{log: o.Logger, ext: ext, routes: routes, changes: changeLog{log: o.Logger}, loaded: make(chan struct{})}, nil
+	return &gateway{log: o.Logger, config: c, ext: ext, routes: routes, changes: changeLog{log: o.Logger}, loaded: make(chan struct{})}, nil
 }
 
 // mtu is the containers': nothing is put around their packets.
 func (g *gateway) mtu() int { return int(g.ext.MTU) }
 
 func (g *gateway) attrs(*lease.Lease) (lease.Attrs, error) {
-	return lease.Attrs{PublicIP: g.ext.PublicIP, BackendType: lease.TypeHostGW}, nil
+	return lease.Attrs{PublicIP: g.ext.PublicIP, PublicIPv6: g.ext.PublicIPv6, BackendType: lease.TypeHostGW}, nil
 }
 
 func (g *gateway) start(lease.Lease) error {
-	checkForwarding(g.log)
+	checkForwarding(g.log, g.config.EnableIPv6)
 	return nil
 }
 

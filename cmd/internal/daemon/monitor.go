@@ -100,11 +100,11 @@ func (m *monitor) Status() control.Status {
 	p := m.parts()
 	s := control.Status{
 		Version: version.String(), PID: os.Getpid(), Started: m.started, Now: time.Now(),
-		Interface: p.ext.Name, PublicIP: p.ext.PublicIP,
+		Interface: p.ext.Name, PublicIP: p.ext.PublicIP, PublicIPv6: p.ext.PublicIPv6,
 		Etcd: etcdOf(p.health, p.skipped), Watch: watchOf(p.health), Lease: leaseOf(p.health),
 	}
 	if p.config != nil {
-		s.Model, s.Network = modelOf(p.config), p.config.Network
+		s.Model, s.Network, s.NetworkV6 = modelOf(p.config), p.config.Network, p.config.IPv6Network
 	}
 	var fault error
 	if p.network != nil {
@@ -137,7 +137,7 @@ func judge(s *control.Status, p parts, fault error) {
 	case s.Lease == nil:
 		s.Reasons = append(s.Reasons, "the host has no lease")
 	case !s.Lease.Expires.IsZero() && !s.Now.Before(s.Lease.Expires):
-		s.Reasons = append(s.Reasons, fmt.Sprintf("the lease on %s has expired: the other hosts don't send here any longer", s.Lease.Subnet))
+		s.Reasons = append(s.Reasons, fmt.Sprintf("the lease on %s has expired: the other hosts don't send here any longer", s.Lease.Subnets()))
 	}
 	if fault != nil {
 		s.Reasons = append(s.Reasons, fault.Error())
@@ -188,7 +188,7 @@ func leaseOf(h lease.Status) *control.Lease {
 	if !h.Lease.Subnet.IsValid() {
 		return nil
 	}
-	return &control.Lease{Subnet: h.Lease.Subnet, Renewed: h.Renewed, Expires: h.Lease.Expires, Reserved: h.Lease.Permanent}
+	return &control.Lease{Subnet: h.Lease.Subnet, SubnetV6: h.Lease.IPv6Subnet, Renewed: h.Renewed, Expires: h.Lease.Expires, Reserved: h.Lease.Permanent}
 }
 
 func modelOf(c *lease.Config) string {

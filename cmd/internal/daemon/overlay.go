@@ -53,10 +53,15 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 	if err := checkTUN(); err != nil {
 		return nil, err
 	}
+	inner := underlayMTU(c, ext).Inner(c.EnableIPv6)
+	if c.EnableIPv6 && inner < minMTUv6 {
+		return nil, fmt.Errorf("the MTU of %s leaves %d bytes to the containers, and IPv6 needs %d: raise it to %d",
+			ext.Name, inner, minMTUv6, minMTUv6.Outer(true))
+	}
 	v := &overlay{
 		log: o.Logger, config: c, ext: ext, opts: o,
 		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
-		inner:  underlayMTU(c, ext).Inner(false),
+		inner:  inner,
 		direct: directMode(c.Backend),
 		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading, changes: changeLog{log: o.Logger},
 	}
@@ -68,7 +73,11 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 	return v, v.open()
 }
 
-// mtu is the containers'.
+// minMTUv6 is the least that IPv6 runs on (RFC 8200, section 5).
+const minMTUv6 encap.InnerMTU = 1280
+
+// mtu is the containers'. With IPv6 it leaves room for the larger of the two
+// outer headers: a device and its containers have one MTU for both families.
 func (v *overlay) mtu() int { return int(v.inner) }
 
 func underlayMTU(c *lease.Config, ext extiface.Interface) encap.OuterMTU {
@@ -109,8 +118,11 @@ func (v *overlay) acquire() error {
 	if removed != "" {
 		v.log.Info("removed an earlier interface", "name", v.name, "type", removed)
 	}
+	if err := v.removeStaleV6(); err != nil {
+		return err
+	}
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
-		Address: v.ext.Address, Port: v.config.Backend.Port, Workers: v.opts.workers(), Offloads: v.opts.Offloads,
+		Address: v.ext.Address, AddressV6: v.ext.AddressV6, Port: v.config.Backend.Port, Workers: v.opts.workers(), Offloads: v.opts.Offloads,
 		Direct: v.direct, Logger: v.log,
 	})
 	if err != nil {
@@ -118,6 +130,20 @@ func (v *overlay) acquire() error {
 	}
 	v.device, err = tunnel.OpenDevice(v.name, tunnel.DeviceConfig{Queues: v.opts.workers(), Offloads: v.opts.Offloads})
 	return err
+}
+
+// removeStaleV6 removes the second interface that flanneld leaves behind, which
+// holds the IPv6 port. Anything else of its name isn't in the way.
+func (v *overlay) removeStaleV6() error {
+	name := "flannel-v6." + strconv.FormatUint(uint64(v.config.Backend.VNI), 10)
+	if kind, _ := tunnel.StaleLink(name); kind != "vxlan" || !v.config.EnableIPv6 {
+		return nil
+	}
+	if _, err := tunnel.RemoveStaleLink(name); err != nil {
+		return err
+	}
+	v.log.Info("removed an earlier interface", "name", name, "type", "vxlan")
+	return nil
 }
 
 func (v *overlay) checkOffloads() error {
@@ -131,14 +157,21 @@ func (v *overlay) checkOffloads() error {
 // link is what the interface needs; without addresses before there is a lease.
 func (v *overlay) link() tunnel.LinkConfig {
 	c := tunnel.LinkConfig{Networks: []netip.Prefix{v.config.Network}, MTU: v.inner}
+	if v.config.EnableIPv6 {
+		c.Networks = append(c.Networks, v.config.IPv6Network)
+	}
 	if v.own.Subnet.IsValid() {
 		c.Addresses = []netip.Addr{v.own.Subnet.Addr()}
+	}
+	if v.own.IPv6Subnet.IsValid() {
+		c.Addresses = append(c.Addresses, v.own.IPv6Subnet.Addr())
 	}
 	return c
 }
 
 // attrs is what our lease says. The VTEP's MAC is the one our previous lease
-// told the peers, if there is one.
+// told the peers, if there is one; it is the same for both families, since one
+// device serves both.
 func (v *overlay) attrs(previous *lease.Lease) (lease.Attrs, error) {
 	if previous != nil {
 		if p, err := tunnel.PeerFromLease(*previous); err == nil {
@@ -149,7 +182,11 @@ func (v *overlay) attrs(previous *lease.Lease) (lease.Attrs, error) {
 	if err != nil {
 		return lease.Attrs{}, fmt.Errorf("write lease: %w", err)
 	}
-	return lease.Attrs{PublicIP: v.ext.PublicIP, BackendType: lease.TypeVXLAN, BackendData: data}, nil
+	a := lease.Attrs{PublicIP: v.ext.PublicIP, BackendType: lease.TypeVXLAN, BackendData: data}
+	if v.config.EnableIPv6 {
+		a.PublicIPv6, a.BackendV6Data = v.ext.PublicIPv6, data
+	}
+	return a, nil
 }
 
 // start makes the router for our lease. The device stays down, so that nothing
@@ -174,9 +211,15 @@ func (v *overlay) raise() error {
 	if err := tunnel.ConfigureLink(v.name, link); err != nil {
 		return err
 	}
-	v.log.Info("device is up, the kernel forwards what arrives on it", "name", v.name, "address", link.Addresses[0],
-		"route", v.config.Network, "mtu", v.mtu(), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", v.router.Offloads().String())
-	checkForwarding(v.log)
+	attrs := []any{
+		"name", v.name, "address", link.Addresses[0], "route", v.config.Network,
+		"mtu", v.mtu(), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", v.router.Offloads().String(),
+	}
+	if v.own.IPv6Subnet.IsValid() {
+		attrs = append(attrs, "ipv6_address", v.own.IPv6Subnet.Addr(), "ipv6_route", v.config.IPv6Network)
+	}
+	v.log.Info("device is up, the kernel forwards what arrives on it", attrs...)
+	checkForwarding(v.log, v.config.EnableIPv6)
 	return v.settleRoutes()
 }
 

@@ -17,11 +17,12 @@ import (
 
 // candidate is an interface of the host.
 type candidate struct {
-	name  string
-	index int
-	mtu   encap.OuterMTU
-	flags net.Flags
-	addrs []netlink.Addr // IPv4, the best first
+	name    string
+	index   int
+	mtu     encap.OuterMTU
+	flags   net.Flags
+	addrs   []netlink.Addr // IPv4, the best first
+	addrsV6 []netlink.Addr
 }
 
 type candidates []candidate
@@ -35,18 +36,31 @@ func list() (candidates, error) {
 	var all candidates
 	for _, link := range links {
 		a := link.Attrs()
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return nil, fmt.Errorf("%s: list addresses: %w", a.Name, err)
+		addrs, err := addresses(link, netlink.FAMILY_V4)
+		if err != nil {
+			return nil, err
 		}
-		slices.SortStableFunc(addrs, func(a, b netlink.Addr) int { return cmp.Compare(rank(a), rank(b)) })
-		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, addrs})
+		addrsV6, err := addresses(link, netlink.FAMILY_V6)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, addrs, addrsV6})
 	}
 	return all, nil
 }
 
-// rank orders addresses, best first: global ones, then the first of its subnet,
-// then permanent ones.
+// addresses are those of a family, the best first.
+func addresses(link netlink.Link, family int) ([]netlink.Addr, error) {
+	addrs, err := netlink.AddrList(link, family)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("%s: list addresses: %w", link.Attrs().Name, err)
+	}
+	slices.SortStableFunc(addrs, func(a, b netlink.Addr) int { return cmp.Compare(rank(a), rank(b)) })
+	return addrs, nil
+}
+
+// rank orders addresses, best first: global ones, then the first of its subnet
+// or, with IPv6, what isn't temporary, then permanent ones.
 func rank(a netlink.Addr) (r int) {
 	if a.Scope != unix.RT_SCOPE_UNIVERSE || a.IP.IsLinkLocalUnicast() {
 		r += 4

@@ -19,6 +19,9 @@ type Interface struct {
 	Address netip.Addr
 	// PublicIP is what peers send to: Address, unless a NAT stands between.
 	PublicIP netip.Addr
+	// AddressV6 and PublicIPv6 are the same of IPv6, once [Interface.AddIPv6] has
+	// chosen them.
+	AddressV6, PublicIPv6 netip.Addr
 }
 
 // Wanted is what the user said about it.
@@ -34,6 +37,8 @@ type Wanted struct {
 	// PublicIP overrides the address that peers are told. If nothing else is
 	// wanted, it also chooses the interface that has it.
 	PublicIP netip.Addr
+	// PublicIPv6 overrides the IPv6 address that peers are told.
+	PublicIPv6 netip.Addr
 }
 
 // Choose finds the interface: by w.Names, w.Patterns and w.CanReach, whatever

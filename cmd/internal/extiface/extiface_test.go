@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,7 +16,7 @@ import (
 
 func ipAddr(s string, scope, flags int) netlink.Addr {
 	p := netip.MustParsePrefix(s)
-	network := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+	network := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 	return netlink.Addr{IPNet: network, Scope: scope, Flags: flags}
 }
 
@@ -152,6 +153,86 @@ func TestIntegrationChooseErrors(t *testing.T) {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: it doesn't say %q: %v", c.name, want, err)
 			}
+		}
+	}
+}
+
+func TestChooseV6(t *testing.T) {
+	const permanent, temporary = unix.IFA_F_PERMANENT, unix.IFA_F_TEMPORARY
+	local := ipAddr("fe80::7/64", unix.RT_SCOPE_LINK, permanent)
+	privacy, dynamic := ipAddr("2001:db8::1234/64", 0, temporary), ipAddr("2001:db8::7/64", 0, 0)
+	static, old := ipAddr("fd00:14::7/64", 0, permanent), ipAddr("fd00:14::9/64", 0, permanent|unix.IFA_F_DEPRECATED)
+	fresh := ipAddr("fd00:14::8/64", 0, permanent|unix.IFA_F_TENTATIVE)
+	hopeful := ipAddr("fd00:14::a/64", 0, permanent|unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC)
+	taken := ipAddr("fd00:14::b/64", 0, permanent|unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED)
+	for _, c := range []struct {
+		name   string
+		addrs  []netlink.Addr
+		prefer []string
+		want   string
+		words  []string // of the error
+	}{
+		{"the permanent one", []netlink.Addr{local, privacy, dynamic, static, old}, nil, "fd00:14::7", nil},
+		{"no temporary one", []netlink.Addr{local, privacy, dynamic}, nil, "2001:db8::7", nil},
+		{"better than none", []netlink.Addr{local, privacy}, nil, "2001:db8::1234", nil},
+		{"the wanted one", []netlink.Addr{static, dynamic}, []string{"fd00:99::1", "2001:db8::7"}, "2001:db8::7", nil},
+		{"one that isn't here", []netlink.Addr{static, dynamic}, []string{"fd00:99::1"}, "fd00:14::7", nil},
+		{"the wanted one is no good", []netlink.Addr{static, old}, []string{"fd00:14::9"}, "", []string{"eth0 has the address fd00:14::9, but that is deprecated"}},
+		{"optimistic", []netlink.Addr{hopeful}, nil, "fd00:14::a", nil},
+		{"not confirmed", []netlink.Addr{fresh}, nil, "", []string{errTentative.Error()}},
+		{"nothing to be told", []netlink.Addr{local, old, taken}, nil, "", []string{
+			"eth0 has no IPv6 address that peers could be told", "-iface", "fe80::7 link-local", "fd00:14::9 deprecated", "fd00:14::b somebody else's",
+		}},
+		{"nothing", nil, nil, "", []string{"there are: none"}},
+	} {
+		var prefer []netip.Addr
+		for _, p := range c.prefer {
+			prefer = append(prefer, netip.MustParseAddr(p))
+		}
+		slices.SortStableFunc(c.addrs, func(a, b netlink.Addr) int { return rank(a) - rank(b) })
+		got, err := candidate{name: "eth0", addrsV6: c.addrs}.chooseV6(prefer)
+		if c.want != "" && (err != nil || got.String() != c.want) {
+			t.Errorf("%s: %s, %v", c.name, got, err)
+		}
+		for _, word := range c.words {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: it doesn't say %q: %s, %v", c.name, word, got, err)
+			}
+		}
+	}
+}
+
+func TestIntegrationAddIPv6(t *testing.T) {
+	newHost(t)
+	at := netip.MustParseAddr
+	choose := func(w Wanted) (Interface, error) {
+		t.Helper()
+		found, err := Choose(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found.AddIPv6(t.Context(), w)
+	}
+	if got, err := choose(Wanted{Names: []string{"eth0"}}); err == nil || !strings.Contains(err.Error(), "eth0 has no IPv6 address") {
+		t.Errorf("without one: %+v, %v", got, err)
+	}
+	// The kernel asks for it first, and takes a second for that.
+	ip(t, "address add fd00:14::7/64 dev eth0")
+	ip(t, "address add fd00:14::8/64 dev eth0 nodad")
+	ip(t, "address add fd00:15::7/64 dev eth1 nodad")
+	for _, c := range []struct {
+		name              string
+		w                 Wanted
+		link, own, public string
+	}{
+		{"name and address", Wanted{Names: []string{"eth0", "fd00:14::7"}}, "eth0", "fd00:14::7", "fd00:14::7"},
+		{"address alone", Wanted{Names: []string{"fd00:14::8"}}, "eth0", "fd00:14::8", "fd00:14::8"},
+		{"public address", Wanted{Names: []string{"eth0"}, PublicIPv6: at("fd00:14::8")}, "eth0", "fd00:14::8", "fd00:14::8"},
+		{"behind a NAT", Wanted{Names: []string{"eth1"}, PublicIPv6: at("2001:db8::1")}, "eth1", "fd00:15::7", "2001:db8::1"},
+	} {
+		got, err := choose(c.w)
+		if err != nil || got.Name != c.link || got.AddressV6 != at(c.own) || got.PublicIPv6 != at(c.public) || !got.Address.Is4() {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
 }

@@ -14,7 +14,9 @@ import (
 )
 
 func (all candidates) byNameOrAddress(name string, prefer netip.Addr) (Interface, error) {
-	if a, err := netip.ParseAddr(name); err == nil {
+	if a, err := netip.ParseAddr(name); err == nil && a.Is6() {
+		return all.byAddressV6(a, prefer)
+	} else if err == nil {
 		return all.byAddress(a)
 	}
 	for _, c := range all {
@@ -36,6 +38,17 @@ func (all candidates) byAddress(a netip.Addr) (Interface, error) {
 				return Interface{}, fmt.Errorf("%s has the address %s, but that is %s", c.name, a, f)
 			}
 			return Interface{Name: c.name, MTU: c.mtu, Address: a}, nil
+		}
+	}
+	return Interface{}, fmt.Errorf("no interface has the address %s (behind a NAT, name the interface as well: -iface)", a)
+}
+
+// byAddressV6 finds the interface that has the IPv6 address a, and sends from its
+// best IPv4 one.
+func (all candidates) byAddressV6(a, prefer netip.Addr) (Interface, error) {
+	for _, c := range all {
+		if slices.ContainsFunc(c.addrsV6, func(has netlink.Addr) bool { return address(has) == a }) {
+			return c.choose(prefer)
 		}
 	}
 	return Interface{}, fmt.Errorf("no interface has the address %s (behind a NAT, name the interface as well: -iface)", a)

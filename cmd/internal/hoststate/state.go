@@ -39,6 +39,8 @@ type State struct {
 	Sysctls []Sysctl `json:"sysctls,omitempty"`
 	// Blackhole is the subnet that has a blackhole route.
 	Blackhole netip.Prefix `json:"blackhole,omitzero"`
+	// BlackholeV6 is the IPv6 subnet that has one.
+	BlackholeV6 netip.Prefix `json:"blackholeV6,omitzero"`
 
 	// ControlSocket is the path of the control socket.
 	ControlSocket string `json:"controlSocket,omitempty"`
@@ -117,7 +119,7 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "device", "sysctls", "blackhole", "controlSocket"} {
+	for _, name := range []string{"subnetFile", "device", "sysctls", "blackhole", "blackholeV6", "controlSocket"} {
 		delete(s.unknown, name)
 	}
 	return nil

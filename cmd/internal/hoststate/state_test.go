@@ -16,14 +16,14 @@ func TestSaveAndLoad(t *testing.T) {
 	if s, err := Load(dir); err != nil || !reflect.DeepEqual(s, State{}) {
 		t.Fatalf("no manifest: %+v, %v", s, err)
 	}
-	want := State{SubnetFile: "/run/flannel/subnet.env", Device: "flannel.1", Sysctls: []Sysctl{{"ipv4/conf/eth0/rp_filter", "1", "2"}}, Blackhole: netip.MustParsePrefix("172.7.21.0/24")}
+	want := State{SubnetFile: "/run/flannel/subnet.env", Device: "flannel.1", Sysctls: []Sysctl{{"ipv4/conf/eth0/rp_filter", "1", "2"}}, Blackhole: netip.MustParsePrefix("172.7.21.0/24"), BlackholeV6: netip.MustParsePrefix("fd00:7::/64")}
 	for range 2 {
 		if err := want.Save(dir); err != nil {
 			t.Fatal(err)
 		}
 	}
 	got, err := Load(dir)
-	if err != nil || got.SubnetFile != want.SubnetFile || got.Device != want.Device || !slices.Equal(got.Sysctls, want.Sysctls) || got.Blackhole != want.Blackhole || len(got.Unknown()) > 0 {
+	if err != nil || got.SubnetFile != want.SubnetFile || got.Device != want.Device || !slices.Equal(got.Sysctls, want.Sysctls) || got.Blackhole != want.Blackhole || got.BlackholeV6 != want.BlackholeV6 || len(got.Unknown()) > 0 {
 		t.Fatalf("read back %+v, %v", got, err)
 	}
 	entries, err := os.ReadDir(dir)
@@ -31,7 +31,7 @@ func TestSaveAndLoad(t *testing.T) {
 		t.Errorf("left beside the manifest: %v, %v", entries, err)
 	}
 	text, err := os.ReadFile(Path(dir))
-	for _, field := range []string{`"subnetFile": "/run`, `"device": "flannel.1"`, `"path": "ipv4/`, `"before": "1"`, `"set": "2"`, `"blackhole": "172.7.21.0/24"`} {
+	for _, field := range []string{`"subnetFile": "/run`, `"device": "flannel.1"`, `"path": "ipv4/`, `"before": "1"`, `"set": "2"`, `"blackhole": "172.7.21.0/24"`, `"blackholeV6": "fd00:7::/64"`} {
 		if err != nil || !strings.Contains(string(text), field) {
 			t.Errorf("the manifest doesn't have %s: %s, %v", field, text, err)
 		}

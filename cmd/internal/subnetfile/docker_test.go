@@ -21,11 +21,11 @@ func TestSourcedForDocker(t *testing.T) {
 		want string
 	}{
 		{
-			File{netip.MustParsePrefix("172.7.0.0/16"), netip.MustParsePrefix("172.7.21.0/24"), 1450, false},
+			File{Network: netip.MustParsePrefix("172.7.0.0/16"), Subnet: netip.MustParsePrefix("172.7.21.0/24"), MTU: 1450},
 			"--bip=172.7.21.1/24 --ip-masq=true --mtu=1450",
 		},
 		{
-			File{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.200.0.0/20"), 8950, true},
+			File{Network: netip.MustParsePrefix("10.0.0.0/8"), Subnet: netip.MustParsePrefix("10.200.0.0/20"), MTU: 8950, IPMasq: true},
 			"--bip=10.200.0.1/20 --ip-masq=false --mtu=8950",
 		},
 	} {

@@ -24,6 +24,9 @@ type File struct {
 	// Subnet is the host's, FLANNEL_SUBNET. The file has the gateway's address,
 	// the first of the subnet, with the subnet's length.
 	Subnet netip.Prefix
+	// NetworkV6 and SubnetV6 are the same of IPv6, FLANNEL_IPV6_NETWORK and
+	// FLANNEL_IPV6_SUBNET; without them the file has neither line.
+	NetworkV6, SubnetV6 netip.Prefix
 	// MTU is that of the overlay's device, in bytes, FLANNEL_MTU.
 	MTU int
 	// IPMasq tells that the daemon masquerades, FLANNEL_IPMASQ.
@@ -63,12 +66,18 @@ func (f File) Write(path string) error {
 }
 
 func (f File) text() string {
-	gateway := netip.PrefixFrom(f.Subnet.Masked().Addr().Next(), f.Subnet.Bits())
-	return fmt.Sprintf("FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n",
-		f.Network, gateway, f.MTU, f.IPMasq)
+	text := fmt.Sprintf("FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s\n", f.Network, gateway(f.Subnet))
+	if f.NetworkV6.IsValid() {
+		text += fmt.Sprintf("FLANNEL_IPV6_NETWORK=%s\nFLANNEL_IPV6_SUBNET=%s\n", f.NetworkV6, gateway(f.SubnetV6))
+	}
+	return text + fmt.Sprintf("FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", f.MTU, f.IPMasq)
 }
 
-// Read reads the file at path; Subnet comes back as a network address. A file
+func gateway(subnet netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(subnet.Masked().Addr().Next(), subnet.Bits())
+}
+
+// Read reads the file at path; the subnets come back as network addresses. A file
 // that isn't there is the zero File. Lines and values that make no sense are
 // passed over, since the file only tells what an earlier run had.
 func Read(path string) (File, error) {
@@ -98,6 +107,10 @@ func (f *File) set(key, value string) {
 		f.Network = network(value)
 	case "FLANNEL_SUBNET":
 		f.Subnet = network(value)
+	case "FLANNEL_IPV6_NETWORK":
+		f.NetworkV6 = network(value)
+	case "FLANNEL_IPV6_SUBNET":
+		f.SubnetV6 = network(value)
 	case "FLANNEL_MTU":
 		f.MTU, _ = strconv.Atoi(value)
 	case "FLANNEL_IPMASQ":

@@ -10,7 +10,7 @@ import (
 
 func TestWriteAndRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "flannel", "subnet.env")
-	f := File{netip.MustParsePrefix("172.7.0.0/16"), netip.MustParsePrefix("172.7.21.0/24"), 1450, false}
+	f := File{Network: netip.MustParsePrefix("172.7.0.0/16"), Subnet: netip.MustParsePrefix("172.7.21.0/24"), MTU: 1450}
 	for range 2 {
 		if err := f.Write(path); err != nil {
 			t.Fatal(err)
@@ -32,6 +32,27 @@ func TestWriteAndRead(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("left beside the file: %v, %v", entries, err)
+	}
+}
+
+func TestWriteAndReadBothFamilies(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	f := File{
+		Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.0.0/24"),
+		NetworkV6: netip.MustParsePrefix("2001:cafe:42::/56"), SubnetV6: netip.MustParsePrefix("2001:cafe:42::/64"),
+		MTU: 1430, IPMasq: true,
+	}
+	if err := f.Write(path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	want := "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.0.1/24\n" +
+		"FLANNEL_IPV6_NETWORK=2001:cafe:42::/56\nFLANNEL_IPV6_SUBNET=2001:cafe:42::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
+	if err != nil || string(text) != want {
+		t.Fatalf("the file is %q, %v", text, err)
+	}
+	if got, err := Read(path); err != nil || got != f {
+		t.Fatalf("read back %+v, %v", got, err)
 	}
 }
 
