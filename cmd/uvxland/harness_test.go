@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,17 +94,22 @@ type world struct {
 // newWorld makes the hosts, all three if none are named.
 func newWorld(t *testing.T, hosts ...string) *world {
 	t.Helper()
-	netnstest.RequireRoot(t)
-	var specs []lab.HostSpec
-	for _, spec := range lab.DefaultHosts() {
-		for _, name := range hosts {
-			if spec.Name == name {
-				specs = append(specs, spec)
-			}
-		}
+	return newWorldOf(t, lab.Options{Hosts: named(lab.DefaultHosts(), hosts)}, vxlanConfig)
+}
+
+// named are the hosts of those names, all if none are named.
+func named(all []lab.HostSpec, names []string) []lab.HostSpec {
+	if len(names) == 0 {
+		return all
 	}
+	return slices.DeleteFunc(all, func(s lab.HostSpec) bool { return !slices.Contains(names, s.Name) })
+}
+
+func newWorldOf(t *testing.T, o lab.Options, config string) *world {
+	t.Helper()
+	netnstest.RequireRoot(t)
 	// The lock is waited for as long as the test may take.
-	l, err := lab.New(t.Context(), lab.Options{Hosts: specs})
+	l, err := lab.New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +127,7 @@ func newWorld(t *testing.T, hosts ...string) *world {
 			w.showLogs()
 		}
 	})
-	w.configure(vxlanConfig)
+	w.configure(config)
 	return w
 }
 
@@ -217,9 +223,14 @@ func transfer(t *testing.T, from *lab.Node, to *lab.Container, size int64) {
 // checkedTransfer sends size pseudo-random bytes over one TCP connection and
 // compares what arrives by its SHA-256.
 func checkedTransfer(from *lab.Node, to *lab.Container, size int64) error {
+	return checkedTransferTo(from, to.Node, to.Address, size)
+}
+
+// checkedTransferTo is checkedTransfer to one address of any node.
+func checkedTransferTo(from, to *lab.Node, at netip.Addr, size int64) error {
 	var listener net.Listener
 	err := to.Do(func() (err error) {
-		listener, err = net.Listen("tcp4", netip.AddrPortFrom(to.Address, 0).String())
+		listener, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
 		return err
 	})
 	if err != nil {
@@ -265,7 +276,7 @@ func receive(l net.Listener) (sum [sha256.Size]byte, n int64, err error) {
 func send(from *lab.Node, to string, size int64) (sum [sha256.Size]byte, err error) {
 	var conn net.Conn
 	err = from.Do(func() (err error) {
-		conn, err = net.DialTimeout("tcp4", to, patience)
+		conn, err = net.DialTimeout("tcp", to, patience)
 		return err
 	})
 	if err != nil {

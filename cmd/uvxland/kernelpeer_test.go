@@ -26,6 +26,9 @@ type kernelPeer struct {
 	host *lab.Host
 	link netlink.Link
 	mac  encap.MAC
+	// v6 is the second device, of a host with IPv6.
+	v6    netlink.Link
+	macV6 encap.MAC
 }
 
 func newKernelPeer(t *testing.T, h *lab.Host) *kernelPeer {
@@ -47,6 +50,34 @@ func newKernelPeer(t *testing.T, h *lab.Host) *kernelPeer {
 	return p
 }
 
+// addV6 makes the device for IPv6: with a MAC of its own, of the same segment and
+// port, over the IPv6 underlay.
+func (p *kernelPeer) addV6() {
+	p.t.Helper()
+	p.macV6 = encap.MAC{0x0e, 6, 6, 6, 6, 6}
+	nl := p.host.Netlink()
+	parent, err := nl.LinkByName("eth0")
+	p.must("look for eth0", err)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = "flannel-v6.1", p.macV6[:]
+	p.v6 = &netlink.Vxlan{
+		LinkAttrs: attrs, VxlanId: 1, VtepDevIndex: parent.Attrs().Index, SrcAddr: p.host.IPv6.Underlay.Addr().AsSlice(), Port: lease.DefaultPort,
+	}
+	p.must("add kernel VXLAN device", nl.LinkAdd(p.v6))
+	address := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(p.host.IPv6.Subnet.Addr(), 128)), Flags: unix.IFA_F_NODAD}
+	p.must("add its address", nl.AddrAdd(p.v6, address))
+	p.must("bring it up", nl.LinkSetUp(p.v6))
+}
+
+// remove removes the devices.
+func (p *kernelPeer) remove() {
+	p.t.Helper()
+	p.must("remove device", p.host.Netlink().LinkDel(p.link))
+	if p.v6 != nil {
+		p.must("remove device", p.host.Netlink().LinkDel(p.v6))
+	}
+}
+
 func (p *kernelPeer) must(what string, err error) {
 	p.t.Helper()
 	if err != nil {
@@ -55,16 +86,23 @@ func (p *kernelPeer) must(what string, err error) {
 }
 
 func ipNet(n netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: n.Addr().AsSlice(), Mask: net.CIDRMask(n.Bits(), 32)}
+	return &net.IPNet{IP: n.Addr().AsSlice(), Mask: net.CIDRMask(n.Bits(), n.Addr().BitLen())}
 }
 
 // lease is what this host would have in etcd.
 func (p *kernelPeer) lease() lease.Lease {
 	data, err := json.Marshal(lease.VXLANData{VNI: 1, VtepMAC: p.mac.String()})
 	p.must("write lease", err)
-	return lease.Lease{Subnet: p.host.Subnet, Attrs: lease.Attrs{
+	l := lease.Lease{Subnet: p.host.Subnet, Attrs: lease.Attrs{
 		PublicIP: p.host.Address, BackendType: lease.TypeVXLAN, BackendData: data,
 	}}
+	if p.v6 == nil {
+		return l
+	}
+	l.IPv6Subnet, l.Attrs.PublicIPv6 = p.host.IPv6.Subnet, p.host.IPv6.Underlay.Addr()
+	l.Attrs.BackendV6Data, err = json.Marshal(lease.VXLANData{VNI: 1, VtepMAC: p.macV6.String()})
+	p.must("write lease", err)
+	return l
 }
 
 // learn programs another host's lease.
@@ -72,16 +110,27 @@ func (p *kernelPeer) learn(l lease.Lease) {
 	p.t.Helper()
 	peer, err := tunnel.PeerFromLease(l)
 	p.must("read lease", err)
-	nl, vtep := p.host.Netlink(), l.Subnet.Addr().AsSlice()
+	p.program(p.link, peer)
+	if p.v6 == nil {
+		return
+	}
+	peer, err = tunnel.PeerV6FromLease(l)
+	p.must("read lease", err)
+	p.program(p.v6, peer)
+}
+
+func (p *kernelPeer) program(link netlink.Link, peer tunnel.Peer) {
+	p.t.Helper()
+	nl, vtep, index := p.host.Netlink(), peer.Subnet.Addr().AsSlice(), link.Attrs().Index
 	p.must("add neighbour", nl.NeighSet(&netlink.Neigh{
-		LinkIndex: p.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: vtep, HardwareAddr: peer.MAC[:],
+		LinkIndex: index, State: netlink.NUD_PERMANENT, IP: vtep, HardwareAddr: peer.MAC[:],
 	}))
 	p.must("add forwarding entry", nl.NeighSet(&netlink.Neigh{
-		LinkIndex: p.link.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_BRIDGE,
+		LinkIndex: index, State: netlink.NUD_PERMANENT, Family: unix.AF_BRIDGE,
 		Flags: netlink.NTF_SELF, IP: peer.Underlay.AsSlice(), HardwareAddr: peer.MAC[:],
 	}))
 	p.must("add route", nl.RouteReplace(&netlink.Route{
-		LinkIndex: p.link.Attrs().Index, Dst: ipNet(l.Subnet), Gw: vtep, Flags: int(netlink.FLAG_ONLINK),
+		LinkIndex: index, Dst: ipNet(peer.Subnet), Gw: vtep, Flags: int(netlink.FLAG_ONLINK),
 	}))
 }
 
@@ -146,7 +195,7 @@ func (w *world) withKernelPeer(t *testing.T, host string) {
 		if err := registry.Delete(w.context(), l); err != nil {
 			t.Error(err)
 		}
-		peer.must("remove device", h.Netlink().LinkDel(peer.link))
+		peer.remove()
 	}()
 	w.mesh("kb21", host)
 	uv, kernel := w.container("kb21"), h.Container

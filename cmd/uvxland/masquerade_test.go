@@ -22,7 +22,7 @@ func seenFrom(t *testing.T, from, to *lab.Node, at netip.Addr) netip.Addr {
 	t.Helper()
 	var receiver *net.UDPConn
 	err := to.Do(func() (err error) {
-		receiver, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+		receiver, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 		return err
 	})
 	if err != nil {
@@ -31,7 +31,7 @@ func seenFrom(t *testing.T, from, to *lab.Node, at netip.Addr) netip.Addr {
 	defer receiver.Close()
 	var sender net.Conn
 	err = from.Do(func() (err error) {
-		sender, err = net.Dial("udp4", receiver.LocalAddr().String())
+		sender, err = net.Dial("udp", receiver.LocalAddr().String())
 		return err
 	})
 	if err != nil {

@@ -59,6 +59,13 @@ func TestIntegrationStartErrors(t *testing.T) {
 			want:    []string{"-ip-masq", "iptables can't be used", "install iptables", "EnableNFTables"},
 		},
 		{
+			name:    "no IPv6 address",
+			command: args,
+			prepare: func() error { return w.cluster.SetConfig(w.context(), dualConfig) },
+			undo:    func() error { return w.cluster.SetConfig(w.context(), vxlanConfig) },
+			want:    []string{"eth0 has no IPv6 address that peers could be told", "-iface", "fe80::", "link-local"},
+		},
+		{
 			name:    "another daemon",
 			command: args,
 			prepare: func() (err error) {
