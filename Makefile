@@ -66,7 +66,7 @@ scale: $(BIN)/uvxland tools
 	$(GO) run ./bench -scale all -uvxland $(BIN)/uvxland $(SCALEFLAGS)
 
 # What the tests and the demo run beside our own binaries.
-TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables
+TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server
 tools:
 	@missing=; for t in $(TOOLS); do \
 	  command -v $${t%%:*} >/dev/null 2>&1 || missing="$$missing $${t##*:}"; \

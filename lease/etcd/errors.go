@@ -30,6 +30,7 @@ func (e *unavailable) Unwrap() error { return lease.ErrUnavailable }
 // words turns the client's error into one of package lease's, or wraps it with
 // what was being done. ctx is the caller's, without the call's own limit.
 func (r *Registry) words(ctx context.Context, what string, err error) error {
+	err = known(err)
 	switch {
 	case err == nil:
 		return nil
@@ -42,13 +43,56 @@ func (r *Registry) words(ctx context.Context, what string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &unavailable{r.opts.Endpoints, fmt.Sprintf("no answer within %s", callTimeout)}
 	}
+	if remedy := r.remedy(err); remedy != "" {
+		return fmt.Errorf("%s: %w: %s: %s", what, ErrAccess, plain(err), remedy)
+	}
+	_, byEtcd := errors.AsType[rpctypes.EtcdError](err)
 	switch code, text := meaning(err); code {
 	case codes.Unavailable, codes.DeadlineExceeded:
-		return &unavailable{r.opts.Endpoints, reason(text)}
-	case codes.PermissionDenied, codes.Unauthenticated:
-		return fmt.Errorf("%s: etcd refuses: %s; check the user name, the password and the client certificate", what, text)
+		if !byEtcd {
+			return r.unanswered(ctx, text)
+		}
+		return &unavailable{r.opts.Endpoints, plain(err)}
+	case codes.Unauthenticated, codes.ResourceExhausted:
+		// A member that doesn't know our newest token yet, a full disk.
+		return &unavailable{r.opts.Endpoints, plain(err)}
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// remedy says what to do about a refusal that won't pass, "" if err is none.
+func (r *Registry) remedy(err error) string {
+	switch {
+	case errors.Is(err, rpctypes.ErrAuthFailed):
+		return "check the user name and the password"
+	case errors.Is(err, rpctypes.ErrUserEmpty):
+		return "give a user name and its password, or a client certificate whose common name is the user's"
+	case errors.Is(err, rpctypes.ErrPermissionDenied) && r.opts.Username != "":
+		return fmt.Sprintf("user %s needs a role that may read and write %s/ and what follows (etcdctl role grant-permission --prefix)", r.opts.Username, r.opts.Prefix)
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
+		return fmt.Sprintf("give a user name and its password, or a client certificate, of a user that may read and write %s/ and what follows", r.opts.Prefix)
+	}
+	return ""
+}
+
+// plain is etcd's text without its name.
+func plain(err error) string {
+	_, text := meaning(err)
+	return strings.TrimPrefix(text, "etcdserver: ")
+}
+
+// known restores an error of etcd that has become text, as the reason why a
+// watch is refused does.
+func known(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, desc, ok := strings.Cut(err.Error(), "desc = "); ok {
+		if e, ok := errors.AsType[rpctypes.EtcdError](rpctypes.Error(status.Error(codes.Unknown, desc))); ok {
+			return e
+		}
+	}
+	return err
 }
 
 func isOurs(err error) bool {

@@ -34,8 +34,8 @@ const (
 	// reconnectMax bounds the wait between connection attempts, which gRPC
 	// would let grow to two minutes.
 	reconnectMax = 3 * time.Second
-	// tries lets a call be repeated once an expired token is renewed; longer
-	// waiting is the caller's.
+	// tries lets a read be repeated on another member; longer waiting is the
+	// caller's.
 	tries = 3
 )
 
@@ -65,11 +65,18 @@ func (o Options) normal() (Options, error) {
 	if len(o.Endpoints) == 0 {
 		return o, errors.New("etcd: no endpoints")
 	}
-	for _, e := range o.Endpoints {
-		if strings.TrimSpace(e) == "" {
+	endpoints := make([]string, len(o.Endpoints))
+	for i, e := range o.Endpoints {
+		endpoints[i] = strings.TrimRight(strings.TrimSpace(e), "/")
+		if endpoints[i] == "" {
 			return o, fmt.Errorf("etcd: an empty endpoint among %q", o.Endpoints)
 		}
+		// The client would use the first one's way for all of them.
+		if strings.HasPrefix(endpoints[i], "https://") != strings.HasPrefix(endpoints[0], "https://") {
+			return o, fmt.Errorf("etcd: endpoints with and without TLS among %q: write https:// in all or in none", o.Endpoints)
+		}
 	}
+	o.Endpoints = endpoints
 	if o.Prefix == "" {
 		o.Prefix = DefaultPrefix
 	}
@@ -84,9 +91,6 @@ func (o Options) normal() (Options, error) {
 func (o Options) clientConfig() (clientv3.Config, error) {
 	c := clientv3.Config{
 		Endpoints:            o.Endpoints,
-		Username:             o.Username,
-		Password:             o.Password,
-		DialTimeout:          callTimeout,
 		DialKeepAliveTime:    pingInterval,
 		DialKeepAliveTimeout: pingTimeout,
 		MaxUnaryRetries:      tries,
@@ -95,6 +99,11 @@ func (o Options) clientConfig() (clientv3.Config, error) {
 			grpc.WithConnectParams(connectParams()),
 			grpc.WithChainUnaryInterceptor(failFast),
 		},
+	}
+	if o.Username != "" {
+		t := &tokens{name: o.Username, password: o.Password}
+		c.DialOptions = append(c.DialOptions, grpc.WithPerRPCCredentials(t),
+			grpc.WithChainUnaryInterceptor(t.unary), grpc.WithChainStreamInterceptor(t.stream))
 	}
 	if o.Dial != nil {
 		c.DialOptions = append(c.DialOptions, grpc.WithContextDialer(o.Dial))

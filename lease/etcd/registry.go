@@ -20,7 +20,7 @@ var _ lease.Registry = (*Registry)(nil)
 type Registry struct {
 	opts     Options // immutable, as are config, cancel and pageSize
 	config   clientv3.Config
-	cancel   context.CancelFunc // ends also a client that is being made
+	cancel   context.CancelFunc // ends the client and its calls
 	pageSize int64              // most leases to be read at once
 	junk     junk
 
@@ -59,8 +59,8 @@ func (r *Registry) Close() error {
 	return nil
 }
 
-// connect returns the client. With a user name the client's constructor talks
-// to etcd, which is why it isn't made in Open.
+// connect returns the client. It is made on first use, since it opens
+// connections.
 func (r *Registry) connect() (*clientv3.Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,10 +80,10 @@ func (r *Registry) connect() (*clientv3.Client, error) {
 
 // call runs op with a client and a time limit and puts its error in words.
 func (r *Registry) call(ctx context.Context, what string, op func(context.Context, *clientv3.Client) error) error {
-	limited, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	c, err := r.connect()
 	if err == nil {
+		limited, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
 		err = op(limited, c)
 	}
 	return r.words(ctx, what, err)

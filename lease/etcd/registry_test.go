@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -22,7 +23,13 @@ import (
 	"uvxlan/lease/etcd/etcdtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	etcdtest.Main()
+	flag.Parse()
+	// They wait, for servers and timeouts, more than they compute.
+	_ = flag.Set("test.parallel", "16")
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	subnets = etcdtest.Prefix + "/subnets/"

@@ -16,7 +16,11 @@ import (
 
 // errDisconnected ends a watch whose connection is gone. The client would
 // resume it silently, however long that took; the caller wants to know.
-var errDisconnected = errors.New("the connection is lost")
+// errEnded is for one that etcd ended without a word.
+var (
+	errDisconnected = errors.New("the connection is lost")
+	errEnded        = errors.New("the watch has ended")
+)
 
 // Watch implements [lease.Registry]. A server that lost its leader counts as
 // one that doesn't answer.
@@ -35,6 +39,9 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 	err = r.follow(watching, c, from, report)
 	if err == nil {
 		err = context.Cause(watching)
+	}
+	if err == nil {
+		err = &unavailable{r.opts.Endpoints, errEnded.Error()}
 	}
 	cancel(nil)
 	wg.Wait()

@@ -1,0 +1,118 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/lease"
+	"uvxlan/lease/etcd"
+	"uvxlan/lease/etcd/etcdtest"
+)
+
+// listening waits until the first member at host takes connections.
+func listening(t *testing.T, host string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("tcp", host+":2379")
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// blackHole is an address whose packets are lost: the kernel drops what asks
+// for a connection while the queue of a listener is full.
+func blackHole(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
+	for {
+		conn, err := net.DialTimeout("tcp", address, 200*time.Millisecond)
+		if os.IsTimeout(err) {
+			return address
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+}
+
+// A dead endpoint, whether it refuses or says nothing, delays the start by less
+// than a second, wherever it stands in the list and with or without a password.
+func TestDeadEndpoints(t *testing.T) {
+	c := etcdtest.StartCluster(t, etcdtest.RandomHost(), etcdtest.Options{Build: etcdtest.Embedded()})
+	etcdtest.EnableAuth(t, c.Admin(t, nil, ""))
+	well := c.Endpoints()[0]
+	hole := "http://" + blackHole(t)
+	for _, endpoints := range [][]string{{"http://127.0.0.1:1", well}, {hole, well}, {well, hole}, {hole, "http://127.0.0.1:1", well}} {
+		r := open(t, etcd.Options{Endpoints: endpoints, Username: "root", Password: etcdtest.RootPassword})
+		for _, call := range []string{"first", "second", "third"} {
+			begin := time.Now()
+			_, _, err := r.List(t.Context())
+			if took := time.Since(begin); err != nil || took > time.Second {
+				t.Errorf("%v: the %s call took %s, %v", endpoints, call, took, err)
+			}
+		}
+		_ = r.Close()
+	}
+}
+
+// When nobody answers at all, each call ends in time, and at once when its
+// context does.
+func TestOnlyDeadEndpoints(t *testing.T) {
+	t.Parallel()
+	hole := "http://" + blackHole(t)
+	for name, o := range map[string]etcd.Options{
+		"plain":         {Endpoints: []string{hole}},
+		"with password": {Endpoints: []string{hole}, Username: "root", Password: "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := open(t, o)
+			begin := time.Now()
+			_, err := r.Config(t.Context())
+			if took := time.Since(begin); !errors.Is(err, lease.ErrUnavailable) || took > 12*time.Second {
+				t.Errorf("after %s: %v", took, err)
+			} else {
+				t.Logf("after %s: %v", took.Round(time.Millisecond), err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				time.Sleep(100 * time.Millisecond)
+				begin = time.Now()
+				cancel()
+			})
+			fresh := open(t, o)
+			_, err = fresh.Config(ctx)
+			if took := time.Since(begin); !errors.Is(err, context.Canceled) || took > time.Second {
+				t.Errorf("%s after its context: %v", took, err)
+			}
+			wg.Wait()
+		})
+	}
+}
