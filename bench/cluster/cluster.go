@@ -83,10 +83,20 @@ func (c *Cluster) SetConfig(ctx context.Context, config string) error {
 // an earlier run would have left in the subnet file, so the host gets that one
 // if it is free.
 func (c *Cluster) Start(ctx context.Context, h *lab.Host, args ...string) (*Daemon, error) {
-	d := &Daemon{Host: h, dir: filepath.Join(c.Dir, h.Name)}
+	d := c.daemon(h)
 	if err := d.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare uvxland on %s: %w", h.Name, err)
 	}
+	return c.Restart(ctx, h, args...)
+}
+
+func (c *Cluster) daemon(h *lab.Host) *Daemon {
+	return &Daemon{Host: h, dir: filepath.Join(c.Dir, h.Name)}
+}
+
+// Restart starts a daemon as a supervisor would: with what the run before left.
+func (c *Cluster) Restart(ctx context.Context, h *lab.Host, args ...string) (*Daemon, error) {
+	d := c.daemon(h)
 	own := []string{"-subnet-file", d.SubnetFile(), "-state-dir", d.StateDir()}
 	if c.Embedded && h == c.Etcd {
 		own = append(own, "-embedded-etcd")

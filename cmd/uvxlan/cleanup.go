@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"uvxlan/cmd/internal/atomicfile"
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
@@ -207,10 +208,21 @@ func (c *cleaner) sysctls(all []hoststate.Sysctl) error {
 }
 
 func (c *cleaner) subnetFile(path string) error {
-	if path == "" || !exists(path) {
+	if path == "" {
 		return nil
 	}
-	return c.remove("subnet file "+path, func() error { return os.Remove(path) })
+	return c.file("subnet file", path)
+}
+
+// file removes a file, and what a writer that was killed left beside it.
+func (c *cleaner) file(what, path string) error {
+	var errs []error
+	for _, p := range []string{path, atomicfile.Unfinished(path)} {
+		if exists(p) {
+			errs = append(errs, c.remove(what+" "+p, func() error { return os.Remove(p) }))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // controlSocket removes a socket that no daemon answers on any longer.
@@ -233,10 +245,8 @@ func (c *cleaner) controlSocket(path string) error {
 func (c *cleaner) manifest(s hoststate.State) error {
 	path := hoststate.Path(c.dir)
 	switch unknown := s.Unknown(); {
-	case !exists(path):
-		return nil
 	case len(unknown) == 0:
-		return c.remove("manifest "+path, func() error { return os.Remove(path) })
+		return c.file("manifest", path)
 	default:
 		c.print("left manifest %s: %s is a newer version's, whose cleanup removes it", path, strings.Join(unknown, ", "))
 	}

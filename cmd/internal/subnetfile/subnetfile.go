@@ -39,15 +39,10 @@ var ErrPlace = errors.New("the subnet file can't be written")
 // Prepare makes the directory of the file at path, and finds out whether a file
 // can be made there.
 func Prepare(path string) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("%w: %w", ErrPlace, err)
 	}
-	try, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrPlace, err)
-	}
-	if err := errors.Join(try.Close(), os.Remove(try.Name())); err != nil {
+	if err := atomicfile.Try(path); err != nil {
 		return fmt.Errorf("%w: %w", ErrPlace, err)
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
