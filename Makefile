@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak bench bench-quick scale tools clean
+.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak chaos bench bench-quick scale tools clean
 
 all: build
 
@@ -53,6 +53,11 @@ fuzz:
 SOAKTIME ?= 10m
 soak: tools
 	UVXLAN_SOAK=$(SOAKTIME) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationSoak$$' ./cmd/uvxland/
+
+## chaos: CHAOS kills of daemons at random moments under load, and of etcd
+CHAOS ?= 100
+chaos: tools
+	UVXLAN_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationChaos$$' ./cmd/uvxland/
 
 ## bench: uvxlan against kernel VXLAN and others, in one run
 bench: $(BIN)/uvxland tools
