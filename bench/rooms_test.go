@@ -37,7 +37,7 @@ func TestImportsPointOneWay(t *testing.T) {
 				t.Errorf("%s imports %s", c.pkg, own)
 			case !ours && !c.foreign:
 				t.Errorf("%s imports %s", c.pkg, dep)
-			case c.pkg == "tunnel" && slices.ContainsFunc([]string{"etcd", "grpc", "prometheus", "protobuf"},
+			case c.pkg == "tunnel" && slices.ContainsFunc([]string{"etcd", "grpc", "prometheus", "protobuf", "gvisor"},
 				func(s string) bool { return strings.Contains(dep, s) }):
 				t.Errorf("%s imports %s", c.pkg, dep)
 			}

@@ -33,11 +33,30 @@ type Queue interface {
 	FD() int
 	// Read reads one packet into buf, which must hold [MaxPacket] bytes, and
 	// returns its length and what its sender left undone. It never blocks: with
-	// nothing to read it returns unix.EAGAIN, unwrapped.
+	// nothing to read it returns unix.EAGAIN, unwrapped. After unix.EINVAL,
+	// unix.EBADMSG or unix.ENOMEM, a packet that could not be read, and
+	// unix.ENOBUFS, one that was lost for want of room, it can be read on; after
+	// unix.EBADFD the interface is gone.
 	Read(buf []byte) (int, Offload, error)
 	// Write writes one packet, the concatenation of at most [MaxParts] parts,
 	// and never blocks. It keeps no part.
 	Write(o Offload, parts [][]byte) error
+}
+
+// Flusher is a [Queue] that may keep copies of what is written until Flush, to
+// pass many packets on in one call.
+type Flusher interface {
+	// Flush passes on what was written since the Flush before, and returns how
+	// many packets of that the device refused.
+	Flush() (lost int)
+}
+
+// flush ends a batch of writes to a queue.
+func flush(q Queue) (lost int) {
+	if f, ok := q.(Flusher); ok {
+		return f.Flush()
+	}
+	return 0
 }
 
 // MaxParts is the greatest number of parts [Queue.Write] takes.

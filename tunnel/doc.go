@@ -8,6 +8,9 @@
 // table, which they read without a lock, and which [Router.Apply]
 // replaces as leases come and go.
 //
+// The device is the kernel's, by one of several drivers (see [OpenDevice]), or
+// anything else that is a [Device].
+//
 // To follow a packet: outbound.go from the device to the wire, inbound.go from
 // the wire to the device, worker.go for the loop around both.
 //

@@ -335,6 +335,10 @@ func (in *inbound) write() {
 		in.tally.packets++
 		in.tally.bytes += uint64(p.Len)
 	}
+	if lost := flush(in.queue); lost > 0 {
+		in.tally.dropN(DropDevice, lost)
+		in.tally.packets -= uint64(lost)
+	}
 	in.coalescer.Reset()
 }
 

@@ -84,6 +84,10 @@ func (o *outbound) drain() (load, error) {
 			packets++
 			refused++
 			continue
+		case errors.Is(err, unix.ENOBUFS):
+			o.tally.drop(DropOverflow)
+			packets++
+			continue
 		case err != nil:
 			o.finish(packets)
 			return none, err
@@ -213,7 +217,7 @@ func (o *outbound) refuse(packet []byte, dst netip.Addr) {
 		return
 	}
 	o.parts[0] = o.answer[:n]
-	if o.queue.Write(Offload{}, o.parts[:]) == nil {
+	if o.queue.Write(Offload{}, o.parts[:]) == nil && flush(o.queue) == 0 {
 		o.tally.answers++
 	}
 }

@@ -13,6 +13,9 @@ const (
 	DropMulticast
 	// DropMalformedOut: not a whole IP packet of the device.
 	DropMalformedOut
+	// DropOverflow: a device of wireguard-go's was read faster than the worker
+	// could send.
+	DropOverflow
 	// DropSend: the underlay refused the datagram.
 	DropSend
 	// DropTruncated: a datagram longer than [MaxPacket] and its headers.
@@ -43,7 +46,7 @@ const (
 )
 
 var dropNames = [dropReasons]string{
-	"no_route", "multicast", "malformed_out", "send", "truncated", "short", "no_vni", "foreign_vni",
+	"no_route", "multicast", "malformed_out", "overflow", "send", "truncated", "short", "no_vni", "foreign_vni",
 	"unknown_peer", "inner_mac", "ethertype", "malformed", "inner_source", "ecn", "device",
 }
 

@@ -1,0 +1,209 @@
+package tunnel
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
+)
+
+// openOn opens a device of the driver on a machine of its own, up and with an
+// address.
+func openOn(t *testing.T, driver Driver, offloads Offloads) *subject {
+	t.Helper()
+	h := newMachine(t)
+	d := inside(h, func() (Device, error) {
+		return OpenDevice("tun0", DeviceConfig{Driver: driver, Queues: 2, Offloads: offloads})
+	})
+	h.address("tun0", ourAddress+"/24")
+	must(t, h.LinkSetMTU(h.link("tun0"), 1500))
+	must(t, h.LinkSetUp(h.link("tun0")))
+	return &subject{t: t, device: d, far: newRawFar(h), mtu: 1500, kernel: h}
+}
+
+// TestIntegrationDevicesConform runs every driver on a TUN device of the kernel's.
+func TestIntegrationDevicesConform(t *testing.T) {
+	for _, driver := range Drivers()[1:] {
+		t.Run(string(driver), func(t *testing.T) {
+			open := func(t *testing.T) *subject { return openOn(t, driver, AllOffloads) }
+			conform(t, open)
+			for _, part := range []struct {
+				name string
+				run  func(s *subject)
+			}{
+				{"names", testNames}, {"superpackets", testSuperpackets}, {"MTU", testMTU},
+				{"down and up", testDownUp}, {"removed", testRemoved},
+			} {
+				t.Run(part.name, func(t *testing.T) { part.run(open(t)) })
+			}
+			t.Run("without offloads", func(t *testing.T) {
+				s := openOn(t, driver, 0)
+				if s.device.Offloads() != 0 {
+					t.Errorf("offloads are %s", s.device.Offloads())
+				}
+				testSuperpackets(s)
+			})
+		})
+	}
+}
+
+func testNames(s *subject) {
+	defer s.device.Close()
+	if s.device.Name() != "tun0" {
+		s.t.Errorf("the name is %q", s.device.Name())
+	}
+	want := 2
+	if DriverOf(s.device) == DriverWireGuard {
+		want = 1
+	}
+	if got := len(s.device.Queues()); got != want {
+		s.t.Errorf("%d queues, want %d", got, want)
+	}
+	for _, driver := range Drivers() {
+		before := descriptors(s.t)
+		_, err := s.reopen(driver)
+		if !errors.Is(err, ErrDeviceExists) {
+			s.t.Errorf("a second device of the name, by %s: %v", driver, err)
+		}
+		if after := descriptors(s.t); after != before {
+			s.t.Errorf("the refusal of %s left %d descriptors open", driver, after-before)
+		}
+	}
+	must(s.t, s.device.Close())
+	if _, err := s.kernel.LinkByName("tun0"); !errors.As(err, new(netlink.LinkNotFoundError)) {
+		s.t.Errorf("after Close the interface is there: %v", err)
+	}
+}
+
+func (s *subject) reopen(driver Driver) (d Device, err error) {
+	_ = inside(s.kernel, func() (struct{}, error) {
+		d, err = OpenDevice("tun0", DeviceConfig{Driver: driver, Queues: 2, Offloads: AllOffloads})
+		return struct{}{}, nil
+	})
+	return d, err
+}
+
+// Datagrams that a socket sends in one call come out, and go back in, whether
+// together or one by one. None is lost or cut differently.
+func testSuperpackets(s *subject) {
+	defer s.device.Close()
+	conn := inside(s.kernel, func() (*net.UDPConn, error) {
+		c, err := net.Dial("udp4", theirAddress+":9")
+		if err != nil {
+			return nil, err
+		}
+		return c.(*net.UDPConn), nil
+	})
+	defer conn.Close()
+	const size, last, count = 1000, 77, 20
+	if _, _, err := conn.WriteMsgUDP(make([]byte, size*(count-1)+last), controlSegment(size), nil); err != nil {
+		s.t.Fatal(err)
+	}
+	var sizes []int
+	packets := 0
+	for len(sizes) < count {
+		p, o := s.readTest(encap.ProtoUDP)
+		sizes = append(sizes, udpSizes(p, o)...)
+		packets++
+		must(s.t, s.write(o, swapped(p)))
+	}
+	want := append(slices.Repeat([]int{size}, count-1), last)
+	if !slices.Equal(sizes, want) {
+		s.t.Errorf("datagrams of %d came out", sizes)
+	}
+	if together := packets < count; together != s.device.Offloads().Has(OffloadUSO) {
+		s.t.Errorf("%d packets came with offloads %s", packets, s.device.Offloads())
+	}
+	must(s.t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+	for i := range want {
+		n, err := conn.Read(make([]byte, MaxPacket))
+		if err != nil || n != want[i] {
+			s.t.Fatalf("datagram %d came back with %d bytes: %v", i, n, err)
+		}
+	}
+}
+
+func testMTU(s *subject) {
+	defer s.device.Close()
+	for _, mtu := range []int{1280, 9000, 65535} {
+		must(s.t, s.kernel.LinkSetMTU(s.kernel.link("tun0"), mtu))
+		s.roundTrip(mtu)
+		if mtu < MaxPacket {
+			if err := s.far.send(testPacket(mtu + 1)); !errors.Is(err, unix.EMSGSIZE) {
+				s.t.Errorf("a packet beyond the MTU of %d: %v", mtu, err)
+			}
+		}
+	}
+}
+
+func testDownUp(s *subject) {
+	defer s.device.Close()
+	s.roundTrip(100)
+	for range 2 {
+		must(s.t, s.kernel.LinkSetDown(s.kernel.link("tun0")))
+		if err := s.write(Offload{}, swapped(testPacket(100))); err == nil {
+			s.t.Error("a packet was taken while the link was down")
+		}
+		if _, _, err := s.tryRead(time.Millisecond); err != nil && !errors.Is(err, unix.EAGAIN) && !isTimeout(err) {
+			s.t.Errorf("read while the link is down: %v", err)
+		}
+		must(s.t, s.kernel.LinkSetUp(s.kernel.link("tun0")))
+		s.roundTrip(100)
+	}
+}
+
+func isTimeout(err error) bool {
+	var timeout interface{ Timeout() bool }
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// The device is deleted under a router that waits for packets.
+func testRemoved(s *subject) {
+	r, ran := s.route()
+	must(s.t, s.far.send(testPacket(100)))
+	await(s.t, "the router reads", func() bool { return r.Stats().Drops[DropNoRoute] > 0 })
+	must(s.t, s.kernel.LinkDel(s.kernel.link("tun0")))
+	select {
+	case err := <-ran:
+		if !errors.Is(err, ErrDeviceGone) {
+			s.t.Errorf("run: %v, want %v", err, ErrDeviceGone)
+		}
+	case <-time.After(5 * time.Second):
+		s.t.Error("the router didn't notice")
+	}
+	must(s.t, r.Close())
+}
+
+// By default the device is this package's own.
+func TestIntegrationDriverAuto(t *testing.T) {
+	s := openOn(t, "", AllOffloads)
+	defer s.device.Close()
+	if got := DriverOf(s.device); got != DriverNative {
+		t.Errorf("the driver is %s", got)
+	}
+}
+
+// Without multi-queue, as where a sandbox plays the kernel, water has one queue
+// and still no part of a device that is there already.
+func TestIntegrationWaterWithOneQueue(t *testing.T) {
+	h := newMachine(t)
+	before := descriptors(t)
+	d := inside(h, func() (Device, error) { return OpenDevice("tun0", DeviceConfig{Driver: DriverWater}) })
+	if n := len(d.Queues()); n != 1 {
+		t.Errorf("%d queues", n)
+	}
+	tap := h.link("tun0").(*netlink.Tuntap)
+	if tap.Flags&netlink.TUNTAP_MULTI_QUEUE != 0 || !tap.NonPersist {
+		t.Errorf("the interface is %+v", tap)
+	}
+	must(t, d.Close())
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors are left open", after-before)
+	}
+}
