@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/flagenv"
+	"uvxlan/tunnel"
 )
 
 // flannelFlags are flannel's, with its defaults and a value that may be given.
@@ -99,6 +100,19 @@ func TestRepeatedFlags(t *testing.T) {
 	}
 }
 
+func TestDeviceDriverFlag(t *testing.T) {
+	for given, want := range map[string]tunnel.Driver{"": tunnel.DriverAuto, "water": tunnel.DriverWater} {
+		t.Setenv("FLANNELD_DEVICE_DRIVER", given)
+		f, err := parse(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := f.options().Driver; got != want {
+			t.Errorf("%q: the driver is %s, want %s", given, got, want)
+		}
+	}
+}
+
 func TestFlagsRefused(t *testing.T) {
 	const instead = ": leases are in etcd, not in Kubernetes: give -etcd-endpoints instead"
 	for _, c := range []struct {
@@ -116,6 +130,7 @@ func TestFlagsRefused(t *testing.T) {
 		{"-iface-regex=( -iface-regex=eth0", []string{"-iface-regex", "missing closing )"}},
 		{"-subnet-lease-renew-margin=0", []string{"-subnet-lease-renew-margin 0", "from 1 to 1439 minutes"}},
 		{"-subnet-lease-renew-margin=1440", []string{"-subnet-lease-renew-margin 1440", "from 1 to 1439 minutes"}},
+		{"-device-driver=tap", []string{`-device-driver: device driver "tap"`, "auto native wireguard water"}},
 		{"-etcd-certfile=/c", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
 		{"-etcd-keyfile=/k -etcd-cafile=/ca", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
 		{"-subnet-lease-renew-margin=0 -kube-subnet-mgr", []string{"from 1 to 1439", "-kube-subnet-mgr" + instead}},

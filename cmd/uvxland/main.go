@@ -64,6 +64,7 @@ type flags struct {
 	socket      string
 	mustControl bool // the socket's path was given
 	workers     int
+	driver      string
 	sourceCheck bool
 	offload     string
 	noOffload   string
@@ -103,6 +104,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
 	fs.StringVar(&f.socket, "control-socket", control.DefaultSocket, "`path` of the socket for uvxlan status and peers, one for each daemon; empty for none")
 	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, at most 8)")
+	fs.StringVar(&f.driver, "device-driver", string(tunnel.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+tunnel.AllOffloads.String())
@@ -150,6 +152,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	}
 	if _, err := tunnel.ParseOffloads(f.noOffload); err != nil {
 		errs = append(errs, fmt.Errorf("-offload-disable: %w", err))
+	}
+	if _, err := tunnel.ParseDriver(f.driver); err != nil {
+		errs = append(errs, fmt.Errorf("-device-driver: %w", err))
 	}
 	if f.workers < 0 || f.workers > 256 {
 		errs = append(errs, fmt.Errorf("-workers %d: must be from 0 to 256", f.workers))
@@ -201,7 +206,7 @@ func (f *flags) options() daemon.Options {
 	o := daemon.Options{
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
-		Workers: f.workers, AnySource: !f.sourceCheck,
+		Workers: f.workers, Driver: tunnel.Driver(f.driver), AnySource: !f.sourceCheck,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {

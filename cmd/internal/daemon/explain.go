@@ -54,6 +54,7 @@ func explain(err error) error {
 		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},
+		{tunnel.ErrDriverRefused, "leave -device-driver away, or try water"},
 		{tunnel.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
 		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},

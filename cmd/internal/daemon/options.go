@@ -45,9 +45,11 @@ type Options struct {
 	// be opened.
 	ControlSocket string
 	MustControl   bool
-	// Workers is the number of threads that move packets; 0 means one a CPU, at
-	// most 8.
+	// Workers is the number of threads that move packets, where the device has as
+	// many queues; 0 means one a CPU, at most 8.
 	Workers int
+	// Driver is the device's; empty means the first that the kernel allows.
+	Driver tunnel.Driver
 	// AnySource takes packets whatever address they come from.
 	AnySource bool
 	// Offloads are those to use, where the kernel has them; with MustOffload it

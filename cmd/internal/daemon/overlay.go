@@ -40,6 +40,8 @@ type overlay struct {
 	// opened, until a router owns them
 	device   tunnel.Device
 	underlay *tunnel.Underlay
+	driver   tunnel.Driver // the device's
+	workers  int
 
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
@@ -121,14 +123,20 @@ func (v *overlay) acquire() error {
 	if err := v.removeStaleV6(); err != nil {
 		return err
 	}
-	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
-		Address: v.ext.Address, AddressV6: v.ext.AddressV6, Port: v.config.Backend.Port, Workers: v.opts.workers(), Offloads: v.opts.Offloads,
-		Direct: v.direct, Logger: v.log,
+	v.device, err = tunnel.OpenDevice(v.name, tunnel.DeviceConfig{
+		Driver: v.opts.Driver, Queues: v.opts.workers(), Offloads: v.opts.Offloads,
 	})
 	if err != nil {
 		return err
 	}
-	v.device, err = tunnel.OpenDevice(v.name, tunnel.DeviceConfig{Queues: v.opts.workers(), Offloads: v.opts.Offloads})
+	v.driver, v.workers = tunnel.DriverOf(v.device), len(v.device.Queues())
+	if v.driver != tunnel.DriverNative && v.opts.Driver != v.driver {
+		v.log.Warn("this kernel's TUN has no superpackets for us: packets pass slower than they might", "driver", v.driver)
+	}
+	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
+		Address: v.ext.Address, AddressV6: v.ext.AddressV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
+		Direct: v.direct, Logger: v.log,
+	})
 	return err
 }
 
@@ -149,7 +157,7 @@ func (v *overlay) removeStaleV6() error {
 func (v *overlay) checkOffloads() error {
 	missing := v.opts.Offloads &^ (v.device.Offloads() | v.underlay.Offloads())
 	if missing != 0 && v.opts.MustOffload {
-		return fmt.Errorf("-offload=on: this kernel refuses %s", missing)
+		return fmt.Errorf("-offload=on: with device driver %s, this kernel refuses %s", v.driver, missing)
 	}
 	return nil
 }
@@ -212,8 +220,8 @@ func (v *overlay) raise() error {
 		return err
 	}
 	attrs := []any{
-		"name", v.name, "address", link.Addresses[0], "route", v.config.Network,
-		"mtu", v.mtu(), "mac", v.mac.String(), "workers", v.opts.workers(), "offloads", v.router.Offloads().String(),
+		"name", v.name, "address", link.Addresses[0], "route", v.config.Network, "mtu", v.mtu(), "mac", v.mac.String(),
+		"driver", v.driver, "workers", v.workers, "offloads", v.router.Offloads().String(),
 	}
 	if v.own.IPv6Subnet.IsValid() {
 		attrs = append(attrs, "ipv6_address", v.own.IPv6Subnet.Addr(), "ipv6_route", v.config.IPv6Network)
