@@ -35,8 +35,8 @@ var variants = []variant{
 	{"uvxlan-route", "uvxland, the other host on-link: by kernel routes (DirectMode route)", routeConfig, "", nil},
 	{"uvxlan-host-gw", "uvxland, backend host-gw: kernel routes and no device", hostGWConfig, "", nil},
 	{"uvxlan-off", "uvxland, a packet at a time (-offload=off)", vxlanConfig, "offload", []string{"-offload=off"}},
-	{"uvxlan-wireguard", "uvxland on wireguard-go's tun", vxlanConfig, "device-driver", []string{"-device-driver=wireguard"}},
-	{"uvxlan-water", "uvxland on songgao/water", vxlanConfig, "device-driver", []string{"-device-driver=water"}},
+	{"uvxlan-wireguard", "uvxland on wireguard-go's tun (-device-driver=wireguard)", vxlanConfig, "device-driver", []string{"-device-driver=wireguard"}},
+	{"uvxlan-water", "uvxland on songgao/water (-device-driver=water)", vxlanConfig, "device-driver", []string{"-device-driver=water"}},
 }
 
 func init() {
