@@ -76,8 +76,9 @@ func (c *cleaner) clean() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(c.routes(), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6), c.firewall(), c.device(state.Device),
-		c.sysctls(state.Sysctls), c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket))
+	err = errors.Join(c.routes(state.Networks), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6),
+		c.firewall(state.Networks), c.device(state.Device), c.sysctls(state.Sysctls),
+		c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket))
 	if err != nil {
 		return err
 	}
@@ -131,14 +132,19 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// routes removes those that a daemon's peers had, which stay when it is killed.
-// The network's own goes with the device.
-func (c *cleaner) routes() error {
+// routes removes those that a daemon's peers had, which stay when it is killed:
+// into its networks, or all daemons' if those aren't known. The network's own goes
+// with the device.
+func (c *cleaner) routes(of []hoststate.Network) error {
 	list := kroute.RemoveLeftover
 	if c.dry {
 		list = kroute.Leftover
 	}
-	routes, err := list(tunnel.RouteProtocol)
+	var networks []netip.Prefix
+	for _, n := range of {
+		networks = append(networks, n.Network)
+	}
+	routes, err := list(tunnel.RouteProtocol, networks...)
 	for _, r := range routes {
 		c.note(fmt.Sprintf("route %s via %s dev %s", r.Subnet, r.Via, deviceName(r.Link)))
 	}
@@ -157,14 +163,18 @@ func (c *cleaner) blackhole(subnet netip.Prefix) error {
 	})
 }
 
-// firewall removes our chains and tables. Another daemon that has rules in them
-// puts them back.
-func (c *cleaner) firewall() error {
+// firewall removes the networks' rules, or if those aren't known our chains and
+// tables as a whole. Another daemon that has rules in them puts them back.
+func (c *cleaner) firewall(of []hoststate.Network) error {
 	list := firewall.Remove
 	if c.dry {
 		list = firewall.Leftover
 	}
-	found, err := list()
+	var policies []firewall.Policy
+	for _, n := range of {
+		policies = append(policies, firewall.Policy{Network: n.Network, Subnet: n.Subnet})
+	}
+	found, err := list(policies...)
 	for _, what := range found {
 		c.note(what)
 	}

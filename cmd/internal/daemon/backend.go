@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
@@ -48,6 +49,14 @@ func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, e
 		return openGateway(o, c, ext)
 	}
 	return openOverlay(o, c, ext)
+}
+
+// networks are those of the containers, one of each family that is enabled.
+func networks(c *lease.Config) []netip.Prefix {
+	if c.EnableIPv6 {
+		return []netip.Prefix{c.Network, c.IPv6Network}
+	}
+	return []netip.Prefix{c.Network}
 }
 
 // errLoading is a backend's fault until the first snapshot of leases is in force.

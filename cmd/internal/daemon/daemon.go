@@ -124,6 +124,9 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 		return err
 	}
 	o.Logger.Info("lease", append(subnetsOf(own), "expires", own.Expires)...)
+	if err := recordNetworks(o, config, own); err != nil {
+		return err
+	}
 	if err := network.start(own); err != nil {
 		return err
 	}

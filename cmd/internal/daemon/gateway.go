@@ -37,7 +37,9 @@ func openGateway(o Options, c *lease.Config, ext extiface.Interface) (*gateway, 
 		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so leave -public-ipv6 away",
 			ext.PublicIPv6, ext.Name, ext.AddressV6)
 	}
-	routes, err := tunnel.OpenGateway(tunnel.GatewayConfig{Link: ext.Name, IPv6: c.EnableIPv6, Logger: o.Logger})
+	routes, err := tunnel.OpenGateway(tunnel.GatewayConfig{
+		Link: ext.Name, Networks: networks(c), IPv6: c.EnableIPv6, Logger: o.Logger,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -31,8 +31,8 @@ type overlay struct {
 	inner  encap.InnerMTU
 	direct tunnel.DirectMode
 
-	mac    encap.MAC         // before start: the one to propose
-	filter *hoststate.Sysctl // changed, until close
+	mac    encap.MAC // before start: the one to propose
+	filter reverseFilter
 	own    lease.Lease
 
 	changes changeLog
@@ -65,6 +65,7 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, 
 		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
 		inner:  inner,
 		direct: directMode(c.Backend),
+		filter: reverseFilter{log: o.Logger, stateDir: o.StateDir, iface: ext.Name},
 		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading, changes: changeLog{log: o.Logger},
 	}
 	// Busy workers must leave the rest of the daemon room to run.
@@ -164,10 +165,7 @@ func (v *overlay) checkOffloads() error {
 
 // link is what the interface needs; without addresses before there is a lease.
 func (v *overlay) link() tunnel.LinkConfig {
-	c := tunnel.LinkConfig{Networks: []netip.Prefix{v.config.Network}, MTU: v.inner}
-	if v.config.EnableIPv6 {
-		c.Networks = append(c.Networks, v.config.IPv6Network)
-	}
+	c := tunnel.LinkConfig{Networks: networks(v.config), MTU: v.inner}
 	if v.own.Subnet.IsValid() {
 		c.Addresses = []netip.Addr{v.own.Subnet.Addr()}
 	}
@@ -236,7 +234,7 @@ func (v *overlay) raise() error {
 // VXLAN is let in.
 func (v *overlay) settleRoutes() error {
 	if v.direct != tunnel.DirectRoute {
-		stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol)
+		stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol, v.config.Network)
 		if err != nil {
 			return fmt.Errorf("remove an earlier run's routes: %w", err)
 		}
@@ -244,14 +242,8 @@ func (v *overlay) settleRoutes() error {
 			v.log.Info("removed an earlier run's routes", "count", len(stale))
 		}
 	}
-	if v.direct != tunnel.DirectSocket || v.filter != nil {
-		return nil
-	}
-	var err error
-	if v.filter, err = loosenReversePath(v.opts.StateDir, v.ext.Name); err != nil {
-		v.log.Warn("if the reverse-path filter is strict, packets of on-link peers are dropped", "error", err)
-	} else if v.filter != nil {
-		v.log.Info("loosened the reverse-path filter, for packets that come without VXLAN", "sysctl", v.filter.Path, "value", v.filter.Set)
+	if v.direct == tunnel.DirectSocket {
+		v.filter.loosen()
 	}
 	return nil
 }

@@ -26,6 +26,9 @@ func (v *overlay) run(ctx context.Context, ready func() error) error {
 		v.setDown(nil)
 		err = ready()
 	}
+	if err == nil && v.direct == tunnel.DirectSocket {
+		defer v.filter.follow(ctx)()
+	}
 	for err == nil && ctx.Err() == nil {
 		since := time.Now()
 		err = v.router.Run(ctx)

@@ -37,6 +37,8 @@ type State struct {
 	Device string `json:"device,omitempty"`
 	// Sysctls are those that were changed.
 	Sysctls []Sysctl `json:"sysctls,omitempty"`
+	// Networks are those that the host's kernel routes and firewall rules are for.
+	Networks []Network `json:"networks,omitempty"`
 	// Blackhole is the subnet that has a blackhole route.
 	Blackhole netip.Prefix `json:"blackhole,omitzero"`
 	// BlackholeV6 is the IPv6 subnet that has one.
@@ -47,6 +49,13 @@ type State struct {
 
 	// unknown are a newer version's fields.
 	unknown map[string]json.RawMessage
+}
+
+// Network is an overlay network, of one address family, and the host's part of
+// it.
+type Network struct {
+	Network netip.Prefix `json:"network"`
+	Subnet  netip.Prefix `json:"subnet"`
 }
 
 // Load reads the manifest of the state directory, the zero State if there is
@@ -119,7 +128,7 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "device", "sysctls", "blackhole", "blackholeV6", "controlSocket"} {
+	for _, name := range []string{"subnetFile", "device", "sysctls", "networks", "blackhole", "blackholeV6", "controlSocket"} {
 		delete(s.unknown, name)
 	}
 	return nil
