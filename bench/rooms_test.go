@@ -23,6 +23,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		{"tunnel", []string{"encap", "lease", "tunnel/internal/wake", "tunnel/kroute", "tunnel/nexthop"}, true},
 		{"tunnel/kroute", nil, true},
 		{"tunnel/netnstest", nil, true},
+		{"tunnel/tunnelprom", []string{"tunnel", "encap", "lease", "tunnel/internal/wake", "tunnel/kroute", "tunnel/nexthop"}, true},
+		{"tunnel/tunneltest", []string{"tunnel", "encap", "lease", "tunnel/internal/wake", "tunnel/kroute", "tunnel/nexthop"}, true},
 		{"tunnel/internal/wake", nil, true},
 		{"tunnel/nexthop", []string{"encap", "tunnel/internal/wake"}, true},
 	} {

@@ -26,9 +26,13 @@ func (v *overlay) state() (*tunnel.Router, error) {
 // describe tells of the device, the peers and the traffic.
 func (v *overlay) describe(s *control.Status) {
 	s.Device = v.name
-	router, _ := v.state()
-	stats := router.Stats()
+	stats := v.stats()
 	s.Peers, s.Traffic = stats.Peers, trafficOf(stats)
+}
+
+func (v *overlay) stats() tunnel.Stats {
+	router, _ := v.state()
+	return router.Stats()
 }
 
 func (v *overlay) peers() []control.Peer {

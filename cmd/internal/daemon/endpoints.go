@@ -22,7 +22,7 @@ type endpoints struct {
 
 // openEndpoints starts answering on the health port and the control socket, as
 // far as the options want them.
-func openEndpoints(ctx context.Context, o Options, s control.Source) (*endpoints, error) {
+func openEndpoints(ctx context.Context, o Options, s metrics.Source) (*endpoints, error) {
 	e := &endpoints{opts: o}
 	if err := e.openHealth(ctx, s); err != nil {
 		return nil, err
@@ -34,7 +34,7 @@ func openEndpoints(ctx context.Context, o Options, s control.Source) (*endpoints
 	return e, nil
 }
 
-func (e *endpoints) openHealth(ctx context.Context, s control.Source) error {
+func (e *endpoints) openHealth(ctx context.Context, s metrics.Source) error {
 	if e.opts.Health.Port() == 0 {
 		return nil
 	}

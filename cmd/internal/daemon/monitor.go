@@ -10,6 +10,7 @@ import (
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/metrics"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/encap"
 	"uvxlan/lease"
@@ -33,7 +34,7 @@ type monitor struct {
 	stopping bool
 }
 
-var _ control.Source = (*monitor)(nil)
+var _ metrics.Source = (*monitor)(nil)
 
 func newMonitor() *monitor { return &monitor{started: time.Now(), isReady: make(chan struct{})} }
 
@@ -122,6 +123,15 @@ func (m *monitor) Peers() []control.Peer {
 		return n.peers()
 	}
 	return nil
+}
+
+// Stats implements [metrics.Source]; host-gw has no router.
+func (m *monitor) Stats() (s tunnel.Stats, ok bool) {
+	n, ok := m.parts().network.(interface{ stats() tunnel.Stats })
+	if !ok {
+		return tunnel.Stats{}, false
+	}
+	return n.stats(), true
 }
 
 // judge says whether the host's containers are connected. An etcd that is away

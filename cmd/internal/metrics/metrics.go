@@ -11,7 +11,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"uvxlan/cmd/internal/control"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/tunnelprom"
 )
+
+// Source says how a daemon is and what its router has counted. Its methods may be
+// called at any time, from any goroutine.
+type Source interface {
+	control.Source
+	// Stats is the router's; ok is false while there is none.
+	Stats() (s tunnel.Stats, ok bool)
+}
 
 // MaxPeers bounds the series of single peers: with more of them,
 // uvxlan_peer_direct is left away as a whole, and uvxlan_peers_by_path alone
@@ -20,7 +30,7 @@ const MaxPeers = 1000
 
 // Handler answers scrapes with the state of s, and with the Go runtime's and
 // the process's own metrics.
-func Handler(s control.Source) http.Handler {
+func Handler(s Source) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(New(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
@@ -28,10 +38,10 @@ func Handler(s control.Source) http.Handler {
 
 // Collector is a daemon's state as metrics. What isn't known at the moment,
 // such as the age of a watch that is down, has no value then.
-type Collector struct{ source control.Source }
+type Collector struct{ source Source }
 
 // New returns a collector of the state of s.
-func New(s control.Source) *Collector { return &Collector{s} }
+func New(s Source) *Collector { return &Collector{s} }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("uvxlan_"+name, help, labels, nil)
@@ -41,9 +51,6 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 type descs struct {
 	info, ready, start                             *prometheus.Desc
 	peers, byPath, direct                          *prometheus.Desc
-	packets, bytes, datagrams, messages, batches   *prometheus.Desc
-	directPackets, fallbacks, answers, drops       *prometheus.Desc
-	offload                                        *prometheus.Desc
 	expiry, renewed                                *prometheus.Desc
 	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
 }
@@ -57,17 +64,6 @@ func describe() *descs {
 		peers:  desc("peers", "Other hosts' subnets."),
 		byPath: desc("peers_by_path", "Other hosts' subnets by the way to them.", "path"),
 		direct: desc("peer_direct", "Whether packets to a peer go without VXLAN, and by which link; absent with more than 1000 peers.", "subnet", "link"),
-
-		packets:       desc("packets_total", "IP packets that passed the device, a superpacket as one; tx is from the containers.", "direction"),
-		bytes:         desc("bytes_total", "Bytes of those packets.", "direction"),
-		datagrams:     desc("datagrams_total", "VXLAN frames on the wire.", "direction"),
-		messages:      desc("messages_total", "Messages to or from the sockets, each of one or more frames.", "direction"),
-		batches:       desc("batches_total", "Rounds in which a worker moved something.", "direction"),
-		directPackets: desc("direct_packets_total", "Packets sent without VXLAN by a packet socket."),
-		fallbacks:     desc("offload_fallbacks_total", "Superpackets that the kernel refused and that were passed on one by one."),
-		answers:       desc("answers_total", "ARP replies, neighbour advertisements and ICMP errors sent to the containers."),
-		drops:         desc("drops_total", "Dropped packets.", "reason"),
-		offload:       desc("offload_enabled", "Whether a way to move many packets at once is in use.", "offload"),
 
 		expiry:  desc("lease_expiry_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
 		renewed: desc("lease_renewed_seconds", "When the host's lease was last taken or renewed, in Unix time."),
@@ -83,8 +79,7 @@ func describe() *descs {
 // all lists the metrics.
 func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
-		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.packets, d.bytes, d.datagrams, d.messages, d.batches,
-		d.directPackets, d.fallbacks, d.answers, d.drops, d.offload, d.expiry, d.renewed,
+		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.expiry, d.renewed,
 		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt,
 	}
 }
@@ -94,6 +89,7 @@ func (*Collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range describe().all() {
 		to <- d
 	}
+	counted{}.collector().Describe(to)
 }
 
 // Collect implements [prometheus.Collector].
@@ -103,11 +99,12 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	e.gauge(d.info, 1, s.Version, s.Model)
 	e.gauge(d.ready, number(s.Ready))
 	e.moment(d.start, s.Started)
-	e.gauge(d.peers, float64(s.Peers))
-	e.paths(d, c.source.Peers())
-	if s.Traffic != nil {
-		e.traffic(d, s.Traffic)
+	if stats, ok := c.source.Stats(); ok {
+		counted{stats}.collector().Collect(to)
+	} else {
+		e.gauge(d.peers, float64(s.Peers))
 	}
+	e.paths(d, c.source.Peers())
 	if s.Lease != nil {
 		e.moment(d.expiry, s.Lease.Expires)
 		e.moment(d.renewed, s.Lease.Renewed)
@@ -120,6 +117,15 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	}
 	e.moment(d.heardAt, s.Watch.Heard)
 }
+
+// counted is what a router has counted at a moment: the daemon's has another in
+// its place when the device was made again.
+type counted struct{ stats tunnel.Stats }
+
+// Stats implements [tunnelprom.Source].
+func (c counted) Stats() tunnel.Stats { return c.stats }
+
+func (c counted) collector() *tunnelprom.Collector { return tunnelprom.New(c, nil) }
 
 // emitter passes values on.
 type emitter struct{ to chan<- prometheus.Metric }
@@ -152,25 +158,6 @@ func (e emitter) paths(d *descs, peers []control.Peer) {
 	}
 	for _, p := range peers {
 		e.gauge(d.direct, number(p.Path == control.PathDirect), p.Subnet.String(), p.Link)
-	}
-}
-
-func (e emitter) traffic(d *descs, t *control.Traffic) {
-	for direction, n := range map[string]control.Direction{"tx": t.Sent, "rx": t.Received} {
-		e.counter(d.packets, n.Packets, direction)
-		e.counter(d.bytes, n.Bytes, direction)
-		e.counter(d.datagrams, n.Datagrams, direction)
-		e.counter(d.messages, n.Messages, direction)
-		e.counter(d.batches, n.Batches, direction)
-	}
-	e.counter(d.directPackets, t.Direct)
-	e.counter(d.fallbacks, t.Fallbacks)
-	e.counter(d.answers, t.Answers)
-	for reason, n := range t.Drops {
-		e.counter(d.drops, n, reason)
-	}
-	for name, on := range t.Offloads {
-		e.gauge(d.offload, number(on), name)
 	}
 }
 

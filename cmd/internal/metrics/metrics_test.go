@@ -11,17 +11,26 @@ import (
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/metrics"
+	"uvxlan/tunnel"
 )
 
 type source struct {
 	status control.Status
 	peers  []control.Peer
+	stats  *tunnel.Stats
 }
 
 func (s source) Status() control.Status { return s.status }
 func (s source) Peers() []control.Peer  { return s.peers }
 
-func scrape(t *testing.T, s control.Source) string {
+func (s source) Stats() (tunnel.Stats, bool) {
+	if s.stats == nil {
+		return tunnel.Stats{}, false
+	}
+	return *s.stats, true
+}
+
+func scrape(t *testing.T, s metrics.Source) string {
 	t.Helper()
 	w := httptest.NewRecorder()
 	metrics.Handler(s).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
@@ -61,15 +70,15 @@ func full() source {
 			Lease: &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
 			Etcd:  control.Etcd{Up: true, Errors: 7, Skipped: 2},
 			Watch: control.Watch{Alive: true, Since: now.Add(-90 * time.Second), Heard: now.Add(-time.Second)},
-			Traffic: &control.Traffic{
-				Sent:     control.Direction{Packets: 10, Bytes: 1000, Datagrams: 20, Messages: 5, Batches: 4},
-				Received: control.Direction{Packets: 11, Bytes: 1001, Datagrams: 21, Messages: 6, Batches: 3},
-				Direct:   8, Fallbacks: 9, Answers: 12,
-				Drops: map[string]uint64{"no_route": 3, "send": 0}, Offloads: map[string]bool{"tso": true, "uso": false},
-			},
 		},
 		peers: peers(2),
+		stats: &tunnel.Stats{
+			Peers: 2, Offloads: tunnel.OffloadTSO, TxDirect: 8, Fallbacks: 9, Answers: 12,
+			TxPackets: 10, TxBytes: 1000, TxDatagrams: 20, TxMessages: 5, TxBatches: 4,
+			RxPackets: 11, RxBytes: 1001, RxDatagrams: 21, RxMessages: 6, RxBatches: 3,
+		},
 	}
+	s.stats.Drops[tunnel.DropNoRoute] = 3
 	s.peers[0].Path, s.peers[0].Link = control.PathDirect, "eth0"
 	return s
 }
@@ -101,6 +110,17 @@ func TestMetricsOfADaemonThatStarts(t *testing.T) {
 		if strings.Contains(text, "uvxlan_"+name) {
 			t.Errorf("there is an uvxlan_%s", name)
 		}
+	}
+}
+
+// Without a router, as with host-gw, the daemon knows how many peers there are.
+func TestMetricsWithoutRouter(t *testing.T) {
+	s := full()
+	s.stats = nil
+	text := scrape(t, s)
+	expect(t, text, "uvxlan_peers 2", `uvxlan_peers_by_path{path="direct"} 1`)
+	if strings.Contains(text, "uvxlan_packets_total") {
+		t.Error("there are packets nobody counts")
 	}
 }
 
