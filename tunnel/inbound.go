@@ -43,7 +43,8 @@ const (
 
 // inbound is the receiving half of a worker.
 type inbound struct {
-	sockets   []receiving // one, or one of each family
+	sockets   []receiving // one, or one of each family; in places
+	places    [families]receiving
 	queue     Queue
 	table     *peerTable
 	local     *local
@@ -79,6 +80,7 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, l *local, to
 		coalescer: encap.NewCoalescer(c.MTU),
 		bufs:      packetMemory(rxBatch * rxStride),
 	}
+	in.sockets = in.places[:0] // apart from what other workers write
 	in.coalescer.SetTCP(granted.Has(OffloadTCP))
 	in.coalescer.SetUDP(granted.Has(OffloadUDP))
 	for i := range in.msgs {

@@ -40,24 +40,31 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 	}
 	w := &worker{waker: waker}
 	q, l := dev.Queues()[i], newLocal(c)
-	w.in = newInbound(c, q, dev.Offloads(), t, l, &w.total)
-	var senders [families][]*sender
-	for f := range families {
-		s, v6 := u.sockets[f], f == ipv6
-		if s == nil {
-			continue
-		}
-		for _, fd := range s.tx[i] {
-			senders[f] = append(senders[f], newSender(fd, v6, u.offloads.Has(OffloadGSO)))
-		}
-		w.in.listen(f, s.rx[i], newSender(s.tx[i][0], v6, false))
-	}
 	var d *direct
 	if u.direct != nil {
 		d = newDirect(u.direct[i], dev.Offloads().Has(OffloadUDP), c.MTU)
 	}
-	w.out = newOutbound(q, t, senders, d, l, &w.total)
+	w.out = newOutbound(q, t, newSenders(u, i), d, l, &w.total)
+	w.in = newInbound(c, q, dev.Offloads(), t, l, &w.total)
+	for f, s := range u.sockets {
+		if s != nil {
+			w.in.listen(family(f), s.rx[i], newSender(s.tx[i][0], family(f) == ipv6, false))
+		}
+	}
 	return w, nil
+}
+
+// newSenders makes worker i's pools of the families that there are.
+func newSenders(u *Underlay, i int) (pools [families][]*sender) {
+	for f, s := range u.sockets {
+		if s == nil {
+			continue
+		}
+		for _, fd := range s.tx[i] {
+			pools[f] = append(pools[f], newSender(fd, family(f) == ipv6, u.offloads.Has(OffloadGSO)))
+		}
+	}
+	return pools
 }
 
 // linger is how long after its last packet a worker only gives way to other
@@ -76,11 +83,11 @@ func (w *worker) run() error {
 	defer runtime.UnlockOSThread()
 	fds := []unix.PollFd{
 		{Fd: int32(w.waker.FD), Events: unix.POLLIN},
-		{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN},
 	}
 	for _, s := range w.in.sockets {
 		fds = append(fds, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN})
 	}
+	fds = append(fds, unix.PollFd{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN})
 	for last := time.Now(); !w.stop.Load(); {
 		received, err := w.in.drain()
 		if err != nil {
