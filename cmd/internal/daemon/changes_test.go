@@ -22,6 +22,8 @@ func TestChangeLog(t *testing.T) {
 		lines := func(count int, words ...string) {
 			t.Helper()
 			synctest.Wait()
+			c.mu.Lock() // held while the timer's goroutine writes
+			defer c.mu.Unlock()
 			text := out.String()
 			if n := strings.Count(text, "\n"); n != count {
 				t.Errorf("%d lines, want %d:\n%s", n, count, text)
