@@ -89,6 +89,7 @@ func waits(t *testing.T, name string, o etcd.Options, words ...string) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	etcdtest.EachBuild(t, func(t *testing.T, b etcdtest.Build) {
 		ours, theirs := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 		host := etcdtest.RandomHost()
@@ -109,6 +110,7 @@ func TestTLS(t *testing.T) {
 }
 
 func TestTLSWithClientCertificate(t *testing.T) {
+	t.Parallel()
 	etcdtest.EachBuild(t, func(t *testing.T, b etcdtest.Build) {
 		ours, theirs := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 		host := etcdtest.RandomHost()
@@ -126,6 +128,7 @@ func TestTLSWithClientCertificate(t *testing.T) {
 }
 
 func TestCertificateOfAnotherName(t *testing.T) {
+	t.Parallel()
 	etcdtest.EachBuild(t, func(t *testing.T, b etcdtest.Build) {
 		ours, host := etcdtest.NewAuthority(t), etcdtest.RandomHost()
 		server := ours.Issue("etcd", "etcd.example.com")
@@ -138,6 +141,7 @@ func TestCertificateOfAnotherName(t *testing.T) {
 // A certificate that is out of date may be renewed, or the clock be wrong as
 // that of a board without a battery is at first.
 func TestExpiredCertificate(t *testing.T) {
+	t.Parallel()
 	ours, host := etcdtest.NewAuthority(t), etcdtest.RandomHost()
 	server := ours.IssueExpired("etcd", host)
 	c := etcdtest.StartCluster(t, host, etcdtest.Options{Build: etcdtest.Embedded(), TLS: &server})
@@ -146,6 +150,7 @@ func TestExpiredCertificate(t *testing.T) {
 }
 
 func TestPlain(t *testing.T) {
+	t.Parallel()
 	etcdtest.EachBuild(t, func(t *testing.T, b etcdtest.Build) {
 		host := etcdtest.RandomHost()
 		c := etcdtest.StartCluster(t, host, etcdtest.Options{Build: b})
@@ -163,6 +168,7 @@ func TestPlain(t *testing.T) {
 }
 
 func TestUsers(t *testing.T) {
+	t.Parallel()
 	etcdtest.EachBuild(t, func(t *testing.T, b etcdtest.Build) {
 		c := etcdtest.StartCluster(t, etcdtest.RandomHost(), etcdtest.Options{Build: b})
 		etcdtest.EnableAuth(t, c.Admin(t, nil, ""),

@@ -61,8 +61,8 @@ func blackHole(t *testing.T) string {
 	}
 }
 
-// A dead endpoint, whether it refuses or says nothing, delays the start by less
-// than a second, wherever it stands in the list and with or without a password.
+// A dead endpoint, whether it refuses or says nothing, doesn't delay the start,
+// wherever it stands in the list: that would take 5 s.
 func TestDeadEndpoints(t *testing.T) {
 	c := etcdtest.StartCluster(t, etcdtest.RandomHost(), etcdtest.Options{Build: etcdtest.Embedded()})
 	etcdtest.EnableAuth(t, c.Admin(t, nil, ""))
@@ -73,7 +73,7 @@ func TestDeadEndpoints(t *testing.T) {
 		for _, call := range []string{"first", "second", "third"} {
 			begin := time.Now()
 			_, _, err := r.List(t.Context())
-			if took := time.Since(begin); err != nil || took > time.Second {
+			if took := time.Since(begin); err != nil || took > 3*time.Second {
 				t.Errorf("%v: the %s call took %s, %v", endpoints, call, took, err)
 			}
 		}

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	etcdtest.Main()
 	flag.Parse()
 	// They wait, for servers and timeouts, more than they compute.
-	_ = flag.Set("test.parallel", "16")
+	_ = flag.Set("test.parallel", "10")
 	goleak.VerifyTestMain(m)
 }
 

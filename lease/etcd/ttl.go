@@ -2,8 +2,10 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -12,13 +14,19 @@ import (
 const cleanupTimeout = 2 * time.Second
 
 // alive extends an etcd lease and reports whether it lives on and has the
-// wanted length.
-func alive(ctx context.Context, c *clientv3.Client, id int64, ttl time.Duration) bool {
+// wanted length. With an error nobody knows.
+func alive(ctx context.Context, c *clientv3.Client, id int64, ttl time.Duration) (bool, error) {
 	if id == 0 {
-		return false
+		return false, nil
 	}
 	resp, err := c.KeepAliveOnce(ctx, clientv3.LeaseID(id))
-	return err == nil && resp.TTL == seconds(ttl)
+	switch {
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return resp.TTL == seconds(ttl), nil
 }
 
 // drop revokes an etcd lease unless some other entry hangs on it.

@@ -58,7 +58,9 @@ func (r *Registry) Renew(ctx context.Context, l lease.Lease, ttl time.Duration) 
 		if l.Permanent {
 			return nil
 		}
-		if alive(ctx, c, l.ID, ttl) {
+		if lives, err := alive(ctx, c, l.ID, ttl); err != nil {
+			return err
+		} else if lives {
 			l.Expires = time.Now().Add(ttl)
 			return nil
 		}
@@ -89,7 +91,11 @@ func (r *Registry) unchanged(l lease.Lease) clientv3.Cmp {
 
 func (r *Registry) replace(ctx context.Context, c *clientv3.Client, l lease.Lease, ttl time.Duration) (lease.Lease, error) {
 	old := l.ID
-	if l.Permanent || !alive(ctx, c, old, ttl) {
+	if l.Permanent {
+		l.ID = 0
+	} else if lives, err := alive(ctx, c, old, ttl); err != nil {
+		return l, err
+	} else if !lives {
 		l.ID = 0
 	}
 	l, err := r.put(ctx, c, l, ttl, r.unchanged(l), lease.ErrConflict)

@@ -58,6 +58,7 @@ type file struct {
 	Members       string    `json:"initial-cluster"`
 	AuthToken     string    `json:"auth-token,omitempty"`
 	AuthTokenTTL  int       `json:"auth-token-ttl,omitempty"`
+	BcryptCost    int       `json:"bcrypt-cost"`
 	Logger        string    `json:"logger"`
 	Security      *security `json:"client-transport-security,omitempty"`
 }
@@ -122,6 +123,7 @@ func (m *Member) write(o Options, f file) {
 	m.tb.Helper()
 	f.Dir, f.ListenClient, f.Advertise = filepath.Join(m.dir, "data"), m.Endpoint, m.Endpoint
 	f.AuthToken, f.AuthTokenTTL, f.Logger = o.AuthToken, o.AuthTokenTTL, "zap"
+	f.BcryptCost = 4 // the least: what it protects is the tests' own
 	if o.TLS != nil {
 		f.Security = &security{o.TLS.CertFile, o.TLS.KeyFile, o.ClientCA != "", o.ClientCA}
 	}
