@@ -2,6 +2,7 @@ package scale
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -22,12 +23,27 @@ const (
 	extras           = 1000 // leases that come and go
 )
 
-// What happens beside the traffic, in turns.
-var besides = []string{"quiet", "elsewhere", "changes"}
+// beside is what happens beside the traffic.
+type beside struct {
+	name, what string
+	store      func(*changed) *store // whose leases change, if any
+	plain      bool                  // etcd's own client watches them, once for each host
+}
 
-// churn measures what changes cost the traffic: one TCP stream with nothing
-// else, with as many changes of another network, which cost etcd and its client
-// the same, and with changes of this one.
+// besides take turns. All hosts, etcd and the program that makes the changes are
+// on the same CPUs, so that what they cost is part of what there is to compare
+// with.
+var besides = []beside{
+	{name: "quiet", what: "nothing changes"},
+	{name: "elsewhere", what: "another network changes", store: func(c *changed) *store { return c.elsewhere }},
+	{name: "watched", what: "another network changes, plain etcd clients watch", store: func(c *changed) *store { return c.elsewhere }, plain: true},
+	{name: "changes", what: "this network changes", store: func(c *changed) *store { return c.here }},
+}
+
+// changed is the leases that change.
+type changed struct{ here, elsewhere *store }
+
+// churn measures what changes cost the traffic of one TCP stream.
 func (r *run) churn(ctx context.Context) error {
 	if err := r.fill(ctx, many); err != nil {
 		return err
@@ -39,7 +55,7 @@ func (r *run) churn(ctx context.Context) error {
 	// The second host's daemon sees the first one's lease, too.
 	err := r.with(ctx, r.from, many, func(from *daemon) error {
 		return r.with(ctx, r.to, many+1, func(to *daemon) error {
-			return r.compare(ctx, []*daemon{from, to}, map[string]*store{"elsewhere": elsewhere, "changes": r.leases})
+			return r.compare(ctx, []*daemon{from, to}, &changed{r.leases, elsewhere})
 		})
 	})
 	if err != nil {
@@ -61,34 +77,41 @@ type outcome struct {
 	cpu     time.Duration
 }
 
-func (r *run) compare(ctx context.Context, daemons []*daemon, stores map[string]*store) error {
+func (r *run) compare(ctx context.Context, daemons []*daemon, leases *changed) error {
 	limited, cancel := context.WithTimeout(ctx, readiness)
 	defer cancel()
 	if _, err := cluster.Reach(limited, r.from.Container.Node, r.to.Container, lab.DefaultContainerMTU); err != nil {
 		return err
 	}
-	if err := r.cost(ctx, daemons, stores["changes"]); err != nil {
+	if err := r.cost(ctx, daemons, leases.here); err != nil {
 		return err
 	}
 	all := map[string]*outcome{}
-	for _, kind := range besides {
-		all[kind] = &outcome{}
+	for _, b := range besides {
+		all[b.name] = &outcome{}
 	}
 	for range max(1, int(r.Churn/segment)) {
-		for _, kind := range besides {
-			if err := r.segment(ctx, daemons, stores[kind], all[kind]); err != nil {
+		for _, b := range besides {
+			o := all[b.name]
+			if err := r.segment(ctx, daemons, leases, b, o); err != nil {
 				return err
 			}
-			o := all[kind]
-			fmt.Fprintf(r.Log, "%-10s %.2f Gbit/s\n", kind, o.rates[len(o.rates)-1])
+			fmt.Fprintf(r.Log, "%-10s %.2f Gbit/s\n", b.name, o.rates[len(o.rates)-1])
 		}
 	}
 	r.judge(all)
 	return nil
 }
 
-// segment runs iperf3 once, beside changes of the store if there is one.
-func (r *run) segment(ctx context.Context, daemons []*daemon, s *store, o *outcome) error {
+// segment runs iperf3 once, beside what b says.
+func (r *run) segment(ctx context.Context, daemons []*daemon, leases *changed, b beside, o *outcome) error {
+	if b.plain {
+		stop, err := r.watchPlainly(ctx, b.store(leases), len(daemons))
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	before, err := usedBy(daemons)
 	if err != nil {
 		return err
@@ -97,18 +120,40 @@ func (r *run) segment(ctx context.Context, daemons []*daemon, s *store, o *outco
 	defer stop()
 	var wg sync.WaitGroup
 	var failure error
-	if s != nil {
-		wg.Go(func() { failure = s.change(changing, &o.changes) })
+	if b.store != nil {
+		wg.Go(func() { failure = b.store(leases).change(changing, &o.changes) })
 	}
 	result, err := iperf.Test{Server: r.to.Container.Node, Client: r.from.Container.Node, To: r.to.Container.Address, Duration: segment}.Run(ctx)
 	stop()
 	wg.Wait()
-	if err != nil || failure != nil {
-		return fmt.Errorf("traffic: %w, changes: %w", err, failure)
+	if err := errors.Join(err, failure); err != nil {
+		return err
 	}
 	after, err := usedBy(daemons)
 	o.rates, o.cpu = append(o.rates, result.BitsPerSecond/1e9), o.cpu+after-before
 	return err
+}
+
+// watchPlainly follows a store by so many clients of etcd's own, each with its
+// connection, until stop.
+func (r *run) watchPlainly(ctx context.Context, s *store, n int) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	stop = func() { cancel(); wg.Wait() }
+	for range n {
+		c, err := openStore(r.Endpoint, r.from, s.prefix)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		events := c.client.Watch(ctx, s.prefix+"/subnets/", clientv3.WithPrefix())
+		wg.Go(func() {
+			defer c.close()
+			for range events {
+			}
+		})
+	}
+	return stop, nil
 }
 
 // cost measures the CPU time of a daemon for each change, without traffic.
@@ -202,27 +247,26 @@ func (s *store) schedule(ctx context.Context, id clientv3.LeaseID, todo chan<- c
 
 // judge compares the kinds of segments, each with those before it in its turn.
 func (r *run) judge(all map[string]*outcome) {
-	changes, elsewhere, quiet := all["changes"], all["elsewhere"], all["quiet"]
+	changes := all["changes"]
 	seconds := float64(len(changes.rates)) * segment.Seconds()
-	for _, kind := range besides {
-		o := all[kind]
+	for _, b := range besides {
+		o := all[b.name]
 		r.table.add(Row{
-			What:  fmt.Sprintf("%d peers, one TCP stream, %s", many, map[string]string{"quiet": "nothing changes", "elsewhere": "another network changes", "changes": "this network changes"}[kind]),
+			What:  fmt.Sprintf("%d peers, one TCP stream, %s", many, b.what),
 			Value: fmt.Sprintf("%.2f Gbit/s", median(o.rates)),
 			Range: fmt.Sprintf("%.0f changes/s, daemons' CPU %.2f", float64(o.changes)/seconds, o.cpu.Seconds()/seconds),
 		})
 	}
 	for _, c := range []struct {
-		what string
-		base *outcome
-		goal string
+		what, base, goal string
 	}{
-		{"changes of another network", elsewhere, "within 10 %"},
-		{"no changes, with etcd's and its client's own cost on the same CPUs", quiet, ""},
+		{"changes of another network", "elsewhere", "within 10 %"},
+		{"changes of another network that plain etcd clients watch", "watched", ""},
+		{"no changes, and nothing for etcd to do", "quiet", ""},
 	} {
 		ratios := make([]float64, len(changes.rates))
 		for i, rate := range changes.rates {
-			ratios[i] = rate / c.base.rates[i]
+			ratios[i] = rate / all[c.base].rates[i]
 		}
 		m := median(ratios)
 		r.table.add(Row{What: "throughput with changes to that with " + c.what, Value: fmt.Sprintf("%.2f", m),
