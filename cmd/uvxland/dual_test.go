@@ -474,6 +474,21 @@ func TestIntegrationDualHostGW(t *testing.T) {
 	awaitRoutesV6(t, kb21)
 }
 
+// What host-gw has left of both families goes when the model changes.
+func TestIntegrationDualSwitch(t *testing.T) {
+	w := newDualWorld(t, `{`+dualNetworks+`,"Backend":{"Type":"host-gw"}}`, "kb21", "kb22")
+	daemons := w.start("kb21", "kb22")
+	kb21, kb22 := w.Host("kb21"), w.Host("kb22")
+	w.dualMesh("kb21", "kb22")
+	end(t, unix.SIGTERM, daemons...)
+	awaitRoutesV6(t, kb21, routeToV6(kb22))
+	w.configure(dualConfig)
+	w.start("kb21", "kb22")
+	w.dualMesh("kb21", "kb22")
+	awaitRoutesV6(t, kb21, "fd00:7::/56 dev flannel.1 src fd00:7:0:21::")
+	awaitRoutes(t, kb21, "172.7.0.0/16 dev flannel.1 scope link src "+kb21.Subnet.Addr().String())
+}
+
 // Masquerading, the forward rules and the blackhole route are there for IPv6 as
 // for IPv4, and the cleanup removes them.
 func TestIntegrationDualFirewall(t *testing.T) {

@@ -234,7 +234,7 @@ func (v *overlay) raise() error {
 // VXLAN is let in.
 func (v *overlay) settleRoutes() error {
 	if v.direct != tunnel.DirectRoute {
-		stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol, v.config.Network)
+		stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol, networks(v.config)...)
 		if err != nil {
 			return fmt.Errorf("remove an earlier run's routes: %w", err)
 		}
