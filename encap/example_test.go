@@ -67,3 +67,55 @@ func ExampleOuterMTU_Inner() {
 	fmt.Println(encap.OuterMTU(1500).Inner(false), encap.OuterMTU(1500).Inner(true))
 	// Output: 1450 1430
 }
+
+// A superpacket, as a TUN device hands it over, becomes the packets that it stands
+// for; their payload isn't copied.
+func ExampleSegmenter() {
+	super := append(slices.Clone(goldenTCP4[:40]), make([]byte, 2500)...)
+	encap.IPv4(super).SetTotalLen(len(super))
+
+	var segmenter encap.Segmenter
+	err := segmenter.Start(super, encap.Offload{NeedsChecksum: true, GSO: encap.GSOTCPv4, SegmentSize: 1000})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var header [encap.MaxHeaderLen]byte
+	for {
+		n, payload := segmenter.Next(header[:])
+		if n == 0 {
+			break
+		}
+		packet := slices.Concat(header[:n], payload)
+		state, _, _ := encap.TransportChecksum(packet)
+		fmt.Println(len(packet), binary.BigEndian.Uint32(packet[24:]), state)
+	}
+	// Output:
+	// 1040 16909060 good
+	// 1040 16910060 good
+	// 540 16911060 good
+}
+
+// The packets of a flow that came in one batch are passed on as one.
+func ExampleCoalescer() {
+	coalescer := encap.NewCoalescer(1450)
+	for i := range uint32(3) { // continuing each other by 5 bytes
+		packet := encap.IPv4(slices.Clone(goldenTCP4))
+		binary.BigEndian.PutUint32(packet[24:], 100+5*i)
+		packet[33] = 0x10 // ACK alone
+		packet[36], packet[37] = 0, 0
+		packet.SetID(uint16(i))
+		packet.UpdateChecksum()
+		sum := encap.Checksum(packet.Payload(), packet.PseudoHeaderSum(encap.ProtoTCP, 25))
+		binary.BigEndian.PutUint16(packet[36:], sum)
+		if !coalescer.Add(packet) {
+			fmt.Println("the batch is full")
+		}
+	}
+	for i := range coalescer.Len() {
+		c := coalescer.Packet(i)
+		fmt.Println(c.Packets, c.Len, c.Offload.GSO == encap.GSOTCPv4)
+	}
+	coalescer.Reset()
+	// Output: 3 55 true
+}

@@ -21,7 +21,8 @@ type Attrs struct {
 	BackendData, BackendV6Data json.RawMessage
 }
 
-// VXLANData is the backend data of a vxlan lease.
+// VXLANData is the backend data of a vxlan lease; json.Marshal writes it in
+// flannel's form.
 type VXLANData struct {
 	VNI uint32
 	// VtepMAC is the address that inner frames for the host must carry.

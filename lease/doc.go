@@ -4,4 +4,10 @@
 // rules by which a host gets a subnet, and a [Manager] that takes a lease,
 // renews it and follows everybody else's. Where leases are stored is behind the
 // [Registry] interface; package uvxlan/lease/etcd implements it.
+//
+// A host reads the configuration ([Manager.Config]), takes a lease
+// ([Manager.Acquire]) and keeps it ([Manager.Run]), which reports the other hosts'
+// as [Update] values: just what a router's Apply takes. All three wait while the
+// registry doesn't answer, until their context ends; a lease outlives the process
+// that took it, so that a host gets its subnet again.
 package lease

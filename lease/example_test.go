@@ -2,6 +2,7 @@ package lease_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,6 +20,21 @@ func ExampleParseConfig() {
 	// Output:
 	// 172.7.0.0/16 24 vxlan 4789 <nil>
 	// Network "172.7.0.0/29": must have a prefix of at most /28 to have room for subnets; Backend.Type "udp": must be "vxlan" or "host-gw"
+}
+
+// A lease's key names its subnets, and its value says who has them.
+func ExampleLease_Key() {
+	l := lease.Lease{
+		Subnet: netip.MustParsePrefix("172.7.21.0/24"), IPv6Subnet: netip.MustParsePrefix("fd00:7:21::/64"),
+		Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.21"), BackendType: lease.TypeHostGW},
+	}
+	value, err := json.Marshal(l.Attrs)
+	fmt.Println(l.Key(), string(value), err)
+	v4, v6, err := lease.ParseKey(l.Key())
+	fmt.Println(v4, v6, err)
+	// Output:
+	// 172.7.21.0-24&fd00:7:21::-64 {"PublicIP":"192.168.14.21","PublicIPv6":null,"BackendType":"host-gw"} <nil>
+	// 172.7.21.0/24 fd00:7:21::/64 <nil>
 }
 
 func ExampleManager() {

@@ -8,8 +8,42 @@
 // table, which they read without a lock, and which [Router.Apply]
 // replaces as leases come and go.
 //
+// # Use
+//
+// [OpenDevice] makes the device and [Listen] opens the sockets, as many of each
+// as there are to be workers; [New] makes a router of both. Peers are given by
+// hand ([Router.ReplacePeers], [Router.UpdatePeers]) or as a watch of leases
+// reports them ([Router.Apply]), before or while the router runs. [ConfigureLink]
+// brings the interface up, and then [Router.Run] moves packets until its context
+// ends. [Router.Close] gives everything back; a router is used once. Any number
+// of them fit into a process, each on a port or an address of its own.
+//
+// Hosts of one layer-2 network may do without VXLAN, peer by peer (see
+// [DirectMode]), or altogether: [OpenGateway].
+//
+// # What it needs
+//
+// Opening and configuring a device needs CAP_NET_ADMIN, and the direct modes need
+// what [DirectMode] says; the UDP sockets need nothing. What opens something does so in the
+// network namespace of the calling thread, so that a goroutine which has entered
+// another is to be locked to its thread; what is open stays where it was opened.
+//
 // The device is the kernel's, by one of several drivers (see [OpenDevice]), or
-// anything else that is a [Device].
+// anything else that is a [Device]: [WrapWireGuard] makes one of a TCP/IP stack in
+// the process, and package uvxlan/tunnel/tunneltest has one in memory. Those need
+// no privilege.
+//
+// Workers that are busy never block, and GOMAXPROCS counts them: it should be
+// greater than their number by what the rest of the program needs.
+//
+// # Errors
+//
+// Those that a caller may want to tell apart are variables, to be found with
+// [errors.Is]; after [ErrDeviceGone] and [ErrUnderlayGone] a new router can go on
+// with the peers of the old one. What goes wrong with single packets is counted
+// by reason ([Stats], [DropReason]) and never ends a router.
+//
+// # Inside
 //
 // To follow a packet: outbound.go from the device to the wire, inbound.go from
 // the wire to the device, worker.go for the loop around both.

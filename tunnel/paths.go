@@ -23,10 +23,11 @@ const (
 	// DirectOff: by VXLAN, as to all others.
 	DirectOff DirectMode = iota
 	// DirectSocket: through a packet socket, while the kernel knows the peer's
-	// MAC. The host's routes stay as they are. It takes CAP_NET_RAW.
+	// MAC. The host's routes stay as they are. It takes CAP_NET_RAW, and
+	// CAP_NET_ADMIN for the kernel to look for MACs that nothing else asks for.
 	DirectSocket
 	// DirectRoute: by a kernel route to each peer's subnet, so that they never
-	// come to the device.
+	// come to the device. It takes CAP_NET_ADMIN.
 	DirectRoute
 )
 

@@ -17,11 +17,12 @@ import (
 // ErrClosed is what Run returns on a router or gateway that was closed before.
 var ErrClosed = errors.New("closed before it ran")
 
-// Config is what a [Router] must know beside its device and sockets.
+// Config is what a [Router] must know beside its device and sockets. Port, MAC and
+// MTU are required.
 type Config struct {
 	// VNI is the VXLAN segment; frames of any other are dropped.
 	VNI encap.VNI
-	// Port is the UDP port that peers receive on.
+	// Port is the UDP port that peers receive on, as we do.
 	Port uint16
 	// MAC is our VTEP's address, which peers put into their frames to us.
 	MAC encap.MAC
@@ -99,7 +100,7 @@ type Router struct {
 // New makes a router of a device and as many receiving sockets as the device
 // has queues; see [OpenDevice] and [Listen]. It starts nothing. The router owns
 // both from here on and closes them in Close; when New returns an error they
-// are still the caller's.
+// are still the caller's. The error names everything that is wrong with c.
 func New(dev Device, u *Underlay, c Config) (*Router, error) {
 	if err := c.validate(dev, u); err != nil {
 		return nil, fmt.Errorf("configure router: %w", err)
@@ -236,8 +237,8 @@ func (r *Router) Apply(u lease.Update) error {
 	return errors.Join(errs...)
 }
 
-// ReplacePeers makes peers all there are. One that cannot be reached is left
-// out, and is named in the error.
+// ReplacePeers makes peers all there are, before or while the router runs. One
+// that cannot be reached is left out, and is named in the error.
 func (r *Router) ReplacePeers(peers []Peer) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()

@@ -70,6 +70,7 @@ func DropReasons() []DropReason {
 // Stats is what a [Router] has counted since New. Tx is from the device to the
 // underlay, Rx the other way.
 type Stats struct {
+	// Peers is how many there are now.
 	Peers int
 	// Offloads are those in use.
 	Offloads Offloads

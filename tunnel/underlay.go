@@ -32,7 +32,8 @@ type UnderlayConfig struct {
 	AddressV6 netip.Addr
 	// Port is the VXLAN port, ours and every peer's. Required.
 	Port uint16
-	// Workers is the number of receiving sockets, and so of workers; at least 1.
+	// Workers is the number of receiving sockets, and so of workers, as many as
+	// the device has queues; 0 means one.
 	Workers int
 	// SourcePorts is the number of sending sockets a worker has, each on another
 	// port of the kernel's local range, the same for all workers; 0 means

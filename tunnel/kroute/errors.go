@@ -25,7 +25,9 @@ var (
 // Error is what keeps one route out of the kernel. Errors of several routes
 // come joined.
 type Error struct {
-	Route  Route
+	// Route is the one that is wanted.
+	Route Route
+	// Reason is [ErrUnreachable], [ErrForeign], or what else is wrong.
 	Reason error
 	device string // its interface's name, if known
 }

@@ -179,11 +179,11 @@ func TestClose(t *testing.T) {
 
 func TestRemove(t *testing.T) {
 	d := open(t, 1)
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: 47890})
+	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: netip.MustParseAddr("127.0.90.1"), Port: 14789})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := tunnel.New(d, underlay, tunnel.Config{Port: 47890, MAC: encap.MAC{2}, MTU: 1450})
+	r, err := tunnel.New(d, underlay, tunnel.Config{Port: 14789, MAC: encap.MAC{2}, MTU: 1450})
 	if err != nil {
 		t.Fatal(err)
 	}
