@@ -70,14 +70,19 @@ bench-quick: $(BIN)/uvxland tools
 scale: $(BIN)/uvxland tools
 	$(GO) run ./bench -scale all -uvxland $(BIN)/uvxland $(SCALEFLAGS)
 
-# What the tests and the demo run beside our own binaries.
-TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server
+# What the tests and the demo run beside our own binaries. Services that come
+# with them are not to start by themselves: policy-rc.d tells the packages so.
+TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server \
+  dockerd:docker.io busybox:busybox-static crun:crun /usr/lib/cni/bridge:containernetworking-plugins
 tools:
 	@missing=; for t in $(TOOLS); do \
 	  command -v $${t%%:*} >/dev/null 2>&1 || missing="$$missing $${t##*:}"; \
 	done; [ -z "$$missing" ] || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    echo "installing$$missing"; { apt-get install -qy --no-install-recommends $$missing || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }; } >/tmp/uvxlan-apt.log 2>&1 || { tail -n 5 /tmp/uvxlan-apt.log; exit 1; }; \
+	    echo "installing$$missing"; \
+	    policy=/usr/sbin/policy-rc.d; \
+	    [ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; }; \
+	    { apt-get install -qy --no-install-recommends $$missing || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }; } >/tmp/uvxlan-apt.log 2>&1 || { tail -n 5 /tmp/uvxlan-apt.log; exit 1; }; \
 	  else echo "missing:$$missing (install them with your package manager)" >&2; exit 1; fi; }
 
 clean:

@@ -67,7 +67,7 @@ func (t Test) Run(ctx context.Context) (Result, error) {
 	defer func() { _ = server.Wait() }()
 	defer cancel()
 	out, err := t.Client.Command(ctx, "iperf3", t.args()...).Output()
-	return parse(out, err)
+	return Parse(out, err)
 }
 
 // listen starts the server and returns once it takes connections.
@@ -133,9 +133,9 @@ type sum struct {
 	Lost          int64   `json:"lost_packets"`
 }
 
-// parse reads the client's report; runErr is how the client ended, for when the
+// Parse reads the client's report; runErr is how the client ended, for when the
 // report says nothing of it.
-func parse(out []byte, runErr error) (Result, error) {
+func Parse(out []byte, runErr error) (Result, error) {
 	var r report
 	err := json.Unmarshal(out, &r)
 	switch {
