@@ -15,6 +15,7 @@ func demoCommand(ctx context.Context, args []string) error {
 	o := demo.Options{Out: os.Stdout}
 	fs := flag.NewFlagSet("uvxlan demo", flag.ContinueOnError)
 	fs.BoolVar(&o.Keep, "keep", false, "leave the hosts up and say how to get inside")
+	fs.BoolVar(&o.Docker, "docker", false, "let a dockerd on each host run the containers")
 	fs.BoolVar(&o.Direct, "direct", true, "let the hosts of one network send without VXLAN")
 	cleanup := fs.Bool("cleanup", false, "remove the hosts that -keep left")
 	fs.StringVar(&o.Binary, "uvxland", besides("uvxland"), "`path` of the daemon")

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"uvxlan/bench/cluster"
+	"uvxlan/bench/docker"
 	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 )
@@ -40,6 +41,8 @@ type Options struct {
 	Binary string
 	// Keep leaves the hosts up.
 	Keep bool
+	// Docker lets a dockerd on each host run the containers.
+	Docker bool
 	// Direct lets kb21 and kb22, which share a network, send without VXLAN.
 	Direct bool
 	// Duration is that of each iperf3 run.
@@ -57,6 +60,10 @@ type demo struct {
 	daemons []*cluster.Daemon
 	rtt     map[[2]string]time.Duration
 	rates   []rate
+
+	// With Options.Docker; containers by host.
+	engines    []*docker.Engine
+	containers map[string]*docker.Container
 }
 
 type rate struct {
@@ -79,7 +86,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
 	d.say.step("hosts kb21 and kb22 on one network, kb31 behind a router")
-	d.lab, err = lab.New(ctx, lab.Options{Keep: o.Keep})
+	d.lab, err = lab.New(ctx, lab.Options{Keep: o.Keep, Bare: o.Docker})
 	if err != nil {
 		return fmt.Errorf("make the hosts: %w", err)
 	}
@@ -109,6 +116,11 @@ func prepare(ctx context.Context, o Options) error {
 	}
 	if _, err := exec.LookPath(o.Binary); err != nil {
 		return fmt.Errorf("demo: no daemon: %w (build it with `make build`, or name it with -uvxland)", err)
+	}
+	if o.Docker {
+		if err := docker.Check(); err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
 	}
 	if _, err := exec.LookPath("iperf3"); err == nil {
 		return nil
@@ -141,9 +153,15 @@ func (d *demo) directory() (string, error) {
 
 // show is the story itself, once the hosts are there.
 func (d *demo) show(ctx context.Context) error {
-	for _, act := range []func(context.Context) error{
+	acts := []func(context.Context) error{
 		d.startDaemons, d.showConfig, d.showLeases, d.showDevices, d.pings, d.awaitDirect, d.rate, d.summary,
-	} {
+	}
+	if d.Docker {
+		acts = []func(context.Context) error{
+			d.startDaemons, d.showConfig, d.showLeases, d.startDocker, d.showDevices, d.awaitDirect, d.dockerPings, d.dockerRates, d.summary,
+		}
+	}
+	for _, act := range acts {
 		if err := act(ctx); err != nil {
 			return err
 		}
@@ -229,7 +247,10 @@ func (d *demo) awaitDirect(ctx context.Context) error {
 		}
 	}
 	var err error
-	if d.rtt, err = cluster.Mesh(limited, d.lab.Hosts(), fullSize); err == nil {
+	if !d.Docker {
+		d.rtt, err = cluster.Mesh(limited, d.lab.Hosts(), fullSize)
+	}
+	if err == nil {
 		d.say.done("")
 	}
 	return err
@@ -271,6 +292,9 @@ func (d *demo) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var errs []error
+	for _, e := range d.engines {
+		errs = append(errs, e.Close(ctx))
+	}
 	for _, daemon := range d.daemons {
 		errs = append(errs, daemon.Stop(ctx))
 	}
@@ -286,6 +310,7 @@ func Cleanup(ctx context.Context) error {
 	if err := lab.Cleanup(ctx); err != nil {
 		return err
 	}
+	docker.Cleanup()
 	if err := os.RemoveAll(filepath.Clean(keptDir)); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}

@@ -167,7 +167,11 @@ func (d *demo) tellKept() {
 	others := slices.DeleteFunc(d.lab.Hosts(), func(h *lab.Host) bool { return h == first })
 	d.say.title("the hosts stay up")
 	d.say.line("a host       ip netns exec %s bash", first.Name)
-	d.say.line("a container  ip netns exec %s ping %s", first.Container.Name, others[0].Container.Address)
+	if d.Docker {
+		d.tellKeptDocker()
+	} else {
+		d.say.line("a container  ip netns exec %s ping %s", first.Container.Name, others[0].Container.Address)
+	}
 	d.say.line("logs         %s", d.cluster.Dir)
 	d.say.line("remove       uvxlan demo -cleanup")
 }
