@@ -63,7 +63,9 @@ type inbound struct {
 	bufs      []byte
 	reply     [families]*sender
 	answer    answer
+	now       int64 // about, in nanoseconds of Unix time
 	tally     tally
+	streak    streak
 	total     *counters
 }
 
@@ -135,6 +137,7 @@ func (in *inbound) drainSocket(from *receiving) (load, error) {
 		return none, nil
 	}
 	in.write()
+	in.streak.addReceived(in.now)
 	in.total.add(&in.total.rx, &in.tally)
 	more := n == from.limit
 	from.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
@@ -190,8 +193,10 @@ type source struct {
 	from  netip.Addr
 	known bool // a peer's address
 	ecn   uint8
-	// inner is the inner source that was last found to belong to the peer.
-	inner netip.Addr
+	// inner is the inner source that was last found to belong to the peer, and
+	// traffic that peer's.
+	inner   netip.Addr
+	traffic *traffic
 }
 
 // take judges one datagram and passes its packet on.
@@ -308,12 +313,13 @@ func (in *inbound) owns(peers *table, src netip.Addr) bool {
 	if peer == nil || peer.Underlay != s.from {
 		return false
 	}
-	s.inner = src
+	s.inner, s.traffic = src, peer.traffic
 	return true
 }
 
 // gather keeps a packet for the end of the batch.
 func (in *inbound) gather(packet []byte) {
+	in.streak.received(in.source.traffic, len(packet), in.now)
 	if in.coalescer.Add(packet) {
 		return
 	}

@@ -57,6 +57,7 @@ type outbound struct {
 	parts     [1][]byte
 	answer    [encap.MaxICMPLen]byte
 	tally     tally
+	streak    streak
 	total     *counters
 }
 
@@ -118,6 +119,7 @@ func (o *outbound) forward(peers *table, room []byte, offload Offload) {
 		o.refuse(packet, dst)
 		return
 	}
+	o.streak.sent(peer.traffic, segments(packet, offload), n)
 	f := frame{peer: peer, link: peer.hop.direct(), room: room, ecn: ecn, offload: offload}
 	if f.link != nil {
 		o.direct.add(f)
@@ -233,6 +235,7 @@ func (o *outbound) finish(packets int) {
 		o.direct.send(&o.tally, o.divert)
 	}
 	o.flush()
+	o.streak.addSent()
 	o.total.add(&o.total.tx, &o.tally)
 }
 

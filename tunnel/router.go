@@ -247,6 +247,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 		p.replace(members(entries))
 	}
 	r.attach(entries)
+	r.carryOn(entries)
 	r.peers.replace(entries)
 	return err
 }
@@ -266,6 +267,7 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 		p.update(members(entries), gone)
 	}
 	r.attach(entries)
+	r.carryOn(entries)
 	r.peers.update(entries, gone)
 	return err
 }

@@ -12,13 +12,14 @@ import (
 
 // entry is a peer as the workers need it: what goes before every packet to it
 // is made once, here. Only plain, and
-// what hop holds, ever changes.
+// what hop and traffic hold, ever changes.
 type entry struct {
 	Peer
 	header4, header6 encap.FrameHeader
 	to               sockaddr
 	family           family // of to
 	hop              *hop   // nil: always by VXLAN
+	traffic          *traffic
 	// plain is set once the kernel refused to segment datagrams to the peer.
 	plain atomic.Bool
 }
@@ -30,6 +31,7 @@ func newEntry(p Peer, vni encap.VNI, ours encap.MAC, port uint16) *entry {
 		header6: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv6),
 		to:      makeSockaddr(netip.AddrPortFrom(p.Underlay, port)),
 		family:  familyOf(p.Underlay),
+		traffic: &traffic{},
 	}
 }
 

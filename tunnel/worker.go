@@ -89,6 +89,7 @@ func (w *worker) run() error {
 	}
 	fds = append(fds, unix.PollFd{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN})
 	for last := time.Now(); !w.stop.Load(); {
+		w.in.now = last.UnixNano()
 		received, err := w.in.drain()
 		if err != nil {
 			return fmt.Errorf("receive from underlay: %w: %w", ErrUnderlayGone, err)

@@ -1,0 +1,118 @@
+package tunnel
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"uvxlan/encap"
+)
+
+// PeerTraffic is what a [Router] has counted of one peer's subnet, for as long
+// as there was a peer of that subnet. What arrives without VXLAN, by the peer's
+// own direct route, comes to the kernel and is not in it.
+type PeerTraffic struct {
+	// Packets are IP packets, each segment of a superpacket one, and Bytes are
+	// theirs, a superpacket's headers counted once. Tx is what was to be sent to
+	// the peer, by either path, Rx what was taken from it.
+	TxPackets, TxBytes uint64
+	RxPackets, RxBytes uint64
+	// LastSeen is when the last of RxPackets came, zero if none has.
+	LastSeen time.Time
+}
+
+// traffic counts for one peer. All workers share it, so they add what they have
+// counted of a run of packets, not each packet. The padding keeps two peers out
+// of one cache line.
+type traffic struct {
+	txPackets, txBytes atomic.Uint64
+	rxPackets, rxBytes atomic.Uint64
+	seen               atomic.Int64 // Unix time in nanoseconds, 0 for never
+	_                  [24]byte
+}
+
+func (t *traffic) load() PeerTraffic {
+	p := PeerTraffic{
+		TxPackets: t.txPackets.Load(), TxBytes: t.txBytes.Load(),
+		RxPackets: t.rxPackets.Load(), RxBytes: t.rxBytes.Load(),
+	}
+	if seen := t.seen.Load(); seen != 0 {
+		p.LastSeen = time.Unix(0, seen)
+	}
+	return p
+}
+
+// streak is packets of a batch that follow each other and have a peer in
+// common.
+type streak struct {
+	of             *traffic
+	packets, bytes uint64
+}
+
+// sent counts a packet of n bytes to a peer.
+func (s *streak) sent(to *traffic, packets, n int) {
+	if s.of != to {
+		s.addSent()
+		s.of = to
+	}
+	s.packets += uint64(packets)
+	s.bytes += uint64(n)
+}
+
+// addSent adds to the peer's counters and starts anew.
+func (s *streak) addSent() {
+	if s.of == nil {
+		return
+	}
+	s.of.txPackets.Add(s.packets)
+	s.of.txBytes.Add(s.bytes)
+	*s = streak{}
+}
+
+// received counts a packet of n bytes from a peer at about the time now. Nil is
+// a peer that isn't known.
+func (s *streak) received(from *traffic, n int, now int64) {
+	if s.of != from {
+		s.addReceived(now)
+		s.of = from
+	}
+	s.packets++
+	s.bytes += uint64(n)
+}
+
+// addReceived is addSent for the other direction.
+func (s *streak) addReceived(now int64) {
+	if s.of != nil {
+		s.of.rxPackets.Add(s.packets)
+		s.of.rxBytes.Add(s.bytes)
+		s.of.seen.Store(now)
+	}
+	*s = streak{}
+}
+
+// segments is how many packets on the wire a packet of the device makes.
+func segments(packet []byte, o Offload) int {
+	if o.GSO == encap.GSONone || o.SegmentSize == 0 {
+		return 1
+	}
+	size := int(o.SegmentSize)
+	return max((len(packet)-o.HeadersEnd(packet)+size-1)/size, 1)
+}
+
+// Traffic is what was counted of the peer of a subnet, zero if there is none.
+func (r *Router) Traffic(subnet netip.Prefix) PeerTraffic {
+	if e, ok := r.peers.load().subnets.Get(subnet.Masked()); ok {
+		return e.traffic.load()
+	}
+	return PeerTraffic{}
+}
+
+// carryOn lets entries count on from those whose subnets they have.
+func (r *Router) carryOn(entries []*entry) {
+	now := r.peers.load()
+	for _, e := range entries {
+		if before, ok := now.subnets.Get(e.Subnet); ok {
+			e.traffic = before.traffic
+		}
+	}
+}
