@@ -17,28 +17,42 @@ import (
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
-	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 
-// cleanupCommand removes what daemons have left on this host.
-func cleanupCommand(args []string) error {
+// defineCleanup removes what daemons have left on this host.
+func defineCleanup(fs *flag.FlagSet) action {
 	c := cleaner{out: os.Stdout}
-	fs := flag.NewFlagSet("uvxlan cleanup", flag.ContinueOnError)
 	fs.StringVar(&c.dir, "state-dir", hoststate.DefaultDir, "state `directory` of the daemon")
 	fs.BoolVar(&c.dry, "n", false, "print what there is to remove and leave it")
-	if err := fs.Parse(args); err != nil {
-		return err
+	output := outputFlag(fs, os.Stdout)
+	return func(context.Context, []string) error {
+		p, err := output()
+		if err != nil {
+			return err
+		}
+		if !p.json {
+			return c.run()
+		}
+		c.out = io.Discard
+		err = c.run()
+		return errors.Join(p.writeJSON(c.result()), err)
 	}
-	if fs.NArg() > 0 {
-		return fmt.Errorf("cleanup: unexpected argument %q", fs.Arg(0))
-	}
-	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
-		return err
-	}
-	return c.run()
+}
+
+// cleaned is what cleanup did in the command's JSON.
+type cleaned struct {
+	// Removed is what was removed, or with -n would be.
+	Removed []string `json:"removed"`
+	// Left is what is there and was left alone, each with the reason.
+	Left []string `json:"left"`
+	Dry  bool     `json:"dry_run"`
+}
+
+func (c *cleaner) result() cleaned {
+	return cleaned{Removed: append([]string{}, c.removed...), Left: append([]string{}, c.left...), Dry: c.dry}
 }
 
 // cleaner removes what is ours from the host, in the calling thread's network
@@ -48,8 +62,8 @@ type cleaner struct {
 	dir string
 	dry bool // print only
 
-	hadLock bool // before we took it
-	removed int
+	hadLock       bool // before we took it
+	removed, left []string
 }
 
 func (c *cleaner) run() error {
@@ -86,9 +100,9 @@ func (c *cleaner) clean() error {
 		return err
 	}
 	if etcd := hoststate.EtcdDir(c.dir); exists(etcd) {
-		c.print("left %s: the embedded etcd's data", etcd)
+		c.leave("%s: the embedded etcd's data", etcd)
 	}
-	if c.removed == 0 {
+	if len(c.removed) == 0 {
 		c.print("nothing to remove")
 	}
 	return nil
@@ -119,12 +133,19 @@ func (c *cleaner) remove(what string, do func() error) error {
 }
 
 func (c *cleaner) note(what string) {
-	c.removed++
+	c.removed = append(c.removed, what)
 	verb := "removed"
 	if c.dry {
 		verb = "would remove"
 	}
 	c.print("%s %s", verb, what)
+}
+
+// leave prints what there is that isn't removed, and why.
+func (c *cleaner) leave(format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	c.left = append(c.left, what)
+	c.print("left %s", what)
 }
 
 func exists(path string) bool {
@@ -190,12 +211,12 @@ func (c *cleaner) device(name string) error {
 	kind, err := tunnel.StaleLink(name)
 	switch {
 	case errors.Is(err, tunnel.ErrDeviceExists):
-		c.print("left %v", err)
+		c.leave("%v", err)
 		return nil
 	case err != nil || kind == "":
 		return err
 	case kind == "vxlan":
-		c.print("left interface %s: the kernel's VXLAN, not ours", name)
+		c.leave("interface %s: the kernel's VXLAN, not ours", name)
 		return nil
 	}
 	return c.remove("interface "+name, func() error {
@@ -242,7 +263,7 @@ func (c *cleaner) controlSocket(path string) error {
 	}
 	stale, err := control.Stale(context.Background(), path)
 	if err != nil {
-		c.print("left control socket %s: %v", path, err)
+		c.leave("control socket %s: %v", path, err)
 		return nil
 	}
 	if !stale {
@@ -258,7 +279,7 @@ func (c *cleaner) manifest(s hoststate.State) error {
 	case len(unknown) == 0:
 		return c.file("manifest", path)
 	default:
-		c.print("left manifest %s: %s is a newer version's, whose cleanup removes it", path, strings.Join(unknown, ", "))
+		c.leave("manifest %s: %s is a newer version's, whose cleanup removes it", path, strings.Join(unknown, ", "))
 	}
 	if c.dry {
 		return nil

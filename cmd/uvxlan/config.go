@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
 )
@@ -20,44 +19,24 @@ const configUsage = `usage: uvxlan config get                  print the configu
 
 `
 
-// configCommand reads, checks or writes <prefix>/config.
-func configCommand(ctx context.Context, args []string) error {
-	fs := flag.NewFlagSet("uvxlan config", flag.ContinueOnError)
-	fs.Usage = func() {
-		fmt.Fprint(fs.Output(), configUsage)
-		fs.PrintDefaults()
+// defineConfig reads, checks or writes <prefix>/config.
+func defineConfig(fs *flag.FlagSet) action {
+	options, output := etcdFlags(fs), outputFlag(fs, os.Stdout)
+	return func(ctx context.Context, words []string) error {
+		p, err := output()
+		if err != nil {
+			return err
+		}
+		return p.config(ctx, options(), words)
 	}
-	options := etcdFlags(fs)
-	words, err := parseMixed(fs, args)
-	if err != nil {
-		return err
-	}
-	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
-		return err
-	}
-	return runConfig(ctx, options(), words)
 }
 
-// parseMixed parses flags that may stand before, between and after words.
-func parseMixed(fs *flag.FlagSet, args []string) (words []string, err error) {
-	for len(args) > 0 {
-		if err := fs.Parse(args); err != nil {
-			return nil, err
-		}
-		args = fs.Args()
-		if len(args) > 0 {
-			words, args = append(words, args[0]), args[1:]
-		}
-	}
-	return words, nil
-}
-
-func runConfig(ctx context.Context, o etcd.Options, words []string) error {
+func (p *printer) config(ctx context.Context, o etcd.Options, words []string) error {
 	switch {
 	case slices.Equal(words, []string{"get"}):
 		text, err := stored(ctx, o)
 		if err == nil {
-			fmt.Println(strings.TrimSpace(text))
+			fmt.Fprintln(p.out, strings.TrimSpace(text)) // it is JSON already
 		}
 		return err
 	case slices.Equal(words, []string{"check"}):
@@ -65,13 +44,13 @@ func runConfig(ctx context.Context, o etcd.Options, words []string) error {
 		if err != nil {
 			return err
 		}
-		return check(text)
+		return p.check(text)
 	case len(words) == 2 && words[0] == "check":
 		text, err := readConfig(words[1], os.Stdin)
 		if err != nil {
 			return err
 		}
-		return check(text)
+		return p.check(text)
 	case len(words) == 2 && words[0] == "set":
 		return set(ctx, o, words[1])
 	}
@@ -79,11 +58,14 @@ func runConfig(ctx context.Context, o etcd.Options, words []string) error {
 	return errUsage
 }
 
-func check(text string) error {
+func (p *printer) check(text string) error {
 	if _, err := lease.ParseConfig([]byte(text)); err != nil {
 		return err
 	}
-	fmt.Println("the configuration is valid")
+	if p.json {
+		return p.writeJSON(map[string]bool{"valid": true})
+	}
+	fmt.Fprintln(p.out, "the configuration is valid")
 	return nil
 }
 

@@ -32,7 +32,7 @@ func TestConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"set", goodConfig}, {"get"}, {"check"}, {"check", file}, {"set", file}, {"--etcd-prefix=/other", "set", goodConfig}} {
-		if err := configCommand(t.Context(), args); err != nil {
+		if err := run(t.Context(), append([]string{"config"}, args...)); err != nil {
 			t.Errorf("config %q: %v", args, err)
 		}
 		if got := strings.TrimSpace(stored()); got != goodConfig {
@@ -40,7 +40,7 @@ func TestConfig(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"set", badConfig}, {"check", badConfig}} {
-		err := configCommand(t.Context(), args)
+		err := run(t.Context(), append([]string{"config"}, args...))
 		if err == nil || !strings.Contains(err.Error(), "carrier-pigeon") || !strings.Contains(err.Error(), "SubnetLen") {
 			t.Errorf("config %q: %v", args, err)
 		}
@@ -48,10 +48,10 @@ func TestConfig(t *testing.T) {
 			t.Errorf("after config %q etcd has %s", args, got)
 		}
 	}
-	if err := configCommand(t.Context(), []string{"check", filepath.Join(t.TempDir(), "none")}); err == nil {
+	if err := run(t.Context(), []string{"config", "check", filepath.Join(t.TempDir(), "none")}); err == nil {
 		t.Error("a file that isn't there is valid")
 	}
-	if err := configCommand(t.Context(), []string{"get", "-etcd-prefix", "/none"}); err == nil {
+	if err := run(t.Context(), []string{"config", "get", "-etcd-prefix", "/none"}); err == nil {
 		t.Error("there is a configuration that nobody wrote")
 	}
 }

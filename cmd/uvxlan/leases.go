@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"net/netip"
+	"os"
 	"slices"
 
 	"uvxlan/lease"
@@ -26,24 +27,25 @@ type leaseRow struct {
 	Revision int64 `json:"revision"`
 }
 
-// leasesCommand lists the leases in etcd.
-func leasesCommand(ctx context.Context, args []string) error {
-	fs := flag.NewFlagSet("uvxlan leases", flag.ContinueOnError)
-	options := etcdFlags(fs)
-	p, err := parsePrinter(fs, args)
-	if err != nil {
-		return err
+// defineLeases lists the leases in etcd.
+func defineLeases(fs *flag.FlagSet) action {
+	options, output := etcdFlags(fs), outputFlag(fs, os.Stdout)
+	return func(ctx context.Context, _ []string) error {
+		p, err := output()
+		if err != nil {
+			return err
+		}
+		registry, err := etcd.Open(options())
+		if err != nil {
+			return err
+		}
+		defer registry.Close()
+		all, _, err := registry.List(ctx)
+		if err != nil {
+			return err
+		}
+		return p.leases(all)
 	}
-	registry, err := etcd.Open(options())
-	if err != nil {
-		return err
-	}
-	defer registry.Close()
-	all, _, err := registry.List(ctx)
-	if err != nil {
-		return err
-	}
-	return p.leases(all)
 }
 
 func (p *printer) leases(all []lease.Lease) error {

@@ -10,8 +10,6 @@ import (
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
-
-	"uvxlan/cmd/internal/flagenv"
 )
 
 // printer writes a command's result, as a table or in JSON.
@@ -21,29 +19,22 @@ type printer struct {
 	colour bool
 }
 
-// parsePrinter parses a command line without words, to which it adds -o.
-func parsePrinter(fs *flag.FlagSet, args []string) (*printer, error) {
+// outputFlag adds -o. The result, for use after parsing, makes a printer to out.
+func outputFlag(fs *flag.FlagSet, out *os.File) func() (*printer, error) {
 	form := fs.String("o", "table", "output `form`: table or json")
-	if err := fs.Parse(args); err != nil {
-		return nil, err
+	return func() (*printer, error) {
+		if *form != "table" && *form != "json" {
+			return nil, fmt.Errorf("-o %q: must be table or json", *form)
+		}
+		// NO_COLOR, if it is set, says that colours aren't wanted.
+		colour := isTerminal(out) && os.Getenv("NO_COLOR") == ""
+		return &printer{out: out, json: *form == "json", colour: colour}, nil
 	}
-	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("%s: unexpected argument %q", fs.Name(), fs.Arg(0))
-	}
-	if *form != "table" && *form != "json" {
-		return nil, fmt.Errorf("-o %q: must be table or json", *form)
-	}
-	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
-		return nil, err
-	}
-	return &printer{out: os.Stdout, json: *form == "json", colour: isTerminal(os.Stdout)}, nil
 }
 
-// isTerminal tells whether colours are for people; NO_COLOR, if it is set, says
-// that they aren't wanted.
 func isTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil && os.Getenv("NO_COLOR") == ""
+	return err == nil
 }
 
 func (p *printer) writeJSON(v any) error {

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -13,10 +14,9 @@ import (
 	"uvxlan/cmd/internal/control"
 )
 
-// daemonFlags makes the flags of a command that asks the daemon.
-func daemonFlags(name string) (fs *flag.FlagSet, socket *string) {
-	fs = flag.NewFlagSet("uvxlan "+name, flag.ContinueOnError)
-	return fs, fs.String("control-socket", control.DefaultSocket, "`path` of the daemon's control socket")
+// socketFlag adds the flag of a command that asks the daemon.
+func socketFlag(fs *flag.FlagSet) *string {
+	return fs.String("control-socket", control.DefaultSocket, "`path` of the daemon's control socket")
 }
 
 // hint adds what to do when no daemon answers.
@@ -27,18 +27,20 @@ func hint(err error) error {
 	return err
 }
 
-// statusCommand shows how the daemon on this host is.
-func statusCommand(ctx context.Context, args []string) error {
-	fs, socket := daemonFlags("status")
-	p, err := parsePrinter(fs, args)
-	if err != nil {
-		return err
+// defineStatus shows how the daemon on this host is.
+func defineStatus(fs *flag.FlagSet) action {
+	socket, output := socketFlag(fs), outputFlag(fs, os.Stdout)
+	return func(ctx context.Context, _ []string) error {
+		p, err := output()
+		if err != nil {
+			return err
+		}
+		s, err := control.NewClient(*socket).Status(ctx)
+		if err != nil {
+			return hint(err)
+		}
+		return p.status(s)
 	}
-	s, err := control.NewClient(*socket).Status(ctx)
-	if err != nil {
-		return hint(err)
-	}
-	return p.status(s)
 }
 
 func (p *printer) status(s control.Status) error {
@@ -122,18 +124,20 @@ func direction(d control.Direction) string {
 	return fmt.Sprintf("%d packets, %s, in %d datagrams", d.Packets, size(d.Bytes), d.Datagrams)
 }
 
-// peersCommand lists the peers of the daemon on this host.
-func peersCommand(ctx context.Context, args []string) error {
-	fs, socket := daemonFlags("peers")
-	p, err := parsePrinter(fs, args)
-	if err != nil {
-		return err
+// definePeers lists the peers of the daemon on this host.
+func definePeers(fs *flag.FlagSet) action {
+	socket, output := socketFlag(fs), outputFlag(fs, os.Stdout)
+	return func(ctx context.Context, _ []string) error {
+		p, err := output()
+		if err != nil {
+			return err
+		}
+		peers, err := control.NewClient(*socket).Peers(ctx)
+		if err != nil {
+			return hint(err)
+		}
+		return p.peers(peers, time.Now())
 	}
-	peers, err := control.NewClient(*socket).Peers(ctx)
-	if err != nil {
-		return hint(err)
-	}
-	return p.peers(peers, time.Now())
 }
 
 func (p *printer) peers(peers []control.Peer, now time.Time) error {

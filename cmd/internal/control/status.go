@@ -165,4 +165,23 @@ type Peer struct {
 	Reason string `json:"reason,omitempty"`
 	// Since is when the path became what it is, zero if it can't change.
 	Since time.Time `json:"since,omitzero"`
+	// Traffic is what passed between the hosts by way of the device, nil where
+	// there is none, as with host-gw.
+	Traffic *PeerTraffic `json:"traffic,omitempty"`
+}
+
+// PeerTraffic counts for one peer, since its subnet is known. What arrives
+// directly, and all that takes routes of the kernel's, is the kernel's to count.
+type PeerTraffic struct {
+	Sent     Count `json:"sent"`
+	Received Count `json:"received"`
+	// LastSeen is when the last packet came from the peer.
+	LastSeen time.Time `json:"last_seen,omitzero"`
+}
+
+// Count is an amount of IP packets, each segment of a superpacket one, and their
+// bytes.
+type Count struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }

@@ -41,6 +41,12 @@ func (v *overlay) peers() []control.Peer {
 	peers := make([]control.Peer, len(list))
 	for i, p := range list {
 		peers[i] = peerOf(p, router.Path(p.Subnet), control.PathVXLAN)
+		t := router.Traffic(p.Subnet)
+		peers[i].Traffic = &control.PeerTraffic{
+			Sent:     control.Count{Packets: t.TxPackets, Bytes: t.TxBytes},
+			Received: control.Count{Packets: t.RxPackets, Bytes: t.RxBytes},
+			LastSeen: t.LastSeen,
+		}
 	}
 	return peers
 }

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+
+	"uvxlan/cmd/internal/flagenv"
+	"uvxlan/cmd/internal/version"
+)
+
+// action runs a command once its flags are parsed, with the words beside them.
+type action func(ctx context.Context, words []string) error
+
+// command is one of the program's. Its help and the shells' completions are
+// made of it.
+type command struct {
+	name, summary string
+	// usage comes before the list of flags, if the command line isn't flags alone.
+	usage string
+	// words are what its first word may be.
+	words []string
+	// files tells that its other words name files.
+	files bool
+	// define adds its flags.
+	define func(fs *flag.FlagSet) action
+	// plain commands take no values from the environment.
+	plain bool
+}
+
+// commands are all there are, in the order of the help.
+func commands() []command {
+	return []command{
+		{name: "status", summary: "how the daemon on this host is", define: defineStatus},
+		{name: "peers", summary: "the other hosts' subnets and the ways to them", define: definePeers},
+		{name: "top", summary: "the traffic with each of them, again and again", define: defineTop},
+		{name: "leases", summary: "who owns which subnet, from etcd", define: defineLeases},
+		{
+			name: "config", summary: "read, check or write the network configuration in etcd", define: defineConfig,
+			usage: configUsage, words: []string{"get", "set", "check"}, files: true,
+		},
+		{name: "cleanup", summary: "remove what a daemon left on this host (needs root)", define: defineCleanup},
+		{name: "demo", summary: "three hosts on this machine, joined by uvxlan (needs root)", define: defineDemo, plain: true},
+		{
+			name: "completion", summary: "print a script that completes command lines", define: defineCompletion,
+			usage: completionUsage, words: shells(), plain: true,
+		},
+		{name: "version", summary: "print the version", define: defineVersion, plain: true},
+	}
+}
+
+// usage is the program's help.
+func usage() string {
+	var b strings.Builder
+	b.WriteString("uvxlan is the operator's command of uvxlan, a userspace VXLAN router.\n\nusage: uvxlan COMMAND [flags]\n\n")
+	for _, c := range commands() {
+		fmt.Fprintf(&b, "  %-10s  %s\n", c.name, c.summary)
+	}
+	b.WriteString("\nuvxlan COMMAND -help lists a command's flags.\n")
+	return b.String()
+}
+
+// flags makes the command's flags and what it does with them.
+func (c command) flags() (*flag.FlagSet, action) {
+	fs := flag.NewFlagSet("uvxlan "+c.name, flag.ContinueOnError)
+	if c.usage != "" {
+		fs.Usage = func() {
+			fmt.Fprint(fs.Output(), c.usage)
+			fs.PrintDefaults()
+		}
+	}
+	return fs, c.define(fs)
+}
+
+// run parses a command line and does what it says.
+func (c command) run(ctx context.Context, args []string) error {
+	fs, act := c.flags()
+	words, err := parseMixed(fs, args)
+	if err != nil {
+		return err
+	}
+	if len(words) > 0 && c.words == nil {
+		return fmt.Errorf("%s: unexpected argument %q", c.name, words[0])
+	}
+	if !c.plain {
+		if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
+			return err
+		}
+	}
+	return act(ctx, words)
+}
+
+// parseMixed parses flags that may stand before, between and after words.
+func parseMixed(fs *flag.FlagSet, args []string) (words []string, err error) {
+	for len(args) > 0 {
+		if err := fs.Parse(args); err != nil {
+			return nil, err
+		}
+		args = fs.Args()
+		if len(args) > 0 {
+			words, args = append(words, args[0]), args[1:]
+		}
+	}
+	return words, nil
+}
+
+func defineVersion(fs *flag.FlagSet) action {
+	output := outputFlag(fs, os.Stdout)
+	return func(context.Context, []string) error {
+		p, err := output()
+		if err != nil {
+			return err
+		}
+		if p.json {
+			return p.writeJSON(map[string]string{"version": version.String()})
+		}
+		fmt.Fprintln(p.out, version.String())
+		return nil
+	}
+}
