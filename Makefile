@@ -73,7 +73,7 @@ scale: $(BIN)/uvxland tools
 # What the tests and the demo run beside our own binaries. Services that come
 # with them are not to start by themselves: policy-rc.d tells the packages so.
 TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server \
-  dockerd:docker.io busybox:busybox-static crun:crun /usr/lib/cni/bridge:containernetworking-plugins
+  dockerd:docker.io busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
 tools:
 	@missing=; for t in $(TOOLS); do \
 	  command -v $${t%%:*} >/dev/null 2>&1 || missing="$$missing $${t##*:}"; \

@@ -286,3 +286,61 @@ func TestIntegrationHealthPortTaken(t *testing.T) {
 		t.Errorf("it says: %v", err)
 	}
 }
+
+// The command's rates are those of what is sent meanwhile.
+func TestIntegrationTop(t *testing.T) {
+	w := newWorld(t, "kb21", "kb31")
+	daemons := w.start("kb21", "kb31")
+	w.mesh("kb21", "kb31")
+	kb21, kb31 := w.Host("kb21"), w.Host("kb31")
+	top := kb21.Command(t.Context(), commandBinary, "top", "-o", "json", "-interval", "100ms", "-control-socket", daemons[0].ControlSocket())
+	out, err := top.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := top.Start(); err != nil {
+		t.Fatal(err)
+	}
+	type rate struct {
+		Packets float64 `json:"packets_per_second"`
+		Bits    float64 `json:"bits_per_second"`
+	}
+	var sent, received float64 // in bits
+	const size = 32 << 20
+	transferred := make(chan error, 1)
+	go func() { transferred <- checkedTransfer(kb21.Container.Node, kb31.Container, size) }()
+	lines := json.NewDecoder(out)
+	for n := 0; sent < 8*size && n < int(patience/(100*time.Millisecond)); n++ {
+		var r struct {
+			Seconds float64
+			Peers   []struct {
+				Subnet         string
+				Path           string
+				Sent, Received rate
+				LastSeen       time.Time `json:"last_seen"`
+			}
+		}
+		if err := lines.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Peers) != 1 || r.Peers[0].Subnet != kb31.Subnet.String() || r.Peers[0].Path != control.PathVXLAN {
+			t.Fatalf("the peers are %+v", r.Peers)
+		}
+		p := r.Peers[0]
+		sent += p.Sent.Bits * r.Seconds
+		received += p.Received.Bits * r.Seconds
+		if since := time.Since(p.LastSeen); since < 0 || since > patience {
+			t.Errorf("last seen %s ago", since)
+		}
+	}
+	if err := <-transferred; err != nil {
+		t.Fatal(err)
+	}
+	// Headers come to little, and so do acknowledgements.
+	if sent < 8*size || sent > 8*size*1.2 || received == 0 || received > sent/2 {
+		t.Errorf("sent %g bits, received %g", sent, received)
+	}
+	if err := top.Stop(w.context()); err != nil {
+		t.Error(err)
+	}
+}
