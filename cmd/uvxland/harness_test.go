@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(etcdDir); dir != "" {
 		os.Exit(serveEtcd(dir))
 	}
+	if os.Getenv(cniPlugin) != "" {
+		os.Exit(servePlugin())
+	}
 	os.Exit(runTests(m))
 }
 
