@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -44,7 +45,34 @@ func cleanup(t *testing.T, dir string, dry bool) string {
 	if err := c.run(); err != nil {
 		t.Fatalf("cleanup: %v, after\n%s", err, out.String())
 	}
+	expectSame(t, out.String(), c.result())
 	return out.String()
+}
+
+// expectSame checks that the JSON tells what the lines do.
+func expectSame(t *testing.T, lines string, result cleaned) {
+	t.Helper()
+	var printed, want []string
+	for line := range strings.Lines(lines) {
+		if line != "nothing to remove\n" {
+			printed = append(printed, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	verb := "removed "
+	if result.Dry {
+		verb = "would remove "
+	}
+	for _, what := range result.Removed {
+		want = append(want, verb+what)
+	}
+	for _, what := range result.Left {
+		want = append(want, "left "+what)
+	}
+	slices.Sort(printed)
+	slices.Sort(want)
+	if !slices.Equal(printed, want) {
+		t.Errorf("it printed %q, in JSON %+v", printed, result)
+	}
 }
 
 func expectLines(t *testing.T, got string, want ...string) {

@@ -18,11 +18,22 @@ func defineDemo(fs *flag.FlagSet) action {
 	cleanup := fs.Bool("cleanup", false, "remove the hosts that -keep left")
 	fs.StringVar(&o.Binary, "uvxland", besides("uvxland"), "`path` of the daemon")
 	fs.DurationVar(&o.Duration, "t", demo.DefaultDuration, "`duration` of each iperf3 run")
+	output := outputFlag(fs, os.Stdout)
 	return func(ctx context.Context, _ []string) error {
-		if *cleanup {
+		p, err := output()
+		switch {
+		case err != nil:
+			return err
+		case *cleanup:
 			return demo.Cleanup(ctx)
+		case p.json: // its result, and the story apart from it
+			o.Out = os.Stderr
 		}
-		return demo.Run(ctx, o)
+		report, err := demo.Run(ctx, o)
+		if err == nil && p.json {
+			err = p.writeJSON(report)
+		}
+		return err
 	}
 }
 

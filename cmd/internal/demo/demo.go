@@ -71,16 +71,16 @@ type rate struct {
 	iperf.Result
 }
 
-// Run shows it all. Whatever happens, what it made is removed unless Keep says
-// otherwise.
-func Run(ctx context.Context, o Options) (err error) {
+// Run shows it all and reports what it measured. Whatever happens, what it made
+// is removed unless Keep says otherwise.
+func Run(ctx context.Context, o Options) (report Report, err error) {
 	if err := prepare(ctx, o); err != nil {
-		return err
+		return report, err
 	}
 	d := &demo{Options: o, say: newStory(o.Out)}
 	dir, err := d.directory()
 	if err != nil {
-		return err
+		return report, err
 	}
 	if !o.Keep {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
@@ -88,7 +88,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	d.say.step("hosts kb21 and kb22 on one network, kb31 behind a router")
 	d.lab, err = lab.New(ctx, lab.Options{Keep: o.Keep, Bare: o.Docker})
 	if err != nil {
-		return fmt.Errorf("make the hosts: %w", err)
+		return report, fmt.Errorf("make the hosts: %w", err)
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 	d.say.done("")
@@ -99,14 +99,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := d.show(ctx); err != nil {
 		d.say.line("")
 		if ctx.Err() != nil {
-			return errInterrupted
+			return report, errInterrupted
 		}
-		return err
+		return report, err
 	}
 	if o.Keep {
 		d.tellKept()
 	}
-	return nil
+	return d.report(), nil
 }
 
 // prepare finds out what is missing before anything is made.
