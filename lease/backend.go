@@ -68,7 +68,9 @@ func parseBackend(p *problems, data json.RawMessage, ipv6 bool) Backend {
 		p.add("Backend", data, `must be an object such as {"Type":"vxlan"}`)
 		return b
 	}
-	takeString(p, "Backend.Type", raw.Type, &b.Type)
+	if !takeString(p, "Backend.Type", raw.Type, &b.Type) {
+		return b
+	}
 	b.Type = strings.ToLower(b.Type)
 	switch b.Type {
 	case TypeHostGW: // flannel's host-gw reads no options

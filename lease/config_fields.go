@@ -29,13 +29,16 @@ func takeBool(p *problems, field string, raw json.RawMessage, to *bool) {
 	}
 }
 
-func takeString(p *problems, field string, raw json.RawMessage, to *string) {
+// takeString reports whether the field is a string or absent.
+func takeString(p *problems, field string, raw json.RawMessage, to *string) bool {
 	if absent(raw) {
-		return
+		return true
 	}
 	if json.Unmarshal(raw, to) != nil {
 		p.add(field, raw, "must be a string")
+		return false
 	}
+	return true
 }
 
 // takeInt reads a whole number from low to high and reports whether it did.

@@ -24,45 +24,48 @@ type networkFields struct {
 	network, subnetLen, subnetMin, subnetMax json.RawMessage
 }
 
+// parse reports what is wrong with each field, also where another one, on which
+// its meaning depends, is wrong too.
 func (r familyRules) parse(p *problems, raw networkFields) pool {
 	network, err := takePrefix(raw.network)
 	if err != nil || network.Addr().BitLen() != r.width {
 		p.add(r.prefix+"Network", raw.network, fmt.Sprintf("must be an %s network such as %q", r.name, r.example))
-		return pool{}
+		network = netip.Prefix{}
 	}
-	bits, ok := r.subnetLen(p, network, raw)
-	if !ok {
-		return pool{}
+	all := pool{network: network, bits: r.subnetLen(p, network, raw)}
+	if all.bits > 0 {
+		first, _ := following(netip.PrefixFrom(network.Addr(), all.bits))
+		all.first = first.Addr()
+		all.last = netip.PrefixFrom(lastAddr(network), all.bits).Masked().Addr()
 	}
-	all := pool{network: network, bits: bits}
-	first, _ := following(netip.PrefixFrom(network.Addr(), bits))
-	all.first = first.Addr()
-	all.last = netip.PrefixFrom(lastAddr(network), bits).Masked().Addr()
 	r.bound(p, "SubnetMin", raw.subnetMin, all, &all.first)
 	r.bound(p, "SubnetMax", raw.subnetMax, all, &all.last)
-	if all.last.Less(all.first) {
+	if all.bits > 0 && all.last.Less(all.first) {
 		p.add(r.prefix+"SubnetMax", raw.subnetMax, fmt.Sprintf("must not be below %sSubnetMin %s", r.prefix, all.first))
 	}
 	return all
 }
 
-func (r familyRules) subnetLen(p *problems, network netip.Prefix, raw networkFields) (int, bool) {
+// subnetLen returns 0 if it is not known.
+func (r familyRules) subnetLen(p *problems, network netip.Prefix, raw networkFields) int {
 	n := 0
 	if !absent(raw.subnetLen) && !takeInt(p, r.prefix+"SubnetLen", raw.subnetLen, 0, r.width-2, &n) {
-		return 0, false
+		return 0
 	}
 	least := network.Bits() + 2
 	switch {
+	case !network.IsValid():
+		return 0
 	case n == 0 && network.Bits() > r.smallest:
 		p.add(r.prefix+"Network", raw.network, fmt.Sprintf("must have a prefix of at most /%d to have room for subnets", r.smallest))
-		return 0, false
+		return 0
 	case n == 0:
-		return max(r.usual, least), true
+		return max(r.usual, least)
 	case n < least:
 		p.add(r.prefix+"SubnetLen", raw.subnetLen, fmt.Sprintf("must be at least %d, so that %s has room for four subnets", least, network))
-		return 0, false
+		return 0
 	}
-	return n, true
+	return n
 }
 
 func (r familyRules) bound(p *problems, field string, raw json.RawMessage, all pool, to *netip.Addr) {
@@ -73,9 +76,9 @@ func (r familyRules) bound(p *problems, field string, raw json.RawMessage, all p
 	switch {
 	case err != nil || a.BitLen() != r.width || a.Zone() != "":
 		p.add(r.prefix+field, raw, "must be an "+r.name+" address")
-	case !all.network.Contains(a):
+	case all.network.IsValid() && !all.network.Contains(a):
 		p.add(r.prefix+field, raw, "must lie inside "+all.network.String())
-	case netip.PrefixFrom(a, all.bits).Masked().Addr() != a:
+	case all.bits > 0 && netip.PrefixFrom(a, all.bits).Masked().Addr() != a:
 		p.add(r.prefix+field, raw, fmt.Sprintf("must be the first address of a /%d subnet", all.bits))
 	default:
 		*to = a
