@@ -111,7 +111,7 @@ func meaning(err error) (codes.Code, string) {
 // reason takes the operating system's words out of gRPC's, which nest them as
 // connection error: desc = "transport: Error while dialing: dial tcp …".
 func reason(text string) string {
-	for _, lead := range []string{"Error while dialing: ", "transport: "} {
+	for _, lead := range []string{"Error while dialing: ", "transport: ", "connection error: desc = \""} {
 		if _, after, ok := strings.Cut(text, lead); ok {
 			text = after
 		}
