@@ -28,23 +28,34 @@ var ErrNoSubnet = errors.New("out of subnets")
 //
 // Acquire waits while the registry doesn't answer, and chooses again when
 // another host was faster. Nothing renews the lease until [Manager.Run].
+//
+// With a Store, an earlier run's lease counts as previous, for its attributes
+// and its subnets, and while the registry doesn't answer it is what Acquire
+// returns, expired or not: Run finds out first whether it is still ours.
 func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous *Lease) (Attrs, error)) (Lease, error) {
 	a := acquisition{Manager: m, cfg: cfg, attrs: attrs}
-	if err := a.recall(nil); err != nil {
+	if err := a.prepare(); err != nil {
 		return Lease{}, err
+	}
+	if a.stored != nil && m.fallback.Load() != nil {
+		return a.storedLease(), nil
 	}
 	race := backoff{min: 5 * time.Millisecond, max: time.Second}
 	for {
 		var l Lease
-		err := m.persist(ctx, func() (err error) {
+		away, err := m.patiently(ctx, a.stored, func() bool { return a.listed }, func(ctx context.Context) (err error) {
 			l, err = a.attempt(ctx)
 			return err
 		})
+		if away {
+			return a.storedLease(), nil
+		}
+		if err == nil {
+			m.endFallBack(ctx)
+			return l, nil
+		}
 		if !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict) {
-			if err != nil {
-				err = fmt.Errorf("acquire lease: %w", err)
-			}
-			return l, err
+			return l, fmt.Errorf("acquire lease: %w", err)
 		}
 		m.log.Debug("another host was faster; choosing again", "error", err)
 		if err := race.wait(ctx); err != nil {
@@ -61,6 +72,38 @@ type acquisition struct {
 	own   Attrs // what to write
 	// former are the subnets of this host's leases that were removed.
 	former []netip.Prefix
+
+	stored *earlier // what can be used without the registry
+	listed bool     // the registry has answered
+}
+
+// prepare finds out what to write and what to prefer, by the lease of an earlier
+// run of this host.
+func (a *acquisition) prepare() error {
+	if err := a.recall(nil); err != nil {
+		return err
+	}
+	e := a.earlier()
+	if e == nil {
+		return nil
+	}
+	if !e.Own.Attrs.SameHost(a.own) {
+		a.log.Warn("what an earlier run has stored is another host's", "public_ip", e.Own.Attrs.PublicIP)
+		return nil
+	}
+	if *e.config == *a.cfg {
+		a.stored = e
+	}
+	own := e.Own
+	return a.recall(&own)
+}
+
+// storedLease is the lease of the earlier run.
+func (a *acquisition) storedLease() Lease {
+	a.fallBack(a.stored)
+	l := a.stored.Own
+	l.Attrs = a.own
+	return l
 }
 
 // recall sets what to write, given the host's previous lease.
@@ -76,6 +119,7 @@ func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
+	a.listed = true
 	if l, ok := a.reusable(all); ok {
 		return a.reuse(ctx, l)
 	}
@@ -157,7 +201,11 @@ func (a *acquisition) choose(p pool, all []Lease) (netip.Prefix, error) {
 			}
 		}
 	}
-	for _, had := range append(slices.Clip(a.former), a.opts.Previous, a.opts.PreviousV6) {
+	preferred := append(slices.Clip(a.former), a.opts.Previous, a.opts.PreviousV6)
+	if e := a.earlier(); e != nil && e.Own.Attrs.SameHost(a.own) {
+		preferred = append(preferred, e.Own.Subnet, e.Own.IPv6Subnet)
+	}
+	for _, had := range preferred {
 		if p.contains(had) && !slices.ContainsFunc(taken, had.Overlaps) {
 			return had, nil
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"time"
 )
 
@@ -24,17 +25,25 @@ type keeper struct {
 	signs chan struct{}
 }
 
-// newKeeper doubts a lease whose expiry nobody knows.
+// newKeeper doubts a lease whose expiry nobody knows, and one that the registry
+// hasn't told of.
 func newKeeper(m *Manager, own Lease) *keeper {
 	k := &keeper{Manager: m, doubt: !own.Permanent && own.Expires.IsZero(), signs: make(chan struct{}, 1)}
-	k.hold(own)
+	renewed := time.Now()
+	if e := m.fallback.Load(); e != nil {
+		k.doubt, renewed = true, e.Renewed
+	}
+	k.holdSince(own, renewed)
 	return k
 }
 
 // hold takes note of the lease as it now stands in the registry.
-func (k *keeper) hold(l Lease) {
+func (k *keeper) hold(l Lease) { k.holdSince(l, time.Now()) }
+
+func (k *keeper) holdSince(l Lease, renewed time.Time) {
 	k.own = l
-	k.held.Store(&held{l, time.Now()})
+	k.held.Store(&held{l, renewed})
+	k.journal.hold(l, renewed)
 }
 
 // touch asks for a look at the entry; it doesn't wait.
@@ -166,9 +175,11 @@ func (k *keeper) restore(ctx context.Context, cause string, write func(context.C
 }
 
 func (k *keeper) lost(to Lease) error {
-	holder := to.Attrs.PublicIP.String()
-	if !to.Attrs.PublicIP.IsValid() {
-		holder = "a reservation without an address"
+	holder := "a reservation without an address"
+	for _, a := range []netip.Addr{to.Attrs.PublicIPv6, to.Attrs.PublicIP} {
+		if a.IsValid() {
+			holder = a.String()
+		}
 	}
 	return fmt.Errorf("%w: %s is held by %s", ErrLeaseLost, to.Subnet, holder)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -31,6 +32,12 @@ type Options struct {
 	// Previous and PreviousV6 are the subnets of an earlier run, taken again if
 	// they are free. Zero if there are none.
 	Previous, PreviousV6 netip.Prefix
+	// Store keeps what the manager knows for the next run, which may start while
+	// the registry doesn't answer; nil means that nothing is kept.
+	Store Store
+	// Patience is how long the registry is waited for before the manager starts
+	// from what Store has; zero means DefaultPatience.
+	Patience time.Duration
 	// Pick chooses one of n free subnets; the default is uniformly random. It is
 	// for tests.
 	Pick func(n int) int
@@ -43,8 +50,12 @@ type Manager struct {
 	opts   Options
 	outage *outage
 	watch  *watching
+	// earlier is what Store had at the start, nil if that can't be used.
+	earlier func() *earlier
+	journal *journal // nil without a Store
 
-	held atomic.Pointer[held]
+	held     atomic.Pointer[held]
+	fallback atomic.Pointer[earlier] // what this run started from, until the registry answers
 }
 
 // NewManager returns a manager; it doesn't contact the registry.
@@ -67,25 +78,43 @@ func NewManager(o Options) (*Manager, error) {
 	if o.Pick == nil {
 		o.Pick = rand.IntN
 	}
-	return &Manager{reg: o.Registry, log: o.Logger, opts: o, outage: &outage{log: o.Logger}, watch: &watching{}}, nil
+	if o.Patience == 0 {
+		o.Patience = DefaultPatience
+	}
+	m := &Manager{reg: o.Registry, log: o.Logger, opts: o, outage: &outage{log: o.Logger}, watch: &watching{}, journal: newJournal(o.Store, o.Logger)}
+	m.earlier = sync.OnceValue(m.loadEarlier)
+	return m, nil
 }
 
 // Config reads the cluster's configuration. It waits while the registry doesn't
 // answer or nobody has written a configuration yet; a configuration that is
-// wrong is an error at once.
+// wrong is an error at once. With a Store that has an earlier run's state, a
+// registry that doesn't answer is waited for only as long as Patience says: then
+// the configuration is the earlier run's, and so are the lease that
+// [Manager.Acquire] returns and the leases that [Manager.Run] first reports.
 func (m *Manager) Config(ctx context.Context) (*Config, error) {
-	var data []byte
-	err := m.persist(ctx, func() (err error) {
+	var (
+		data    []byte
+		missing bool // the registry answered that
+	)
+	e := m.earlier()
+	away, err := m.patiently(ctx, e, func() bool { return missing }, func(ctx context.Context) (err error) {
 		data, err = m.reg.Config(ctx)
+		missing = missing || errors.Is(err, ErrNoConfig)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read network configuration: %w", err)
 	}
+	if away {
+		m.fallBack(e)
+		data = e.Config
+	}
 	c, err := ParseConfig(data)
 	if err != nil {
 		return nil, fmt.Errorf("network configuration: %w", err)
 	}
+	m.journal.configured(data)
 	return c, nil
 }
 

@@ -171,35 +171,64 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 }
 
-func TestFiftyHostsShareFiftySubnets(t *testing.T) {
-	const n = 50
+// A hundred hosts start at once, each with its own connection, where there is a
+// subnet for each and no more. One of them is reserved for a host, and one more
+// for a host that isn't there.
+func TestHundredHostsShareHundredSubnets(t *testing.T) {
+	const n = 100
 	s := etcdtest.Start(t)
-	r := etcdtest.Open(t, s.Endpoint())
-	cfg := parse(t, `{"Network":"172.7.0.0/16","SubnetMin":"172.7.1.0","SubnetMax":"172.7.50.0","Backend":{"Type":"vxlan"}}`)
+	c := etcdtest.Client(t, s.Endpoint())
+	put(t, c, subnets+"172.7.7.0-24", value("192.168.14.1"))
+	put(t, c, subnets+"172.7.8.0-24", value("192.168.15.8"))
+	cfg := parse(t, `{"Network":"172.7.0.0/16","SubnetMin":"172.7.1.0","SubnetMax":"172.7.101.0","Backend":{"Type":"vxlan"}}`)
 	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		seen = map[netip.Prefix]int{}
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		owners = map[netip.Prefix]string{}
+		failed []error
+		begin  = make(chan struct{})
 	)
-	for i := range n {
-		m := manager(t, lease.Options{Registry: r})
+	acquire := func(ip string) {
+		m := manager(t, lease.Options{Registry: etcdtest.Open(t, s.Endpoint())})
 		wg.Go(func() {
-			l, err := m.Acquire(t.Context(), cfg, host(fmt.Sprintf("192.168.14.%d", i+1), fmt.Sprintf("02:00:00:00:00:%02x", i)))
+			<-begin
+			l, err := m.Acquire(t.Context(), cfg, host(ip, "02:00:00:00:00:01"))
 			mu.Lock()
 			defer mu.Unlock()
-			seen[l.Subnet]++
 			if err != nil {
-				t.Error(err)
+				failed = append(failed, err)
+				return
 			}
+			owners[l.Subnet] = ip
 		})
 	}
-	wg.Wait()
-	if len(seen) != n {
-		t.Errorf("%d hosts have %d subnets", n, len(seen))
+	for i := range n {
+		acquire(fmt.Sprintf("192.168.14.%d", i+1))
 	}
-	_, err := manager(t, lease.Options{Registry: r}).Acquire(t.Context(), cfg, host("192.168.15.1", "02:00:00:00:01:00"))
-	if !errors.Is(err, lease.ErrNoSubnet) {
-		t.Errorf("one more host got %v", err)
+	since := time.Now()
+	close(begin)
+	wg.Wait()
+	t.Logf("%d hosts have a subnet each after %s", len(owners), time.Since(since))
+	if len(owners) != n || len(failed) > 0 {
+		t.Errorf("%d hosts have a subnet of their own, errors %v", len(owners), failed)
+	}
+	all, _, err := etcdtest.Open(t, s.Endpoint()).List(t.Context())
+	if err != nil || len(all) != n+1 {
+		t.Fatalf("%d leases, %v", len(all), err)
+	}
+	owners[netip.MustParsePrefix("172.7.8.0/24")] = "192.168.15.8" // as it was reserved
+	for _, l := range all {
+		reserved := l.Subnet.String() == "172.7.7.0/24" || l.Subnet.String() == "172.7.8.0/24"
+		if l.Permanent != reserved || l.Attrs.PublicIP.String() != owners[l.Subnet] {
+			t.Errorf("%s is held by %s, permanent: %t; %s thinks it has it", l.Subnet, l.Attrs.PublicIP, l.Permanent, owners[l.Subnet])
+		}
+	}
+	if owner := owners[netip.MustParsePrefix("172.7.7.0/24")]; owner != "192.168.14.1" {
+		t.Errorf("a subnet that is reserved went to %s", owner)
+	}
+	m := manager(t, lease.Options{Registry: etcdtest.Open(t, s.Endpoint())})
+	if l, err := m.Acquire(t.Context(), cfg, host("192.168.15.1", "02:00:00:00:01:00")); !errors.Is(err, lease.ErrNoSubnet) {
+		t.Errorf("one more host got %s, %v", l.Subnet, err)
 	}
 }
 
@@ -319,8 +348,11 @@ func TestRunRenewsInTime(t *testing.T) {
 		}
 	}
 	got, err := c.Get(t.Context(), subnets+own.Key())
-	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].ModRevision != own.Revision {
+	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].ModRevision != own.Revision || got.Kvs[0].Lease != own.ID {
 		t.Errorf("after two renewals %v, %v; want the entry untouched", got, err)
+	}
+	if all, err := c.Leases(t.Context()); err != nil || len(all.Leases) != 1 {
+		t.Errorf("after two renewals there are etcd's leases %v, %v", all, err)
 	}
 }
 
@@ -392,8 +424,12 @@ func TestRunOutlivesAnOutage(t *testing.T) {
 		t.Errorf("the outage led to %+v", <-r.updates)
 	}
 
+	// The host of a subnet becomes another one unseen.
+	unseen := etcdtest.StartAt(t, dir, "http://127.0.0.1:0")
+	put(t, etcdtest.Client(t, unseen.Endpoint()), subnets+"172.7.200.0-24", value("192.168.14.97"))
+	unseen.Close()
 	s = etcdtest.StartAt(t, dir, s.Endpoint())
-	if u := r.next(); !u.Reset || len(u.Leases) != 1 || u.Leases[0].Key() != "172.7.200.0-24" {
+	if u := r.next(); !u.Reset || len(u.Leases) != 1 || u.Leases[0].Key() != "172.7.200.0-24" || u.Leases[0].Attrs.PublicIP.String() != "192.168.14.97" {
 		t.Errorf("after the outage %+v", u)
 	}
 	put(t, etcdtest.Client(t, s.Endpoint()), subnets+"172.7.201.0-24", value("192.168.14.98"))

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -39,6 +40,17 @@ func (o *outage) failed(err error) {
 	}
 	o.logged = now
 	o.log.Warn("waiting for the lease registry", "error", err, "for", now.Sub(o.since).Round(time.Second))
+}
+
+// silent takes note of a registry that was waited for, if no attempt has failed
+// with a better reason.
+func (o *outage) silent(waited time.Duration) {
+	o.mu.Lock()
+	known := o.err != nil
+	o.mu.Unlock()
+	if !known {
+		o.failed(fmt.Errorf("%w: no answer within %s", ErrUnavailable, waited))
+	}
 }
 
 func (o *outage) answered() {

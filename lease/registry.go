@@ -50,6 +50,6 @@ type Registry interface {
 	// Watch calls report, one call at a time, with every change from the given
 	// revision on, until ctx ends or the connection is lost. It returns why:
 	// ErrUnavailable, ErrCompacted or the context's error. Reports have Reset
-	// unset.
+	// unset, and their slices are report's own.
 	Watch(ctx context.Context, from int64, report func(Update)) error
 }

@@ -17,15 +17,45 @@ const steadyAfter = 2 * backoffMax
 // registry. If the lease is lost for good, the error wraps [ErrLeaseLost] and
 // says who holds the subnet.
 //
-// report is called from one goroutine, first with a snapshot, then with changes
-// as they happen. While the registry doesn't answer it isn't called; afterwards
-// it gets a snapshot again. It never sees own. A slow report delays the next.
+// report is called for one update at a time, first with a snapshot, then with
+// changes as they happen, deletions a moment later. While the registry doesn't
+// answer it isn't called; afterwards it gets a snapshot again, in which leases
+// that are gone remain for some seconds, as their hosts may put them back. It
+// never sees own. A slow report delays the next. After an Acquire that fell back
+// on a Store the first snapshot is the stored one.
+//
+// With a Store, what is reported is saved soon after, at most once a second, and
+// when Run ends.
 func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error {
+	saving, saved := context.WithCancel(context.WithoutCancel(ctx))
+	var journal sync.WaitGroup
+	journal.Go(func() { m.journal.run(saving) })
+	err := m.run(ctx, own, report)
+	if errors.Is(err, ErrLeaseLost) {
+		m.journal.lose()
+	}
+	saved()
+	journal.Wait()
+	return err
+}
+
+func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	k := newKeeper(m, own)
 	defer m.held.Store(nil)
-	f := follower{Manager: m, own: own, report: report, touched: k.touch}
+	f := follower{Manager: m, own: own, touched: k.touch}
+	f.out = newDelivery(func(u Update) {
+		m.journal.touch()
+		report(u)
+	})
+	defer f.out.close()
+	m.journal.follow(f.out.all)
+	if e := m.fallback.Load(); e != nil {
+		m.watch.stored(e.AsOf)
+		m.journal.until(e.AsOf)
+		f.out.reset(Update{Reset: true, Leases: slices.DeleteFunc(slices.Clone(e.Peers), f.isOwn)})
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { f.run(ctx) })
 	err := k.run(ctx)
@@ -38,7 +68,7 @@ func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error
 type follower struct {
 	*Manager
 	own     Lease
-	report  func(Update)
+	out     *delivery
 	touched func() // the own entry isn't what it should be
 }
 
@@ -73,9 +103,13 @@ func (f *follower) session(ctx context.Context) error {
 	if i < 0 || !all[i].Equal(f.own) {
 		f.touched()
 	}
-	f.report(Update{Reset: true, Leases: slices.DeleteFunc(all, f.isOwn), Revision: rev})
+	f.endFallBack(ctx)
+	if n := f.out.reset(Update{Reset: true, Leases: slices.DeleteFunc(all, f.isOwn), Revision: rev}); n > 0 {
+		f.log.Info("some peers' leases are gone; they are given up if they don't come back", "count", n, "within", resetGrace)
+	}
 	f.watch.begin()
-	defer f.watch.end()
+	f.journal.until(time.Time{})
+	defer func() { f.journal.until(f.watch.end()) }()
 	return f.reg.Watch(ctx, rev+1, f.change)
 }
 
@@ -90,7 +124,7 @@ func (f *follower) change(u Update) {
 	u.Leases = slices.DeleteFunc(u.Leases, f.isOwn)
 	u.Deleted = slices.DeleteFunc(u.Deleted, f.isOwn)
 	if len(u.Leases)+len(u.Deleted) > 0 {
-		f.report(u)
+		f.out.pass(u)
 	}
 }
 

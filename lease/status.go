@@ -26,6 +26,12 @@ type Status struct {
 	// Watched is since when the leases are watched without a gap, zero while
 	// they are not: what Run reported last may be out of date then.
 	Watched time.Time
+	// AsOf is the moment at which the leases that Run reported last were all
+	// there are, if they aren't watched: when the watch ended, or for leases that
+	// an earlier run stored, which Stored says, when its watch did. Zero while
+	// they are watched, and before.
+	AsOf   time.Time
+	Stored bool
 	// Heard is when Run last heard of any lease, its own included; zero before.
 	Heard time.Time
 }
@@ -47,10 +53,20 @@ type held struct {
 	since time.Time // it was written or renewed
 }
 
-// watching knows whether the leases are watched, and when one was heard of.
+// watching knows whether the leases are watched, how old they are otherwise, and
+// when one was heard of.
 type watching struct {
-	mu           sync.Mutex // guards both
+	mu           sync.Mutex // guards all
 	since, heard time.Time
+	asOf         time.Time
+	restored     bool
+}
+
+// stored says that the leases are those of an earlier run.
+func (w *watching) stored(asOf time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asOf, w.restored = asOf, true
 }
 
 func (w *watching) begin() {
@@ -58,6 +74,7 @@ func (w *watching) begin() {
 	defer w.mu.Unlock()
 	w.since = time.Now()
 	w.heard = w.since // the snapshot before it
+	w.asOf, w.restored = time.Time{}, false
 }
 
 func (w *watching) event() {
@@ -66,14 +83,16 @@ func (w *watching) event() {
 	w.heard = time.Now()
 }
 
-func (w *watching) end() {
+// end returns the moment from which on the leases get old.
+func (w *watching) end() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.since = time.Time{}
+	w.since, w.asOf = time.Time{}, time.Now()
+	return w.asOf
 }
 
 func (w *watching) fill(s *Status) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s.Watched, s.Heard = w.since, w.heard
+	s.Watched, s.Heard, s.AsOf, s.Stored = w.since, w.heard, w.asOf, w.restored
 }

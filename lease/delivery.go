@@ -1,0 +1,188 @@
+package lease
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// How long a deletion is held back, so that no peer parts with a host whose lease
+// comes back and no packet to it is lost.
+const (
+	// watchGrace is for a lease that somebody deletes: its host puts it back
+	// within milliseconds. It is short against the time in which a host can go.
+	watchGrace = 50 * time.Millisecond
+	// resetGrace is for leases that are missing in a snapshot after others: their
+	// hosts may only not be back yet, which takes them up to backoffMax and what
+	// the registry needs to connect. A registry that lost its data is no reason
+	// for the whole network to fall apart.
+	resetGrace = 2 * backoffMax
+)
+
+// delivery passes updates on, one at a time, and deletions late.
+type delivery struct {
+	report func(Update) // called with mu held
+
+	mu     sync.Mutex
+	table  map[subnets]Lease      // what was reported and is not deleted; nil before a snapshot
+	held   map[netip.Prefix]Lease // those of the table whose deletion is held back, under each subnet
+	closed bool
+}
+
+// subnets identify a lease.
+type subnets struct{ v4, v6 netip.Prefix }
+
+func subnetsOf(l Lease) subnets { return subnets{l.Subnet, l.IPv6Subnet} }
+
+func newDelivery(report func(Update)) *delivery {
+	return &delivery{report: report, held: map[netip.Prefix]Lease{}}
+}
+
+// close ends reports; a deletion that is held back isn't reported.
+func (d *delivery) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+}
+
+// all returns what was reported and is not deleted, nil before a snapshot.
+func (d *delivery) all() []Lease {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.table == nil {
+		return nil
+	}
+	return slices.AppendSeq(make([]Lease, 0, len(d.table)), maps.Values(d.table))
+}
+
+// reset passes a snapshot on, and returns how many of the leases before it are
+// missing in it and held back.
+func (d *delivery) reset(u Update) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	missing := d.missing(u.Leases)
+	u.Leases = slices.Concat(u.Leases, missing)
+	d.table = make(map[subnets]Lease, len(u.Leases))
+	for _, l := range u.Leases {
+		d.table[subnetsOf(l)] = l
+	}
+	clear(d.held)
+	d.hold(missing, resetGrace)
+	d.report(u)
+	return len(missing)
+}
+
+// missing are the leases of the table that share no subnet with those that there
+// are now.
+func (d *delivery) missing(now []Lease) (out []Lease) {
+	if len(d.table) == 0 {
+		return nil
+	}
+	there := make(map[netip.Prefix]bool, len(now))
+	for _, l := range now {
+		for _, n := range subnetsIn(l) {
+			there[n] = true
+		}
+	}
+	for _, l := range d.table {
+		if !there[l.Subnet] && !there[l.IPv6Subnet] {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// pass passes a change on.
+func (d *delivery) pass(u Update) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.settle(u)
+	d.hold(u.Deleted, watchGrace)
+	u.Deleted = nil
+	if len(u.Leases) == 0 {
+		return
+	}
+	for _, l := range u.Leases {
+		d.table[subnetsOf(l)] = l
+	}
+	d.report(u)
+}
+
+// hold holds deletions back for some time; mu is held.
+func (d *delivery) hold(gone []Lease, wait time.Duration) {
+	if len(gone) == 0 {
+		return
+	}
+	for _, l := range gone {
+		for _, n := range subnetsIn(l) {
+			d.held[n] = l
+		}
+	}
+	time.AfterFunc(wait, func() { d.flush(gone) })
+}
+
+// settle drops the deletions of leases that are back. One that has a subnet in
+// common with another lease now must be reported before that.
+func (d *delivery) settle(u Update) {
+	var due []Lease
+	for _, l := range u.Leases {
+		for _, n := range subnetsIn(l) {
+			gone, held := d.held[n]
+			if !held {
+				continue
+			}
+			d.forget(gone)
+			if subnetsOf(gone) != subnetsOf(l) {
+				due = append(due, gone)
+			}
+		}
+	}
+	d.remove(due)
+}
+
+// flush reports those deletions that are still held back.
+func (d *delivery) flush(gone []Lease) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return
+	}
+	var due []Lease
+	for _, l := range gone {
+		if now, held := d.held[l.Subnet]; held && now.Revision == l.Revision {
+			d.forget(l)
+			due = append(due, l)
+		}
+	}
+	d.remove(due)
+}
+
+func (d *delivery) forget(l Lease) {
+	for _, n := range subnetsIn(l) {
+		delete(d.held, n)
+	}
+}
+
+// remove reports deletions.
+func (d *delivery) remove(due []Lease) {
+	if len(due) == 0 {
+		return
+	}
+	u := Update{Deleted: make([]Lease, len(due))}
+	for i, l := range due {
+		delete(d.table, subnetsOf(l))
+		u.Deleted[i] = Lease{Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, Revision: l.Revision}
+		u.Revision = max(u.Revision, l.Revision)
+	}
+	d.report(u)
+}
+
+// subnetsIn are those that the lease has.
+func subnetsIn(l Lease) []netip.Prefix {
+	if !l.IPv6Subnet.IsValid() {
+		return []netip.Prefix{l.Subnet}
+	}
+	return []netip.Prefix{l.Subnet, l.IPv6Subnet}
+}

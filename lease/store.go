@@ -1,0 +1,123 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// DefaultPatience is how long a manager that has a stored state waits for the
+// registry before it starts from that state.
+const DefaultPatience = 3 * time.Second
+
+// State is what a run leaves for the next one, which may have to start while the
+// registry doesn't answer.
+type State struct {
+	// Config is the cluster's configuration as it was read.
+	Config []byte
+	// Own is the host's lease, and Renewed when it was last taken or renewed.
+	// The registry's handles aren't kept. A host that has lost its lease has the
+	// zero Lease.
+	Own     Lease
+	Renewed time.Time
+	// Peers are the other hosts' leases, all there were at AsOf.
+	Peers []Lease
+	AsOf  time.Time
+}
+
+// Store keeps a [State] from one run to the next. A manager calls one method at
+// a time.
+type Store interface {
+	// Load returns what was saved last, nil if nothing was. An error means that
+	// there is something that can't be used; it is logged.
+	Load() (*State, error)
+	// Save replaces what was saved, in one step. It may not keep the state's
+	// slices.
+	Save(s State) error
+}
+
+// earlier is a stored state that can be used, with its configuration.
+type earlier struct {
+	State
+	config *Config
+}
+
+// loadEarlier returns nil if there is nothing that can be used. It is called
+// once.
+func (m *Manager) loadEarlier() *earlier {
+	if m.opts.Store == nil {
+		return nil
+	}
+	s, err := m.opts.Store.Load()
+	if s == nil && err == nil {
+		return nil
+	}
+	var e *earlier
+	if err == nil {
+		e, err = newEarlier(*s)
+	}
+	if err != nil {
+		m.log.Warn("what an earlier run has stored can't be used", "error", err)
+		return nil
+	}
+	return e
+}
+
+func newEarlier(s State) (*earlier, error) {
+	c, err := ParseConfig(s.Config)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("stored configuration: %w", err)
+	case !s.Own.Subnet.IsValid():
+		return nil, errors.New("the host had lost its lease")
+	case !c.Compatible(s.Own):
+		return nil, fmt.Errorf("stored lease %s does not fit the stored configuration", s.Own.Subnet)
+	}
+	return &earlier{s, c}, nil
+}
+
+// patiently repeats op while the registry doesn't answer. If there is a state to
+// fall back on it gives up after some time and returns true, unless the registry
+// has answered meanwhile, if only that something is missing.
+func (m *Manager) patiently(ctx context.Context, fallback *earlier, answered func() bool, op func(context.Context) error) (away bool, err error) {
+	if fallback != nil {
+		limited, cancel := context.WithTimeout(ctx, m.opts.Patience)
+		defer cancel()
+		err = m.persist(limited, func() error { return op(limited) })
+		if limited.Err() == nil || err == nil || ctx.Err() != nil {
+			return false, err
+		}
+		if !answered() {
+			m.outage.silent(m.opts.Patience)
+			return true, nil
+		}
+	}
+	return false, m.persist(ctx, func() error { return op(ctx) })
+}
+
+// fallBack takes note that this run starts from an earlier one's state.
+func (m *Manager) fallBack(e *earlier) {
+	if m.fallback.Swap(e) == e {
+		return
+	}
+	m.log.Warn("the lease registry doesn't answer: starting from the leases that an earlier run stored",
+		"subnet", e.Own.Subnet, "peers", len(e.Peers), "age", time.Since(e.AsOf).Round(time.Second))
+}
+
+// endFallBack ends the fallback: the registry has told its leases. What it says of
+// the configuration comes into force with the next start, as ever.
+func (m *Manager) endFallBack(ctx context.Context) {
+	e := m.fallback.Swap(nil)
+	if e == nil {
+		return
+	}
+	data, err := m.reg.Config(ctx)
+	if err != nil {
+		m.log.Warn("whether the network configuration has changed is not known", "error", err)
+		return
+	}
+	if c, err := ParseConfig(data); err != nil || *c != *e.config {
+		m.log.Warn("the network configuration has changed meanwhile: it takes effect with the next start")
+	}
+}
