@@ -18,6 +18,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/leasefile"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
@@ -92,7 +93,7 @@ func (c *cleaner) clean() error {
 	}
 	err = errors.Join(c.routes(state.Networks), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6),
 		c.firewall(state.Networks), c.device(state.Device), c.sysctls(state.Sysctls),
-		c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket))
+		c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket), c.file("leases", leasefile.Path(c.dir)))
 	if err != nil {
 		return err
 	}

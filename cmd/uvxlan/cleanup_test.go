@@ -13,6 +13,7 @@ import (
 
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/leasefile"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/netnstest"
 )
@@ -131,6 +132,7 @@ func TestIntegrationCleanup(t *testing.T) {
 	for path, make := range map[string]func(string) error{
 		subnetFile:              func(p string) error { return os.WriteFile(p, nil, 0o600) },
 		socket:                  abandonSocket,
+		leasefile.Path(dir):     func(p string) error { return os.WriteFile(p, nil, 0o600) },
 		hoststate.LockPath(dir): func(p string) error { return os.WriteFile(p, []byte("4711\n"), 0o600) }, // of a killed daemon
 		hoststate.EtcdDir(dir):  func(p string) error { return os.Mkdir(p, 0o700) },
 	} {
@@ -160,6 +162,7 @@ func TestIntegrationCleanup(t *testing.T) {
 		"removed sysctl net/ipv4/conf/eth0/rp_filter=2, set back to 1",
 		"removed subnet file " + subnetFile,
 		"removed control socket " + socket,
+		"removed leases " + leasefile.Path(dir),
 		"removed manifest " + hoststate.Path(dir),
 		"removed lock " + hoststate.LockPath(dir),
 		"left " + hoststate.EtcdDir(dir) + ": the embedded etcd's data",
@@ -172,7 +175,7 @@ func TestIntegrationCleanup(t *testing.T) {
 	if got := sysctl(t); got != "1" {
 		t.Errorf("the sysctl is %s", got)
 	}
-	for _, path := range []string{subnetFile, hoststate.Path(dir), hoststate.LockPath(dir)} {
+	for _, path := range []string{subnetFile, leasefile.Path(dir), hoststate.Path(dir), hoststate.LockPath(dir)} {
 		if exists(path) {
 			t.Errorf("%s is left", path)
 		}

@@ -152,7 +152,13 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 		}
 		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), since, why(peer)})
 	}
-	return p.table(rows)
+	if err := p.table(rows); err != nil {
+		return err
+	}
+	if len(peers) > 0 && !peers[0].AsOf.IsZero() {
+		fmt.Fprintln(p.out, p.paint(yellow, "stale: leases as of "+control.Round(now.Sub(peers[0].AsOf))+" ago, etcd is not watched"))
+	}
+	return nil
 }
 
 func pathColour(path string) colour {

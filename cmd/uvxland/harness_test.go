@@ -92,6 +92,8 @@ type world struct {
 	cluster *cluster.Cluster
 	etcd    *lab.Cmd
 	dir     string
+	// installed makes startEtcd start the machine's etcd.
+	installed bool
 }
 
 // newWorld makes the hosts, all three if none are named.
@@ -150,6 +152,10 @@ func (w *world) context() context.Context {
 
 func (w *world) startEtcd() {
 	w.t.Helper()
+	if w.installed {
+		w.startInstalledEtcd(w.cluster.Endpoint)
+		return
+	}
 	w.etcd = w.cluster.Etcd.Command(w.t.Context(), os.Args[0])
 	w.etcd.Env = append(os.Environ(), etcdDir+"="+filepath.Join(w.dir, "etcd"), etcdListen+"="+w.cluster.Endpoint)
 	w.etcd.Stderr = os.Stderr

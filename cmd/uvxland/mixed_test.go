@@ -320,17 +320,17 @@ func TestIntegrationManyLeases(t *testing.T) {
 	daemons := w.start("kb21", "kb22")
 	w.mesh("kb21", "kb22")
 	d := daemons[0]
-	awaitPeers(t, w, d, n+1)
+	awaitPeerCount(t, w, d, n+1)
 	for _, i := range []int{0, 4321, n - 1} {
 		if mac := peerMAC(t, d, i); mac != manyMAC(i) {
 			t.Errorf("lease %d is in the table with %q", i, mac)
 		}
 	}
 	w.transact(c, changes, func(i int) clientv3.Op { return clientv3.OpPut(manyKey(n+i), manyValue(n+i)) })
-	awaitPeers(t, w, d, n+1+changes)
+	awaitPeerCount(t, w, d, n+1+changes)
 	w.transact(c, changes, func(i int) clientv3.Op { return clientv3.OpPut(manyKey(i), manyValue(n-i)) })
 	w.transact(c, n, func(i int) clientv3.Op { return clientv3.OpDelete(manyKey(changes + i)) })
-	awaitPeers(t, w, d, changes+1)
+	awaitPeerCount(t, w, d, changes+1)
 	for _, i := range []int{0, changes - 1} {
 		if mac := peerMAC(t, d, i); mac != manyMAC(n-i) {
 			t.Errorf("changed lease %d is in the table with %q", i, mac)
@@ -364,7 +364,7 @@ func (w *world) transact(c *clientv3.Client, n int, op func(int) clientv3.Op) {
 	}
 }
 
-func awaitPeers(t *testing.T, w *world, d *cluster.Daemon, n int) {
+func awaitPeerCount(t *testing.T, w *world, d *cluster.Daemon, n int) {
 	t.Helper()
 	for ctx := w.context(); ; {
 		s := askStatus(t, d)

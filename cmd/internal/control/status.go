@@ -98,6 +98,10 @@ type Watch struct {
 	Since time.Time `json:"since,omitzero"`
 	// Heard is when a lease was last heard of.
 	Heard time.Time `json:"heard,omitzero"`
+	// AsOf is the moment whose leases are in force while none are watched, and
+	// Stored says that an earlier run of the daemon left them.
+	AsOf   time.Time `json:"as_of,omitzero"`
+	Stored bool      `json:"stored,omitempty"`
 }
 
 // Traffic is what the packets' workers have counted since the device was made.
@@ -168,6 +172,9 @@ type Peer struct {
 	// Traffic is what passed between the hosts by way of the device, nil where
 	// there is none, as with host-gw.
 	Traffic *PeerTraffic `json:"traffic,omitempty"`
+	// AsOf is when the peer's lease was last known to be in etcd, while leases
+	// aren't watched.
+	AsOf time.Time `json:"as_of,omitzero"`
 }
 
 // PeerTraffic counts for one peer, since its subnet is known. What arrives

@@ -85,8 +85,20 @@ func (s *Status) WatchWords() string {
 	if w.Alive {
 		words = "alive for " + s.ago(w.Since)
 	}
+	if !w.AsOf.IsZero() {
+		words += ", leases are stale: " + s.AgeWords()
+	}
 	if !w.Heard.IsZero() {
 		words += ", last heard of a lease " + s.ago(w.Heard) + " ago"
+	}
+	return words
+}
+
+// AgeWords tells how old the leases in force are while they aren't watched.
+func (s *Status) AgeWords() string {
+	words := "as of " + s.ago(s.Watch.AsOf) + " ago"
+	if s.Watch.Stored {
+		words += ", stored by an earlier run"
 	}
 	return words
 }

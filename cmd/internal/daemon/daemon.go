@@ -94,6 +94,7 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	before := previous(o)
 	manager, err := lease.NewManager(lease.Options{
 		Registry: registry, Logger: o.Logger, Previous: before.Subnet, PreviousV6: before.SubnetV6, RenewMargin: o.RenewMargin,
+		Store: storeOf(o),
 	})
 	if err != nil {
 		return err
@@ -154,7 +155,11 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
 	group.Go(func() error { return rules.run(ctx) })
-	return group.Wait()
+	err = group.Wait()
+	if errors.Is(err, lease.ErrLeaseLost) {
+		withdraw(o, config, own)
+	}
+	return err
 }
 
 // writeSubnetFile notes where the file is, which stays when the daemon ends. A

@@ -12,6 +12,7 @@ import (
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
+	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
 
@@ -51,6 +52,7 @@ func explain(err error) error {
 		{subnetfile.ErrPlace, "choose a place that can be written, with -subnet-file"},
 		{control.ErrInUse, "stop it, or give each daemon a -control-socket of its own"},
 		{control.ErrSocket, "choose another path, with -control-socket"},
+		{lease.ErrLeaseLost, "the next start takes another subnet, from which the containers need new addresses"},
 		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},

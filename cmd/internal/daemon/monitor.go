@@ -119,10 +119,15 @@ func (m *monitor) Status() control.Status {
 
 // Peers implements [control.Source].
 func (m *monitor) Peers() []control.Peer {
-	if n := m.parts().network; n != nil {
-		return n.peers()
+	p := m.parts()
+	if p.network == nil {
+		return nil
 	}
-	return nil
+	peers := p.network.peers()
+	for i := range peers {
+		peers[i].AsOf = p.health.AsOf
+	}
+	return peers
 }
 
 // Stats implements [metrics.Source]; host-gw has no router.
@@ -147,7 +152,7 @@ func judge(s *control.Status, p parts, fault error) {
 	case s.Lease == nil:
 		s.Reasons = append(s.Reasons, "the host has no lease")
 	case !s.Lease.Expires.IsZero() && !s.Now.Before(s.Lease.Expires):
-		s.Reasons = append(s.Reasons, fmt.Sprintf("the lease on %s has expired: the other hosts don't send here any longer", s.Lease.Subnets()))
+		s.Reasons = append(s.Reasons, expired(s))
 	}
 	if fault != nil {
 		s.Reasons = append(s.Reasons, fault.Error())
@@ -159,11 +164,23 @@ func judge(s *control.Status, p parts, fault error) {
 		return
 	}
 	switch {
+	case !s.Etcd.Up && !s.Watch.AsOf.IsZero():
+		s.Notes = append(s.Notes, "etcd doesn't answer: packets flow by the leases "+s.AgeWords())
 	case !s.Etcd.Up:
-		s.Notes = append(s.Notes, "etcd doesn't answer: packets flow by the leases last seen")
+		s.Notes = append(s.Notes, "etcd doesn't answer")
 	case !s.Watch.Alive:
 		s.Notes = append(s.Notes, "the leases are not watched at the moment")
 	}
+}
+
+// expired says what a lease that has run out means. Without etcd nobody can tell
+// whether it has run out there: an etcd that stands still keeps its leases, one
+// that only this host doesn't reach does not.
+func expired(s *control.Status) string {
+	if s.Etcd.Up {
+		return fmt.Sprintf("the lease on %s has expired: the other hosts don't send here any longer", s.Lease.Subnets())
+	}
+	return fmt.Sprintf("the lease on %s has expired by this host's clock: other hosts that reach etcd don't send here any longer", s.Lease.Subnets())
 }
 
 // waitingFor says what a daemon without a backend waits for.
@@ -191,7 +208,7 @@ func etcdOf(h lease.Status, skipped uint64) control.Etcd {
 }
 
 func watchOf(h lease.Status) control.Watch {
-	return control.Watch{Alive: !h.Watched.IsZero(), Since: h.Watched, Heard: h.Heard}
+	return control.Watch{Alive: !h.Watched.IsZero(), Since: h.Watched, Heard: h.Heard, AsOf: h.AsOf, Stored: h.Stored}
 }
 
 func leaseOf(h lease.Status) *control.Lease {

@@ -53,6 +53,7 @@ type descs struct {
 	peers, byPath, direct                          *prometheus.Desc
 	expiry, renewed                                *prometheus.Desc
 	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
+	stale, asOf                                    *prometheus.Desc
 }
 
 func describe() *descs {
@@ -72,6 +73,8 @@ func describe() *descs {
 		etcdErrors: desc("etcd_errors_total", "Attempts to reach etcd that failed."),
 		skipped:    desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
 		watchAge:   desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
+		stale:      desc("peers_stale", "Whether the peers are those of leases that aren't watched at the moment."),
+		asOf:       desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
 		heardAt:    desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
 	}
 }
@@ -80,7 +83,7 @@ func describe() *descs {
 func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.expiry, d.renewed,
-		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt,
+		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf,
 	}
 }
 
@@ -116,6 +119,8 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 		e.gauge(d.watchAge, s.Now.Sub(s.Watch.Since).Seconds())
 	}
 	e.moment(d.heardAt, s.Watch.Heard)
+	e.gauge(d.stale, number(!s.Watch.AsOf.IsZero()))
+	e.moment(d.asOf, s.Watch.AsOf)
 }
 
 // counted is what a router has counted at a moment: the daemon's has another in

@@ -1,6 +1,6 @@
 // Package etcdtest gives tests a real etcd and a registry in it.
 //
-// The etcd is the embedded one, or with [Installed] in the environment the
+// The etcd is the embedded one, or with [ServerVariable] in the environment the
 // binary that it names, so that tests can be run against another version.
 package etcdtest
 
@@ -19,9 +19,9 @@ import (
 // Prefix is the key prefix that the registries of [Open] use.
 const Prefix = etcd.DefaultPrefix
 
-// Installed is the variable that names an etcd to run instead of the embedded
+// ServerVariable is the variable that names an etcd to run instead of the embedded
 // one, a path or a name in PATH.
-const Installed = "UVXLAN_TEST_ETCD"
+const ServerVariable = "UVXLAN_TEST_ETCD"
 
 // Server is a running etcd.
 type Server struct {
@@ -44,7 +44,7 @@ func Start(tb testing.TB) *Server {
 // StartAt runs an etcd with the given data and address until the test ends.
 func StartAt(tb testing.TB, dir, listen string) *Server {
 	tb.Helper()
-	if path := os.Getenv(Installed); path != "" {
+	if path := os.Getenv(ServerVariable); path != "" {
 		return startInstalled(tb, path, dir, listen)
 	}
 	s, err := etcdserver.Start(tb.Context(), etcdserver.Options{Dir: dir, ListenClient: listen})

@@ -1,0 +1,138 @@
+// Package leasefile keeps what a daemon knows of the network in a file, so that
+// it can start again while etcd is away.
+package leasefile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"uvxlan/cmd/internal/atomicfile"
+	"uvxlan/lease"
+)
+
+// version is that of the file's form. A file of another one isn't read.
+const version = 1
+
+// Path is the file in a state directory.
+func Path(dir string) string { return filepath.Join(dir, "leases.json") }
+
+// Store is a [lease.Store] in a state directory.
+type Store struct {
+	// Dir is the state directory.
+	Dir string
+	// Prefix is the etcd key prefix of the network. What was stored of another
+	// network isn't used.
+	Prefix string
+}
+
+var _ lease.Store = Store{}
+
+// file has leases as etcd has them: key and value.
+type file struct {
+	Version int             `json:"version"`
+	Prefix  string          `json:"prefix"`
+	AsOf    time.Time       `json:"as_of"`
+	Config  json.RawMessage `json:"config"`
+	// Own is left away when the lease is lost.
+	Own   *own                   `json:"own,omitempty"`
+	Peers map[string]lease.Attrs `json:"peers"`
+}
+
+type own struct {
+	Key      string      `json:"key"`
+	Value    lease.Attrs `json:"value"`
+	Renewed  time.Time   `json:"renewed"`
+	Expires  time.Time   `json:"expires,omitzero"`
+	Reserved bool        `json:"reserved,omitempty"`
+}
+
+// Save implements [lease.Store].
+func (s Store) Save(state lease.State) error {
+	f := file{
+		Version: version, Prefix: s.Prefix, AsOf: state.AsOf, Config: state.Config,
+		Peers: make(map[string]lease.Attrs, len(state.Peers)),
+	}
+	if l := state.Own; l.Subnet.IsValid() {
+		f.Own = &own{Key: l.Key(), Value: l.Attrs, Renewed: state.Renewed, Expires: l.Expires, Reserved: l.Permanent}
+	}
+	for _, l := range state.Peers {
+		f.Peers[l.Key()] = l.Attrs
+	}
+	text, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("write leases: %w", err)
+	}
+	if err := atomicfile.Write(Path(s.Dir), append(text, '\n')); err != nil {
+		return fmt.Errorf("write leases: %w", err)
+	}
+	return nil
+}
+
+// Load implements [lease.Store].
+func (s Store) Load() (*lease.State, error) {
+	text, err := os.ReadFile(Path(s.Dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var f file
+	if err == nil {
+		err = f.read(text, s.Prefix)
+	}
+	var state *lease.State
+	if err == nil {
+		state, err = f.state()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", Path(s.Dir), err)
+	}
+	return state, nil
+}
+
+// read looks at the version first: what follows may have another form.
+func (f *file) read(text []byte, prefix string) error {
+	var form struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(text, &form); err != nil {
+		return err
+	}
+	if form.Version != version {
+		return fmt.Errorf("its form is of version %d, not %d", form.Version, version)
+	}
+	if err := json.Unmarshal(text, f); err != nil {
+		return err
+	}
+	if f.Prefix != prefix {
+		return fmt.Errorf("it is of the network at %s, not %s", f.Prefix, prefix)
+	}
+	return nil
+}
+
+func (f *file) state() (*lease.State, error) {
+	s := &lease.State{Config: f.Config, AsOf: f.AsOf, Peers: make([]lease.Lease, 0, len(f.Peers))}
+	for key, value := range f.Peers {
+		l, err := newLease(key, value)
+		if err != nil {
+			return nil, err
+		}
+		s.Peers = append(s.Peers, l)
+	}
+	if f.Own == nil {
+		return s, nil
+	}
+	var err error
+	s.Own, err = newLease(f.Own.Key, f.Own.Value)
+	s.Own.Expires, s.Own.Permanent, s.Renewed = f.Own.Expires, f.Own.Reserved, f.Own.Renewed
+	return s, err
+}
+
+func newLease(key string, value lease.Attrs) (l lease.Lease, err error) {
+	l.Subnet, l.IPv6Subnet, err = lease.ParseKey(key)
+	l.Attrs = value
+	return l, err
+}
