@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -34,7 +35,11 @@ func withdraw(o Options, c *lease.Config, own lease.Lease) {
 	if c.Backend.Type != lease.TypeHostGW {
 		return
 	}
-	if _, err := kroute.RemoveLeftover(tunnel.RouteProtocol); err != nil {
+	networks := []netip.Prefix{c.Network}
+	if c.EnableIPv6 {
+		networks = append(networks, c.IPv6Network)
+	}
+	if _, err := kroute.RemoveLeftover(tunnel.RouteProtocol, networks...); err != nil {
 		o.Logger.Warn("routes to peers may be left", "error", err)
 	}
 }
