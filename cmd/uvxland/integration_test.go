@@ -95,7 +95,11 @@ func TestIntegrationStopLeavesNothing(t *testing.T) {
 		if err := d.Wait(); signal == unix.SIGTERM && err != nil {
 			t.Errorf("after SIGTERM: %v", err)
 		}
-		if after := networkState(t, w.Host("kb21")); after != before {
+		after := networkState(t, w.Host("kb21"))
+		for ctx := w.context(); signal == unix.SIGKILL && after != before && ctx.Err() == nil; {
+			after = networkState(t, w.Host("kb21")) // the kernel is at it
+		}
+		if after != before {
 			t.Errorf("left after %s:\n%s\nbefore:\n%s", signal, after, before)
 		}
 	}

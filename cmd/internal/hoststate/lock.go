@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,17 +27,33 @@ type Lock struct{ file *os.File }
 // Acquire takes the lock of the state directory, which it makes if need be. It
 // returns [ErrRunning] with the other's process id while another process has
 // the lock, and [ErrDir] for a directory that can't be used.
+//
+// It waits a moment for a lock whose holder is dead: a command that the holder
+// was about to run has its descriptors until it begins.
 func Acquire(dir string) (*Lock, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDir, err)
 	}
-	for {
+	for late := time.Now().Add(inheritedTime); ; {
 		l, err := open(LockPath(dir))
-		if l != nil || err != nil {
+		switch {
+		case errors.Is(err, errInherited) && time.Now().Before(late):
+			time.Sleep(inheritedInterval) // the kernel tells nobody of a lock's end
+		case l != nil || err != nil:
 			return l, err
 		}
 	}
 }
+
+// errInherited is ErrRunning of a holder that is dead.
+var errInherited = fmt.Errorf("%w, started by one that was killed", ErrRunning)
+
+// inheritedTime is how long a dead holder's lock is waited for, inheritedInterval
+// how often it is tried.
+const (
+	inheritedTime     = time.Second
+	inheritedInterval = 5 * time.Millisecond
+)
 
 // open returns nil without an error when the file was removed meanwhile, whose
 // lock would be worth nothing.
@@ -64,10 +81,14 @@ func open(path string) (*Lock, error) {
 
 func running(f *os.File) error {
 	text, err := io.ReadAll(io.LimitReader(f, 32))
-	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
-		return fmt.Errorf("%w (pid %s)", ErrRunning, pid)
+	pid := strings.TrimSpace(string(text))
+	if err != nil || pid == "" {
+		return ErrRunning
 	}
-	return ErrRunning
+	if n, err := strconv.Atoi(pid); err == nil && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
+		return errInherited
+	}
+	return fmt.Errorf("%w (pid %s)", ErrRunning, pid)
 }
 
 func isAt(f *os.File, path string) bool {

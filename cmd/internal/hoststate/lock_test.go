@@ -3,6 +3,7 @@ package hoststate
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -87,5 +88,39 @@ func TestAcquireErrors(t *testing.T) {
 		if _, err := Acquire(dir); !errors.Is(err, ErrDir) || !strings.Contains(err.Error(), dir) && !strings.Contains(err.Error(), file) && !strings.Contains(err.Error(), "/proc") {
 			t.Errorf("%s: %v", dir, err)
 		}
+	}
+}
+
+// A killed holder's lock lives on in a process that it had just started.
+func TestAcquireInherited(t *testing.T) {
+	dir := t.TempDir()
+	held, err := Acquire(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := exec.CommandContext(t.Context(), "true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(held.file, strconv.Itoa(dead.Process.Pid)); err != nil {
+		t.Fatal(err)
+	}
+	heir := exec.CommandContext(t.Context(), "sleep", "0.1")
+	heir.ExtraFiles = []*os.File{held.file}
+	if err := heir.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next, err := Acquire(dir)
+	if err != nil {
+		t.Fatalf("while the lock was inherited: %v", err)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := heir.Wait(); err != nil {
+		t.Error(err)
 	}
 }
