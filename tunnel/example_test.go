@@ -2,11 +2,14 @@ package tunnel_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"os/signal"
 	"syscall"
 
+	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
@@ -33,4 +36,82 @@ func ExampleGateway() {
 		slog.Error("the routes are no longer kept", "error", err)
 	}
 	slog.Info("stopped", "path", g.Path(subnet))
+}
+
+// A runtime whose sandbox has made the device gets its queue over a Unix socket
+// (SCM_RIGHTS), or inherits it. The sockets are of the host's network namespace.
+func ExampleAdoptDevice() {
+	const queue = 3 // inherited
+	device, err := tunnel.AdoptDevice([]int{queue}, tunnel.AllOffloads)
+	if err != nil {
+		slog.Error("no device", "error", err) // the descriptor is still ours
+		return
+	}
+	host, err := os.Open("/run/netns/host")
+	if err != nil {
+		slog.Error("no namespace", "error", errors.Join(err, device.Close()))
+		return
+	}
+	defer host.Close()
+	var underlay *tunnel.Underlay
+	err = tunnel.Inside(host, func() (err error) {
+		underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
+			Address: netip.MustParseAddr("192.168.14.21"), Port: 4789, Offloads: tunnel.AllOffloads,
+		})
+		return err
+	})
+	if err != nil {
+		slog.Error("no sockets", "error", errors.Join(err, device.Close()))
+		return
+	}
+	router, err := tunnel.New(device, underlay, tunnel.Config{
+		VNI: 1, Port: 4789, MAC: encap.MAC{2, 0, 0, 0, 0, 21}, MTU: 1450,
+	})
+	if err != nil {
+		slog.Error("no router", "error", errors.Join(err, underlay.Close(), device.Close()))
+		return
+	}
+	defer router.Close() // and with it the queue and the sockets
+	if err := router.Run(context.Background()); err != nil {
+		slog.Error("the sandbox is offline", "error", err)
+	}
+}
+
+// A runtime without privileges, whose sockets somebody else has opened.
+func ExampleAdoptUnderlay() {
+	inherited := tunnel.Sockets{UDP: []tunnel.UDPSockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}}
+	underlay, err := tunnel.AdoptUnderlay(inherited, tunnel.UnderlayConfig{Offloads: tunnel.AllOffloads})
+	if errors.Is(err, tunnel.ErrUnfit) {
+		slog.Error("one of the sockets isn't what it should be", "error", err)
+	}
+	if err != nil {
+		return
+	}
+	defer underlay.Close() // until a router owns it
+}
+
+// Another router takes over: no packet is lost as long as the kernel's queues hold
+// what comes meanwhile.
+func ExampleRouter_Release() {
+	replace := func(old *tunnel.Router, c tunnel.Config) (*tunnel.Router, error) {
+		peers := old.Peers()
+		given, err := old.Release()
+		if err != nil {
+			return nil, err // the old one still runs
+		}
+		device, err := tunnel.AdoptDevice(given.Queues, tunnel.AllOffloads)
+		if err != nil {
+			return nil, err
+		}
+		underlay, err := tunnel.AdoptUnderlay(given.Sockets, tunnel.UnderlayConfig{Offloads: tunnel.AllOffloads})
+		if err != nil {
+			return nil, errors.Join(err, device.Close())
+		}
+		router, err := tunnel.New(device, underlay, c)
+		if err != nil {
+			return nil, errors.Join(err, underlay.Close(), device.Close())
+		}
+		return router, router.ReplacePeers(peers)
+	}
+	_ = replace
 }

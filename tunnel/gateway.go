@@ -63,6 +63,15 @@ func (g *Gateway) Apply(u lease.Update) error {
 	return errors.Join(errs...)
 }
 
+// ReplacePeers makes peers all there are. Their MACs don't count.
+func (g *Gateway) ReplacePeers(peers []Peer) {
+	all := make([]member, len(peers))
+	for i, p := range peers {
+		all[i] = member{p.Subnet.Masked(), p.Underlay}
+	}
+	g.paths.replace(all)
+}
+
 // gatewayPeer reads a peer out of a lease of flannel's host-gw backend.
 func gatewayPeer(s side) (member, error) {
 	m := member{s.subnet().Masked(), s.host()}

@@ -79,6 +79,14 @@ func ConfigureLink(name string, c LinkConfig) error {
 	})
 }
 
+// SetQueueLen sets the transmit queue's length of the interface name in packets, in
+// the calling thread's network namespace. What no longer fits is dropped.
+func SetQueueLen(name string, packets int) error {
+	return configure(name, []step{
+		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, packets) }},
+	})
+}
+
 // step is one setting of an interface.
 type step struct {
 	what string

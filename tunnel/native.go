@@ -40,6 +40,9 @@ func setOffloads(fd int, want Offloads) Offloads {
 		udp = unix.TUN_F_CSUM | unix.TUN_F_USO4 | unix.TUN_F_USO6
 	)
 	set := func(flags int) bool { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags) == nil }
+	if all := OffloadTSO | OffloadUSO; want.Has(all) && set(tcp|udp) {
+		return want & (all | OffloadTCP | OffloadUDP) // one step, and none if it is so already
+	}
 	got := want & OffloadTCP
 	if want&(OffloadUSO|OffloadUDP) != 0 && set(udp) {
 		got |= want & (OffloadUSO | OffloadUDP)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -114,14 +115,28 @@ func (u *Underlay) openFamily(c UnderlayConfig, address netip.Addr) error {
 			return err
 		}
 		s.rx = append(s.rx, fd)
-		if u.offloads.Has(OffloadGRO) && unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) != nil {
-			u.offloads &^= OffloadGRO
-		}
+		u.setGRO(fd)
 	}
+	u.tryGSO(f)
+	return s.openSenders(c, address)
+}
+
+// setGRO turns UDP_GRO on if it is wanted, for good if the kernel refuses.
+func (u *Underlay) setGRO(fd int) {
+	on := 0
+	if u.offloads.Has(OffloadGRO) {
+		on = 1
+	}
+	if unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, on) != nil {
+		u.offloads &^= OffloadGRO
+	}
+}
+
+// tryGSO gives OffloadGSO up where the kernel doesn't do it right.
+func (u *Underlay) tryGSO(f family) {
 	if u.offloads.Has(OffloadGSO) && !segmentationWorks(func() error { return probeSegmentation(f) }) {
 		u.offloads &^= OffloadGSO
 	}
-	return s.openSenders(c, address)
 }
 
 // workers is for how many workers there are sockets.
@@ -258,61 +273,81 @@ func newSocket(local netip.AddrPort, opts []sockopt) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	for _, o := range opts {
-		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
-			unix.Close(fd)
-			return -1, fmt.Errorf("set %s: %w", o.name, err)
-		}
+	err = setOptions(fd, opts)
+	if err == nil {
+		err = bind(fd, local)
 	}
-	if err := bind(fd, local); err != nil {
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-func receiver(local netip.AddrPort) (int, error) {
-	tos := sockopt{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}
-	if local.Addr().Is6() {
-		tos = sockopt{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1}
+func setOptions(fd int, opts []sockopt) error {
+	for _, o := range opts {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
+			return fmt.Errorf("set %s: %w", o.name, err)
+		}
 	}
-	fd, err := newSocket(local, []sockopt{
-		{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}, tos,
-	})
+	return nil
+}
+
+var reusePort = sockopt{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
+
+// receiverOptions are those of a receiving socket, of whoever opened it.
+func receiverOptions(f family) []sockopt {
+	if f == ipv6 {
+		return []sockopt{{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1}}
+	}
+	return []sockopt{{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
+}
+
+func receiver(local netip.AddrPort) (int, error) {
+	fd, err := newSocket(local, append(receiverOptions(familyOf(local.Addr())), reusePort))
 	if err == nil {
 		growBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	}
 	return fd, err
 }
 
-// openSender opens a socket that only sends: what anybody sends to its port is
-// dropped by a filter rather than kept in a buffer that nobody reads. DF stays
+// senderOptions are those of a sending socket, of whoever opened it. DF stays
 // unset and the TTL is 64, as kernel VXLAN has them.
-func openSender(local netip.AddrPort, shared bool) (int, error) {
-	opts := []sockopt{
-		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
-		{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 64},
-	}
-	if local.Addr().Is6() {
-		opts = []sockopt{
+func senderOptions(f family) []sockopt {
+	if f == ipv6 {
+		return []sockopt{
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
 			{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 64},
 		}
 	}
+	return []sockopt{
+		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
+		{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 64},
+	}
+}
+
+// openSender opens a socket that only sends.
+func openSender(local netip.AddrPort, shared bool) (int, error) {
+	opts := senderOptions(familyOf(local.Addr()))
 	if shared {
-		opts = append(opts, sockopt{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+		opts = append(opts, reusePort)
 	}
 	fd, err := newSocket(local, opts)
 	if err != nil {
 		return -1, err
 	}
 	growBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
-	refuse := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-	if err := attachFilter(fd, refuse); err != nil {
+	if err := refuseAll(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+// refuseAll has the kernel drop what anybody sends to a sending socket's port,
+// rather than keep it in a buffer that nobody reads.
+func refuseAll(fd int) error {
+	return attachFilter(fd, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}})
 }
 
 func attachFilter(fd int, filter []unix.SockFilter) error {
@@ -347,11 +382,9 @@ func (u *Underlay) Close() error {
 }
 
 func (s *socketSet) close() error {
-	errs := []error{closeAll(s.rx)}
-	for _, pool := range s.tx {
-		errs = append(errs, closeAll(pool))
-	}
-	return errors.Join(errs...)
+	fds := slices.Concat(append([][]int{s.rx}, s.tx...)...)
+	slices.Sort(fds) // an adopted socket may do for both ways
+	return closeAll(slices.Compact(fds))
 }
 
 func closeAll(fds []int) error {

@@ -1,0 +1,372 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnfit says that a descriptor is not what it has to be to be adopted; the
+// words around it say which and why.
+var ErrUnfit = errors.New("the descriptor doesn't fit")
+
+// Sockets are descriptors of open sockets, which may be of another network
+// namespace than the caller's; see [AdoptUnderlay].
+type Sockets struct {
+	// UDP are the sockets of one address family, or of IPv4 and of IPv6.
+	UDP []UDPSockets `json:"udp"`
+	// Packet are packet sockets (packet(7)) with PACKET_VNET_HDR, one for each
+	// queue of the device. Nil means that with [DirectSocket] they are opened.
+	Packet []int `json:"packet,omitempty"`
+}
+
+// UDPSockets are the sockets of one address family.
+type UDPSockets struct {
+	// Receive are bound to one address and the VXLAN port, one for each queue of
+	// the device. If there are several, each was bound with SO_REUSEPORT.
+	Receive []int `json:"receive"`
+	// Send only send, a pool for each of Receive. The pools have the same ports,
+	// in the same order and shared by SO_REUSEPORT, so that a flow keeps its port
+	// whichever worker sends it. Nil means that the receiving sockets send as well:
+	// everything leaves from the VXLAN port, and neither the network nor the peers
+	// can spread the flows.
+	Send [][]int `json:"send,omitempty"`
+}
+
+// AdoptDevice makes a device of the queues of a TUN interface that the caller has
+// made. It may be in another network namespace, where it stays. Each descriptor was
+// attached (TUNSETIFF) with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR, several of them
+// with IFF_MULTI_QUEUE; what can be seen to be otherwise is [ErrUnfit]. It takes no
+// privilege. [ConfigureLink] is for whoever is in that namespace.
+//
+// The device owns the descriptors from here on and closes them; they become
+// non-blocking and close-on-exec, and what the kernel has of the wanted offloads is
+// set. After an error they are still the caller's.
+func AdoptDevice(queues []int, want Offloads) (Device, error) {
+	d := &kernelDevice{kind: DriverNative}
+	for i, fd := range queues {
+		name, err := queueName(fd, len(queues) > 1)
+		switch {
+		case err != nil:
+		case i > 0 && name != d.name:
+			err = fmt.Errorf("%w: a queue of %s beside one of %s", ErrUnfit, name, d.name)
+		case slices.Contains(queues[:i], fd):
+			err = fmt.Errorf("%w: it is there twice", ErrUnfit)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("adopt TUN queue %d: %w", fd, err)
+		}
+		d.name = name
+		d.queues = append(d.queues, &nativeQueue{fd: fd})
+	}
+	if len(queues) == 0 {
+		return nil, fmt.Errorf("adopt TUN device: %w: there is none", ErrUnfit)
+	}
+	if err := settleDescriptors(queues); err != nil {
+		return nil, fmt.Errorf("adopt TUN device %s: %w", d.name, err)
+	}
+	if err := unix.IoctlSetPointerInt(queues[0], unix.TUNSETVNETHDRSZ, vnetHeaderLen); err != nil {
+		return nil, fmt.Errorf("adopt TUN device %s: %w", d.name, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err))
+	}
+	d.offloads = setOffloads(queues[0], want)
+	return d, nil
+}
+
+// queueName checks that fd is a queue as nativeQueue reads it, and returns the
+// interface's name. IFF_NO_PI can't be seen: TUNGETIFF uses its bit for something
+// else as well.
+func queueName(fd int, several bool) (string, error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return "", err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return "", fmt.Errorf("%w: no queue of a TUN interface: %w", ErrUnfit, err)
+	}
+	flags := ifr.Uint16()
+	for _, f := range []struct {
+		name        string
+		mask, value uint16
+	}{
+		{"IFF_TUN", unix.IFF_TUN | unix.IFF_TAP, unix.IFF_TUN},
+		{"IFF_VNET_HDR", unix.IFF_VNET_HDR, unix.IFF_VNET_HDR},
+	} {
+		if flags&f.mask != f.value {
+			return "", fmt.Errorf("%w: %s was opened without %s", ErrUnfit, ifr.Name(), f.name)
+		}
+	}
+	if several && flags&unix.IFF_MULTI_QUEUE == 0 {
+		return "", fmt.Errorf("%w: %s was opened without IFF_MULTI_QUEUE", ErrUnfit, ifr.Name())
+	}
+	return ifr.Name(), nil
+}
+
+// AdoptUnderlay makes an underlay of sockets that the caller has opened, with
+// whatever privilege and in whatever network namespace. Of c it takes Offloads,
+// Direct and Logger; addresses, ports and numbers are the sockets' own. What the
+// direct modes open besides, it opens in the calling thread's network namespace. A
+// socket that isn't as [Sockets] says is [ErrUnfit].
+//
+// The underlay owns the descriptors from here on and closes them; they become
+// non-blocking and close-on-exec and get the options that [Listen] would set, but
+// for the sizes of their buffers: some MiB, which may take SO_RCVBUFFORCE, lose
+// less at high rates. After an error they are still the caller's.
+func AdoptUnderlay(s Sockets, c UnderlayConfig) (*Underlay, error) {
+	u := &Underlay{offloads: c.Offloads & (OffloadGSO | OffloadGRO)}
+	err := u.adopt(s)
+	if err == nil {
+		err = u.settle(s.Packet)
+	}
+	if err == nil {
+		err = u.adoptDirect(s.Packet, c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("adopt underlay: %w", err)
+	}
+	return u, nil
+}
+
+// adopt refuses sockets that aren't as they have to be, and changes none.
+func (u *Underlay) adopt(s Sockets) error {
+	for _, given := range s.UDP {
+		set, f, err := checkSockets(given)
+		if err != nil {
+			return err
+		}
+		if u.sockets[f] != nil || u.workers() > 0 && u.workers() != len(set.rx) {
+			return fmt.Errorf("%w: two sets of one family, or of %d and %d receiving sockets", ErrUnfit, u.workers(), len(set.rx))
+		}
+		u.sockets[f] = set
+	}
+	if u.workers() == 0 || s.Packet != nil && len(s.Packet) != u.workers() {
+		return fmt.Errorf("%w: %d receiving sockets, %d packet sockets", ErrUnfit, u.workers(), len(s.Packet))
+	}
+	for _, fd := range s.Packet {
+		if option(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR) <= 0 {
+			return fmt.Errorf("packet socket %d: %w: it has no PACKET_VNET_HDR", fd, ErrUnfit)
+		}
+	}
+	return nil
+}
+
+// checkSockets returns the sockets as a set, and their family.
+func checkSockets(s UDPSockets) (*socketSet, family, error) {
+	if len(s.Receive) == 0 || s.Send != nil && len(s.Send) != len(s.Receive) {
+		return nil, 0, fmt.Errorf("%w: %d receiving sockets, %d pools of sending ones", ErrUnfit, len(s.Receive), len(s.Send))
+	}
+	set := &socketSet{rx: s.Receive, tx: s.Send}
+	if s.Send == nil {
+		for _, fd := range s.Receive {
+			set.tx = append(set.tx, []int{fd})
+		}
+	}
+	local, err := udpAddress(s.Receive[0])
+	if err != nil {
+		return nil, 0, fmt.Errorf("receiving socket %d: %w", s.Receive[0], err)
+	}
+	for _, fd := range s.Receive {
+		if err := checkReceiver(fd, local, len(s.Receive) > 1); err != nil {
+			return nil, 0, fmt.Errorf("receiving socket %d: %w", fd, err)
+		}
+	}
+	return set, familyOf(local.Addr()), set.checkSenders(local)
+}
+
+func (s *socketSet) checkSenders(local netip.AddrPort) error {
+	for i, pool := range s.tx {
+		if len(pool) == 0 || len(pool) != len(s.tx[0]) {
+			return fmt.Errorf("%w: pools of %d and %d sending sockets", ErrUnfit, len(s.tx[0]), len(pool))
+		}
+		for k, fd := range pool {
+			if err := checkSender(fd, s.tx[0][k], local); err != nil {
+				return fmt.Errorf("sending socket %d of worker %d: %w", fd, i, err)
+			}
+		}
+	}
+	return nil
+}
+
+// option is a socket option, negative for a descriptor that has none such.
+func option(fd, level, name int) int {
+	value, err := unix.GetsockoptInt(fd, level, name)
+	if err != nil {
+		return -1
+	}
+	return value
+}
+
+// udpAddress is the address of a UDP socket that is bound to a port.
+func udpAddress(fd int) (netip.AddrPort, error) {
+	if option(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL) != unix.IPPROTO_UDP {
+		return netip.AddrPort{}, fmt.Errorf("%w: it is no UDP socket", ErrUnfit)
+	}
+	local, err := boundTo(fd)
+	if err == nil && local.Port() == 0 {
+		err = fmt.Errorf("%w: it is bound to no port", ErrUnfit)
+	}
+	return local, err
+}
+
+func checkReceiver(fd int, local netip.AddrPort, several bool) error {
+	own, err := udpAddress(fd)
+	if err != nil {
+		return err
+	}
+	if own != local {
+		return fmt.Errorf("%w: it is bound to %s, not to %s", ErrUnfit, own, local)
+	}
+	if several && option(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT) <= 0 {
+		return fmt.Errorf("%w: it is one of several, without SO_REUSEPORT", ErrUnfit)
+	}
+	return nil
+}
+
+// checkSender compares a sending socket with the first worker's one in its place.
+func checkSender(fd, first int, local netip.AddrPort) error {
+	own, err := udpAddress(fd)
+	if err != nil {
+		return err
+	}
+	like, err := udpAddress(first)
+	if err != nil {
+		return err
+	}
+	if familyOf(own.Addr()) != familyOf(local.Addr()) || own.Port() != like.Port() {
+		return fmt.Errorf("%w: it is bound to %s, the first worker's to %s and the receiving ones to %s", ErrUnfit, own, like, local)
+	}
+	return nil
+}
+
+// settle gives the sockets the options that Listen sets.
+func (u *Underlay) settle(packet []int) error {
+	for f, s := range u.sockets {
+		if s == nil {
+			continue
+		}
+		if err := u.settleSet(s, family(f)); err != nil {
+			return err
+		}
+	}
+	return settleDescriptors(packet)
+}
+
+func (u *Underlay) settleSet(s *socketSet, f family) error {
+	senders := slices.Concat(s.tx...)
+	if err := settleDescriptors(slices.Concat(s.rx, senders)); err != nil {
+		return err
+	}
+	for _, fd := range s.rx {
+		if err := setOptions(fd, receiverOptions(f)); err != nil {
+			return err
+		}
+		u.setGRO(fd)
+	}
+	for _, fd := range senders {
+		if err := setOptions(fd, senderOptions(f)); err != nil {
+			return err
+		}
+		if slices.Contains(s.rx, fd) {
+			continue
+		}
+		if err := refuseAll(fd); err != nil {
+			return err
+		}
+	}
+	u.tryGSO(f)
+	return nil
+}
+
+func settleDescriptors(fds []int) error {
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return fmt.Errorf("make descriptor %d non-blocking: %w", fd, err)
+		}
+	}
+	return nil
+}
+
+// adoptDirect opens what the direct mode needs beside the given packet sockets.
+func (u *Underlay) adoptDirect(packet []int, c UnderlayConfig) error {
+	if c.Direct != DirectSocket && packet != nil {
+		return fmt.Errorf("%w: packet sockets are for DirectSocket alone", ErrUnfit)
+	}
+	c.Workers = u.workers()
+	if packet != nil {
+		c.Workers = 0
+	}
+	if err := u.openDirect(c); err != nil {
+		return errors.Join(err, u.paths.close(), closeAll(u.direct))
+	}
+	u.direct = append(u.direct, packet...)
+	return nil
+}
+
+// Descriptors are those of a router, in the order of its workers.
+type Descriptors struct {
+	// Queues are for [AdoptDevice].
+	Queues []int `json:"queues"`
+	// Sockets are for [AdoptUnderlay].
+	Sockets Sockets `json:"sockets"`
+}
+
+// ErrNotReleased says that a device's descriptors are of no use to [AdoptDevice].
+var ErrNotReleased = errors.New("a device of this driver can't be handed over")
+
+// Release ends Run like Close, between two packets, but closes neither device nor
+// sockets and removes no route: they are the caller's, to be adopted by another
+// router, in this process or in another one. Until then packets wait in the
+// kernel's queues. It returns [ErrNotReleased] for a device of another driver than
+// [DriverNative], and [ErrClosed] on a closed router; then nothing has happened.
+func (r *Router) Release() (Descriptors, error) {
+	r.mu.Lock()
+	d, err := r.descriptorsLocked()
+	if err != nil {
+		r.mu.Unlock()
+		return Descriptors{}, fmt.Errorf("release router: %w", err)
+	}
+	r.closed, r.released = true, true // Close has nothing to close
+	r.mu.Unlock()
+	// First, since it takes some time; meanwhile the paths are as they are.
+	err = r.paths.close()
+	for _, w := range r.workers {
+		w.halt()
+	}
+	r.running.Wait()
+	if err := errors.Join(err, r.closeWorkers()); err != nil {
+		r.log.Warn("release router", "error", err)
+	}
+	return d, nil
+}
+
+// Descriptors are those that Release would return, for a process that is to inherit
+// them before. They stay the router's. The errors are Release's.
+func (r *Router) Descriptors() (Descriptors, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.descriptorsLocked()
+}
+
+func (r *Router) descriptorsLocked() (Descriptors, error) {
+	device, ok := r.device.(*kernelDevice)
+	if !ok || device.kind != DriverNative {
+		return Descriptors{}, ErrNotReleased
+	}
+	if r.closed {
+		return Descriptors{}, ErrClosed
+	}
+	d := Descriptors{Sockets: Sockets{Packet: r.underlay.direct}}
+	for _, s := range r.underlay.sockets {
+		if s != nil {
+			d.Sockets.UDP = append(d.Sockets.UDP, UDPSockets{Receive: s.rx, Send: s.tx})
+		}
+	}
+	for _, q := range device.queues {
+		d.Queues = append(d.Queues, q.FD())
+	}
+	return d, nil
+}
