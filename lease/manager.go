@@ -118,6 +118,14 @@ func (m *Manager) Config(ctx context.Context) (*Config, error) {
 	return c, nil
 }
 
+// Resume takes the place of Config and Acquire in a process that goes on with
+// another one's lease: the configuration in the Store stays as it is.
+func (m *Manager) Resume() {
+	if e := m.earlier(); e != nil {
+		m.journal.configured(e.Config)
+	}
+}
+
 // persist repeats op while the registry doesn't answer.
 func (m *Manager) persist(ctx context.Context, op func() error) error {
 	b := backoff{min: backoffMin, max: backoffMax}

@@ -40,7 +40,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	// The second signal ends the process whatever it is waiting for.
 	context.AfterFunc(ctx, stop)
-	if err := daemon.Run(ctx, f.options()); err != nil {
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGUSR2)
+	o := f.options()
+	o.Reload = reload
+	if err := daemon.Run(ctx, o); err != nil {
 		fail(1, err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ type Socket struct {
 	net.Listener
 	path string
 	made fs.FileInfo // the socket file as we made it
+	kept atomic.Bool // it stays, for another program
 }
 
 // Listen opens the control socket at path and makes the directory if need be. A
@@ -70,6 +72,23 @@ func listen(ctx context.Context, path string) (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newSocket(l, path)
+}
+
+// Adopt makes a control socket of a descriptor that [Server.HandOver] returned. It
+// is used up, whether or not there is an error.
+func Adopt(fd int, path string) (*Socket, error) {
+	l, err := AdoptListener(fd)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrSocket, path, err)
+	}
+	if _, ok := l.(*net.UnixListener); !ok {
+		return nil, errors.Join(fmt.Errorf("%w: %s: it is no Unix socket", ErrSocket, path), l.Close())
+	}
+	return newSocket(l, path)
+}
+
+func newSocket(l net.Listener, path string) (*Socket, error) {
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	made, err := os.Lstat(path)
 	if err != nil {
@@ -134,7 +153,7 @@ func (s *Socket) Close() error {
 		return nil
 	}
 	there, statErr := os.Lstat(s.path)
-	if statErr == nil && os.SameFile(there, s.made) {
+	if statErr == nil && !s.kept.Load() && os.SameFile(there, s.made) {
 		err = errors.Join(err, os.Remove(s.path))
 	}
 	return err

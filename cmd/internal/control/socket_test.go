@@ -1,14 +1,21 @@
 package control_test
 
 import (
+	"bufio"
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"uvxlan/cmd/internal/control"
@@ -122,4 +129,73 @@ func TestSocketPathTooLong(t *testing.T) {
 	if _, err := control.Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "107 bytes") {
 		t.Errorf("with %d bytes: %v", len(path), err)
 	}
+}
+
+// Who asks while one server hands over to the next has an answer, of the one or the
+// other.
+func TestHandOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "uvxlan.sock")
+	l, err := control.Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answers [2]atomic.Int64
+	handler := func(i int) http.Handler {
+		return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { answers[i].Add(1) })
+	}
+	log := slog.New(slog.DiscardHandler)
+	s := control.Serve(l, handler(0), log)
+	ctx, cancel := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				if err := askOnce(path); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 50 {
+		for before := answers[i%2].Load(); answers[i%2].Load() == before; {
+			runtime.Gosched()
+		}
+		fd, err := s.HandOver()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if l, err = control.Adopt(fd, path); err != nil {
+			t.Fatal(err)
+		}
+		s = control.Serve(l, handler((i+1)%2), log)
+	}
+	cancel()
+	asking.Wait()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// askOnce asks on a connection of its own.
+func askOnce(path string) error {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprint(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		return err
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	return answer.Body.Close()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
@@ -31,12 +32,21 @@ type backend interface {
 	describe(s *control.Status)
 	peers() []control.Peer
 	fault() error
+	// bequeath adds to e what a daemon that takes over needs. It fails while the
+	// backend doesn't carry packets.
+	bequeath(e *estate) error
+	// release stops to carry packets, and has run and close leave all that is open
+	// as it is. It returns since when packets wait.
+	release() (time.Time, error)
+	// settle ends what was for the time of a reload.
+	settle()
 	// close removes what shouldn't outlive the process.
 	close()
 }
 
-// openBackend opens whatever may fail before there is a lease.
-func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, error) {
+// openBackend opens whatever may fail before there is a lease, or takes over what
+// the daemon before had open.
+func openBackend(o Options, c *lease.Config, ext extiface.Interface, before *estate) (backend, error) {
 	if c.Network.Contains(ext.PublicIP) {
 		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
 			ext.PublicIP, c.Network)
@@ -46,9 +56,9 @@ func openBackend(o Options, c *lease.Config, ext extiface.Interface) (backend, e
 			ext.PublicIPv6, c.IPv6Network)
 	}
 	if c.Backend.Type == lease.TypeHostGW {
-		return openGateway(o, c, ext)
+		return openGateway(o, c, ext, before)
 	}
-	return openOverlay(o, c, ext)
+	return openOverlay(o, c, ext, before)
 }
 
 // networks are those of the containers, one of each family that is enabled.

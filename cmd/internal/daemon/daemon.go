@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/signal"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/reload"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
@@ -20,54 +23,118 @@ import (
 // Run is the daemon's life: it returns nil when ctx ends, after the device is
 // gone, and otherwise an error of one line that says what to do. The lease stays
 // in etcd, so that the next run has the same subnet.
+//
+// It is also what takes over from a daemon that reloads, and what stands in for it
+// meanwhile; which of them it is, the environment tells.
 func Run(ctx context.Context, o Options) error {
-	err := run(ctx, o)
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return nil
+	program, err := reload.Program()
+	if err != nil {
+		return err
 	}
-	return explain(err)
+	before, main, err := inherit()
+	if err != nil {
+		return err
+	}
+	if main != nil {
+		return explain(standIn(o, before, main))
+	}
+	for {
+		after, err := run(ctx, o, program, before)
+		switch {
+		case after == nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
+			return nil
+		case after == nil:
+			return explain(err)
+		}
+		err = after.exec(ctx, program)
+		// Exec has taken the signals away.
+		again, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+		defer stop()
+		if ctx = again; ctx.Err() == nil {
+			o.Logger.Error("reload failed, this program goes on", "error", err)
+		}
+		before = after
+	}
 }
 
-func run(ctx context.Context, o Options) error {
+// inherit reads what another program handed over; nothing if it is the first.
+func inherit() (*estate, *reload.Main, error) {
+	r, err := reload.Receive()
+	if err != nil || r == nil {
+		return nil, nil, err
+	}
+	e, err := readEstate(r.State)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.standIn = r.StandIn
+	return e, r.Main, nil
+}
+
+// run returns what is to be handed over if the daemon reloads; then all that is on
+// the host stays. before is what the one before handed over, or nil.
+func run(ctx context.Context, o Options, program string, before *estate) (after *estate, err error) {
 	if err := checkCapability(); err != nil {
-		return err
+		return nil, err
 	}
-	lock, err := hoststate.Acquire(o.StateDir)
+	lock, err := before.takeLock(o.StateDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer lock.Close()
+	defer func() {
+		if after != nil {
+			after.lock = lock
+			return
+		}
+		lock.Close()
+	}()
 	if _, err := hoststate.Load(o.StateDir); err != nil {
-		return err
+		return nil, err
 	}
-	restoreSysctls(o)
-	removeBlackhole(o)
+	if before == nil {
+		restoreSysctls(o)
+		removeBlackhole(o)
+	}
 	m := newMonitor()
-	stop, err := m.open(ctx, o)
-	if err != nil {
-		return err
+	if before != nil {
+		m.started = before.Started
 	}
-	defer stop()
-	ext, err := extiface.Choose(o.Interface)
+	stop, err := m.open(ctx, o, before)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	o.Logger.Info("external interface", "name", ext.Name, "address", ext.Address, "public_ip", ext.PublicIP, "mtu", int(ext.MTU))
+	defer func() { stop(after) }()
+	ext, err := chooseInterface(o, before)
+	if err != nil {
+		return nil, err
+	}
 	if o.EmbeddedEtcd {
 		server, err := startEtcd(ctx, &o, ext)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer server.Close()
 	}
 	o.Etcd.Logger = o.Logger
 	registry, err := etcd.Open(o.Etcd)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer registry.Close()
 	m.set(func(m *monitor) { m.ext, m.skipped = ext, registry.Skipped })
-	return serve(ctx, o, ext, registry, m)
+	return serve(ctx, o, ext, registry, &reloader{opts: o, program: program, monitor: m}, before)
+}
+
+// chooseInterface keeps the one that the inherited sockets are bound to.
+func chooseInterface(o Options, before *estate) (extiface.Interface, error) {
+	if before != nil {
+		return before.Interface, nil
+	}
+	ext, err := extiface.Choose(o.Interface)
+	if err == nil {
+		o.Logger.Info("external interface", "name", ext.Name, "address", ext.Address, "public_ip", ext.PublicIP, "mtu", int(ext.MTU))
+	}
+	return ext, err
 }
 
 // startEtcd runs the embedded etcd on loopback and on the address that the
@@ -90,53 +157,60 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 
 // serve opens what can fail before it takes a lease, so that a host that can't
 // carry packets never holds a subnet.
-func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, m *monitor) error {
-	before := previous(o)
+//
+// With what the daemon before handed over, there is a lease, and packets flow.
+func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, r *reloader, before *estate) (after *estate, err error) {
+	m := r.monitor
+	earlier := previous(o)
 	manager, err := lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, Previous: before.Subnet, PreviousV6: before.SubnetV6, RenewMargin: o.RenewMargin,
+		Registry: registry, Logger: o.Logger, Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6, RenewMargin: o.RenewMargin,
 		Store: storeOf(o),
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.set(func(m *monitor) { m.manager = manager })
-	config, err := manager.Config(ctx)
+	config, err := readConfig(ctx, manager, before)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if ext, err = addIPv6(ctx, o, config, ext); err != nil {
-		return err
+	if ext, err = addIPv6(ctx, o, config, ext, before); err != nil {
+		return nil, err
 	}
 	if err := subnetfile.Prepare(o.SubnetFile); err != nil {
-		return err
+		return nil, err
 	}
 	rules, err := openRules(o, config)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.set(func(m *monitor) { m.config, m.ext = config, ext })
-	network, err := openBackend(o, config, ext)
+	network, err := openBackend(o, config, ext, before)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer network.close()
-	own, err := manager.Acquire(ctx, config, network.attrs)
+	own, err := acquire(ctx, manager, config, network, before)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o.Logger.Info("lease", append(subnetsOf(own), "expires", own.Expires)...)
 	if err := recordNetworks(o, config, own); err != nil {
-		return err
+		return nil, err
 	}
 	if err := network.start(own); err != nil {
-		return err
+		return nil, err
 	}
-	defer removeBlackhole(o)
+	defer func() {
+		if after == nil {
+			removeBlackhole(o)
+		}
+	}()
 	if err := addBlackhole(o, own); err != nil {
-		return err
+		return nil, err
 	}
 	if err := rules.apply(own); err != nil {
-		return err
+		return nil, err
 	}
 	file := subnetfile.File{
 		Network: config.Network, Subnet: own.Subnet, NetworkV6: config.IPv6Network, SubnetV6: own.IPv6Subnet,
@@ -155,11 +229,38 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
 	group.Go(func() error { return rules.run(ctx) })
-	err = group.Wait()
+	group.Go(func() error { return before.follow(ctx, network) })
+	group.Go(func() error {
+		if after = r.run(ctx); after != nil {
+			return errReloading
+		}
+		return nil
+	})
+	if err = group.Wait(); after != nil {
+		return after, nil
+	}
 	if errors.Is(err, lease.ErrLeaseLost) {
 		withdraw(o, config, own)
 	}
-	return err
+	return nil, err
+}
+
+// readConfig keeps the one that the inherited device was made by.
+func readConfig(ctx context.Context, manager *lease.Manager, before *estate) (*lease.Config, error) {
+	if before != nil {
+		manager.Resume()
+		return before.Config, nil
+	}
+	return manager.Config(ctx)
+}
+
+// acquire keeps the lease that was handed over; what happened to it meanwhile, the
+// manager finds out.
+func acquire(ctx context.Context, manager *lease.Manager, config *lease.Config, network backend, before *estate) (lease.Lease, error) {
+	if before != nil {
+		return before.Own, nil
+	}
+	return manager.Acquire(ctx, config, network.attrs)
 }
 
 // writeSubnetFile notes where the file is, which stays when the daemon ends. A
@@ -177,7 +278,11 @@ func writeSubnetFile(o Options, f subnetfile.File) error {
 }
 
 // addIPv6 gives the external interface its IPv6 address, if the network has IPv6.
-func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface) (extiface.Interface, error) {
+// One that was handed over has it.
+func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface, before *estate) (extiface.Interface, error) {
+	if before != nil {
+		return ext, nil
+	}
 	if !c.EnableIPv6 {
 		if o.Interface.PublicIPv6.IsValid() {
 			o.Logger.Warn("-public-ipv6 has no effect: the network has no IPv6")

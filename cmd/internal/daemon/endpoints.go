@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -17,29 +18,29 @@ import (
 // endpoints are where the daemon tells how it is.
 type endpoints struct {
 	opts    Options
-	servers []*control.Server
+	health  *control.Server // nil if there is none, as with socket
+	control *control.Server
 }
 
 // openEndpoints starts answering on the health port and the control socket, as
-// far as the options want them.
-func openEndpoints(ctx context.Context, o Options, s metrics.Source) (*endpoints, error) {
+// far as the options want them. Those of the daemon before are taken over.
+func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *estate) (*endpoints, error) {
 	e := &endpoints{opts: o}
-	if err := e.openHealth(ctx, s); err != nil {
+	if err := e.openHealth(ctx, s, before); err != nil {
 		return nil, err
 	}
-	if err := e.openControl(ctx, s); err != nil {
-		e.close()
+	if err := e.openControl(ctx, s, before); err != nil {
+		e.close(nil)
 		return nil, err
 	}
 	return e, nil
 }
 
-func (e *endpoints) openHealth(ctx context.Context, s metrics.Source) error {
+func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *estate) error {
 	if e.opts.Health.Port() == 0 {
 		return nil
 	}
-	var c net.ListenConfig
-	l, err := c.Listen(ctx, "tcp", e.opts.Health.String())
+	l, err := listenHealth(ctx, e.opts.Health, before)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("open health port: %w: set another -healthz-port", err)
 	}
@@ -47,15 +48,23 @@ func (e *endpoints) openHealth(ctx context.Context, s metrics.Source) error {
 		return fmt.Errorf("open health port: %w", err)
 	}
 	e.opts.Logger.Info("answers /healthz, /readyz and /metrics", "address", l.Addr())
-	e.servers = append(e.servers, control.Serve(l, control.HealthHandler(s, metrics.Handler(s)), e.opts.Logger))
+	e.health = control.Serve(l, control.HealthHandler(s, metrics.Handler(s)), e.opts.Logger)
 	return nil
 }
 
-func (e *endpoints) openControl(ctx context.Context, s control.Source) error {
+func listenHealth(ctx context.Context, at netip.AddrPort, before *estate) (net.Listener, error) {
+	if before != nil && before.Health != none {
+		return control.AdoptListener(before.Health)
+	}
+	var c net.ListenConfig
+	return c.Listen(ctx, "tcp", at.String())
+}
+
+func (e *endpoints) openControl(ctx context.Context, s control.Source, before *estate) error {
 	if e.opts.ControlSocket == "" {
 		return nil
 	}
-	l, err := e.listenControl(ctx)
+	l, err := e.listenControl(ctx, before)
 	if err != nil && e.opts.MustControl {
 		return err
 	}
@@ -63,12 +72,12 @@ func (e *endpoints) openControl(ctx context.Context, s control.Source) error {
 		e.opts.Logger.Warn("uvxlan status and peers have no answer", "error", err)
 		return nil
 	}
-	e.servers = append(e.servers, control.Serve(l, control.Handler(s), e.opts.Logger))
+	e.control = control.Serve(l, control.Handler(s), e.opts.Logger)
 	return nil
 }
 
 // listenControl notes where the socket is, which stays when the daemon is killed.
-func (e *endpoints) listenControl(ctx context.Context) (*control.Socket, error) {
+func (e *endpoints) listenControl(ctx context.Context, before *estate) (*control.Socket, error) {
 	path, err := filepath.Abs(e.opts.ControlSocket)
 	if err != nil {
 		return nil, fmt.Errorf("open control socket: %w", err)
@@ -76,14 +85,32 @@ func (e *endpoints) listenControl(ctx context.Context) (*control.Socket, error) 
 	if err := hoststate.Update(e.opts.StateDir, func(s *hoststate.State) { s.ControlSocket = path }); err != nil {
 		return nil, err
 	}
+	if before != nil && before.Control != none {
+		return control.Adopt(before.Control, path)
+	}
 	return control.Listen(ctx, path)
 }
 
-// close ends every answer and removes the socket.
-func (e *endpoints) close() {
+// close ends every answer and removes the socket, or hands over what listens if
+// after isn't nil.
+func (e *endpoints) close(after *estate) {
 	var errs []error
-	for _, s := range e.servers {
-		errs = append(errs, s.Close())
+	for _, c := range []struct {
+		server *control.Server
+		at     func(*estate) *int
+	}{
+		{e.health, func(after *estate) *int { return &after.Health }},
+		{e.control, func(after *estate) *int { return &after.Control }},
+	} {
+		if c.server == nil {
+			continue
+		}
+		if after != nil {
+			var err error
+			*c.at(after), err = c.server.HandOver()
+			errs = append(errs, err)
+		}
+		errs = append(errs, c.server.Close())
 	}
 	if err := errors.Join(errs...); err != nil {
 		e.opts.Logger.Warn("close health port and control socket", "error", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -28,7 +29,7 @@ type gateway struct {
 	once   sync.Once     // closes loaded
 }
 
-func openGateway(o Options, c *lease.Config, ext extiface.Interface) (*gateway, error) {
+func openGateway(o Options, c *lease.Config, ext extiface.Interface, before *estate) (*gateway, error) {
 	if ext.PublicIP != ext.Address {
 		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so choose its interface with -iface or leave -public-ip away",
 			ext.PublicIP, ext.Name, ext.Address)
@@ -43,8 +44,32 @@ func openGateway(o Options, c *lease.Config, ext extiface.Interface) (*gateway, 
 	if err != nil {
 		return nil, err
 	}
-	return &gateway{log: o.Logger, config: c, ext: ext, routes: routes, changes: changeLog{log: o.Logger}, loaded: make(chan struct{})}, nil
+	g := &gateway{log: o.Logger, config: c, ext: ext, routes: routes, changes: changeLog{log: o.Logger}, loaded: make(chan struct{})}
+	if before != nil {
+		g.take(before)
+	}
+	return g, nil
 }
+
+// take goes on with the peers of the daemon before, whose routes are there.
+func (g *gateway) take(before *estate) {
+	if err := before.stopStandIn(); err != nil {
+		g.log.Warn("stop the stand-in", "error", err)
+	}
+	g.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers))
+	g.routes.ReplacePeers(before.Peers)
+	g.once.Do(func() { close(g.loaded) })
+}
+
+// bequeath is all it takes: the kernel carries the packets.
+func (g *gateway) bequeath(e *estate) error {
+	e.Peers = g.routes.List()
+	return g.fault()
+}
+
+func (g *gateway) release() (time.Time, error) { return time.Now(), nil }
+
+func (g *gateway) settle() {}
 
 // mtu is the containers': nothing is put around their packets.
 func (g *gateway) mtu() int { return int(g.ext.MTU) }

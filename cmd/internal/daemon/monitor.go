@@ -32,6 +32,7 @@ type monitor struct {
 	// how far it is
 	ready    bool
 	stopping bool
+	leaving  bool // to another program, which goes on
 }
 
 var _ metrics.Source = (*monitor)(nil)
@@ -39,9 +40,10 @@ var _ metrics.Source = (*monitor)(nil)
 func newMonitor() *monitor { return &monitor{started: time.Now(), isReady: make(chan struct{})} }
 
 // open starts to tell how the daemon is, to whom the options say and to the
-// service manager, until stop.
-func (m *monitor) open(ctx context.Context, o Options) (stop func(), err error) {
-	e, err := openEndpoints(ctx, o, m)
+// service manager, until stop. It goes on where the daemon before has left it, and
+// stop hands over to after; each may be nil.
+func (m *monitor) open(ctx context.Context, o Options, before *estate) (stop func(after *estate), err error) {
+	e, err := openEndpoints(ctx, o, m, before)
 	if err != nil {
 		return nil, err
 	}
@@ -49,12 +51,18 @@ func (m *monitor) open(ctx context.Context, o Options) (stop func(), err error) 
 	context.AfterFunc(ctx, m.beStopping)
 	n := notifier{log: o.Logger, source: m}
 	var telling sync.WaitGroup
-	telling.Go(func() { n.run(ctx, m.isReady) })
-	return func() {
+	telling.Go(func() {
+		n.run(ctx, m.isReady)
+		if !m.isLeaving() {
+			n.send("STOPPING=1")
+		}
+	})
+	return func(after *estate) {
+		m.set(func(m *monitor) { m.leaving = after != nil })
 		m.beStopping()
 		cancel()
 		telling.Wait()
-		e.close()
+		e.close(after)
 	}, nil
 }
 
@@ -94,7 +102,14 @@ func (m *monitor) parts() parts {
 	return p
 }
 
-func (m *monitor) beStopping() { m.set(func(m *monitor) { m.stopping = true }) }
+// isLeaving tells whether another program goes on.
+func (m *monitor) isLeaving() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leaving
+}
+
+func (m *monitor) beStopping() { m.set(func(m *monitor) { m.stopping = !m.leaving }) }
 
 // Status implements [control.Source].
 func (m *monitor) Status() control.Status {

@@ -61,7 +61,6 @@ func (n *notifier) run(ctx context.Context, ready <-chan struct{}) {
 		case <-ctx.Done():
 		}
 	}
-	n.send("STOPPING=1")
 }
 
 // tell sends a state, with the status if it has changed.

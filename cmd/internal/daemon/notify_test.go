@@ -43,7 +43,7 @@ func TestNotify(t *testing.T) {
 	next := serviceManager(t, watchdog)
 	m, begin := newMonitor(), time.Now()
 	ctx, cancel := context.WithCancel(t.Context())
-	stop, err := m.open(ctx, Options{Logger: slog.New(slog.DiscardHandler)})
+	stop, err := m.open(ctx, Options{Logger: slog.New(slog.DiscardHandler)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestNotify(t *testing.T) {
 			t.Errorf("towards the end %q", got)
 		}
 	}
-	stop()
+	stop(nil)
 	if s := m.Status(); s.Ready || len(s.Reasons) != 1 || !strings.Contains(s.Reasons[0], "stops") {
 		t.Errorf("at the end %+v", s)
 	}

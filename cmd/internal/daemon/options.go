@@ -6,6 +6,7 @@ package daemon
 import (
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
 	"time"
 
@@ -64,6 +65,9 @@ type Options struct {
 	Blackhole bool
 	// Firewall says which rules the host is to have.
 	Firewall FirewallOptions
+	// Reload says each time that the program on disk is to take this one's place;
+	// nil means never.
+	Reload <-chan os.Signal
 	// Logger is required.
 	Logger *slog.Logger
 }

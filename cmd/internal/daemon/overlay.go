@@ -43,37 +43,49 @@ type overlay struct {
 	driver   tunnel.Driver // the device's
 	workers  int
 
+	// inherited, until this daemon carries the packets; nil if there was none
+	before *estate
+
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
 
 	mu     sync.Mutex // guards the rest
 	router *tunnel.Router
 	down   error // why the router doesn't carry packets, nil if it does
+	handed bool  // the router is released: another process carries the packets
 }
 
-func openOverlay(o Options, c *lease.Config, ext extiface.Interface) (*overlay, error) {
+func openOverlay(o Options, c *lease.Config, ext extiface.Interface, before *estate) (*overlay, error) {
 	if err := checkTUN(); err != nil {
 		return nil, err
 	}
-	inner := underlayMTU(c, ext).Inner(c.EnableIPv6)
-	if c.EnableIPv6 && inner < minMTUv6 {
+	if inner := underlayMTU(c, ext).Inner(c.EnableIPv6); c.EnableIPv6 && inner < minMTUv6 {
 		return nil, fmt.Errorf("the MTU of %s leaves %d bytes to the containers, and IPv6 needs %d: raise it to %d",
 			ext.Name, inner, minMTUv6, minMTUv6.Outer(true))
 	}
+	v := newOverlay(o, c, ext)
+	if err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Device = v.name }); err != nil {
+		return nil, err
+	}
+	if before != nil {
+		return v, v.inherit(before)
+	}
+	return v, v.open()
+}
+
+// newOverlay opens nothing yet.
+func newOverlay(o Options, c *lease.Config, ext extiface.Interface) *overlay {
 	v := &overlay{
 		log: o.Logger, config: c, ext: ext, opts: o,
 		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
-		inner:  inner,
+		inner:  underlayMTU(c, ext).Inner(c.EnableIPv6),
 		direct: directMode(c.Backend),
 		filter: reverseFilter{log: o.Logger, stateDir: o.StateDir, iface: ext.Name},
 		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading, changes: changeLog{log: o.Logger},
 	}
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
-	if err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Device = v.name }); err != nil {
-		return nil, err
-	}
-	return v, v.open()
+	return v
 }
 
 // minMTUv6 is the least that IPv6 runs on (RFC 8200, section 5).
@@ -208,6 +220,9 @@ func (v *overlay) start(own lease.Lease) error {
 		return errors.Join(err, v.closeOpened())
 	}
 	v.device, v.underlay = nil, nil
+	if v.before != nil {
+		v.goOn(router)
+	}
 	return v.use(router)
 }
 
@@ -276,6 +291,9 @@ func (v *overlay) apply(u lease.Update) {
 
 // close removes the device, and with it its routes and addresses.
 func (v *overlay) close() {
+	if v.isHanded() {
+		return
+	}
 	err := v.closeOpened()
 	if v.router != nil {
 		s := v.router.Stats()

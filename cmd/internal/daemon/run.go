@@ -18,7 +18,10 @@ func (v *overlay) run(ctx context.Context, ready func() error) error {
 		return nil
 	}
 	var again backoff
-	err := v.raise()
+	var err error
+	if v.before == nil {
+		err = v.raise()
+	}
 	if gone(err) {
 		err = v.remake(ctx, &again, err)
 	}
@@ -26,12 +29,19 @@ func (v *overlay) run(ctx context.Context, ready func() error) error {
 		v.setDown(nil)
 		err = ready()
 	}
+	if err == nil && v.before != nil {
+		err = v.relieve()
+	}
 	if err == nil && v.direct == tunnel.DirectSocket {
 		defer v.filter.follow(ctx)()
 	}
 	for err == nil && ctx.Err() == nil {
 		since := time.Now()
 		err = v.router.Run(ctx)
+		if v.isHanded() {
+			<-ctx.Done()
+			return nil
+		}
 		if time.Since(since) > steadyAfter {
 			again.reset()
 		}

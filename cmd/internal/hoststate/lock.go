@@ -79,6 +79,20 @@ func open(path string) (*Lock, error) {
 	return &Lock{f}, nil
 }
 
+// Adopt takes over a lock that this process inherited as a descriptor, of the state
+// directory dir. The descriptor is the lock's from here on.
+func Adopt(fd int, dir string) (*Lock, error) {
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), LockPath(dir))
+	if !isAt(f, LockPath(dir)) {
+		return nil, errors.Join(fmt.Errorf("%w: the inherited lock isn't that of %s", ErrDir, dir), f.Close())
+	}
+	return &Lock{f}, nil
+}
+
+// Descriptor is the lock's, to be inherited by another program. It stays the lock's.
+func (l *Lock) Descriptor() int { return int(l.file.Fd()) }
+
 func running(f *os.File) error {
 	text, err := io.ReadAll(io.LimitReader(f, 32))
 	pid := strings.TrimSpace(string(text))

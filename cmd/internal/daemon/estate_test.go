@@ -1,0 +1,102 @@
+package daemon
+
+import (
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/encap"
+	"uvxlan/lease"
+	"uvxlan/tunnel"
+)
+
+func testEstate(t *testing.T) *estate {
+	t.Helper()
+	c, err := lease.ParseConfig([]byte(`{"Network":"172.7.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := lease.Lease{
+		Subnet: netip.MustParsePrefix("172.7.21.0/24"), Revision: 7, ID: 9, Expires: time.Now().Add(time.Hour),
+		Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.21"), BackendType: lease.TypeVXLAN, BackendData: []byte(`{"VNI":1,"VtepMAC":"02:00:00:00:00:21"}`)},
+	}
+	e := newEstate(parts{
+		ext:    extiface.Interface{Name: "eth0", MTU: 1500, Address: own.Attrs.PublicIP, PublicIP: own.Attrs.PublicIP},
+		config: c, health: lease.Status{Lease: own},
+	}, time.Now())
+	e.Peers = []tunnel.Peer{{
+		Subnet: netip.MustParsePrefix("172.7.22.0/24"), Underlay: netip.MustParseAddr("192.168.14.22"), MAC: encap.MAC{2, 0, 0, 0, 0, 22},
+	}}
+	e.Tunnel = &tunnel.Descriptors{Queues: []int{10, 11}, Sockets: tunnel.Sockets{
+		UDP: []tunnel.UDPSockets{{Receive: []int{12, 13}, Send: [][]int{{12, 14}, {13, 15}}}}, Packet: []int{16, 17},
+	}}
+	e.Lock, e.Control = 18, 19
+	return e
+}
+
+// What is read is what was written, to the last field.
+func TestEstate(t *testing.T) {
+	e := testEstate(t)
+	text, err := e.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := readEstate(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got.Own.Equal(e.Own) || !got.Own.Expires.Equal(e.Own.Expires) || got.Own.Revision != 7 || got.Own.ID != 9 || !got.Started.Equal(e.Started) {
+		t.Errorf("read %+v, started %s", got.Own, got.Started)
+	}
+	if got.Interface != e.Interface || !reflect.DeepEqual(got.Config, e.Config) || !reflect.DeepEqual(got.Peers, e.Peers) || !reflect.DeepEqual(got.Tunnel, e.Tunnel) {
+		t.Errorf("read %s", text)
+	}
+	if fds := got.descriptors(); !reflect.DeepEqual(fds, []int{10, 11, 12, 13, 14, 15, 16, 17, 18, 19}) {
+		t.Errorf("the descriptors are %v", fds)
+	}
+}
+
+func TestEstateRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*estate)
+		want   string
+	}{
+		"another format": {func(e *estate) { e.Format++ }, "it is of format 2"},
+		"no lease":       {func(e *estate) { e.Own = lease.Lease{} }, "something is missing"},
+		"no config":      {func(e *estate) { e.Config = nil }, "something is missing"},
+		"no interface":   {func(e *estate) { e.Interface = extiface.Interface{} }, "something is missing"},
+		"no device":      {func(e *estate) { e.Tunnel = nil }, "something is missing"},
+	} {
+		e := testEstate(t)
+		c.change(e)
+		text, err := e.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readEstate(text); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := readEstate([]byte("{")); err == nil {
+		t.Error("half a text was read")
+	}
+}
+
+// A reload that can't be is refused before anything is started.
+func TestReloadRefused(t *testing.T) {
+	o := Options{Logger: slog.New(slog.DiscardHandler), EmbeddedEtcd: true}
+	m := newMonitor()
+	m.set(func(m *monitor) { m.network = &overlay{name: "flannel.1", down: errLoading} })
+	r := &reloader{opts: o, program: "/nonexistent", monitor: m}
+	if _, err := r.attempt(t.Context()); err == nil || !strings.Contains(err.Error(), "etcd in this process can't be handed over") {
+		t.Error(err)
+	}
+	r.opts.EmbeddedEtcd = false
+	if _, err := r.attempt(t.Context()); err == nil || !strings.Contains(err.Error(), "no lease") {
+		t.Error(err)
+	}
+}

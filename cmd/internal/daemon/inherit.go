@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel"
+)
+
+// inherit takes the device and the sockets over, while the stand-in still uses them.
+// What can't be used any longer, such as a device that was deleted meanwhile, is
+// made anew.
+func (v *overlay) inherit(before *estate) error {
+	if err := v.adopt(before); err != nil {
+		v.log.Error("what was handed over is of no use, making the device and the sockets again", "name", v.name, "error", err)
+		err = before.stopStandIn() // whose process holds the device
+		before.standIn.Reap()
+		return errors.Join(err, v.open())
+	}
+	v.before = before
+	return nil
+}
+
+// adopt makes the device and the sockets of the descriptors, and closes these if
+// they are of no use.
+func (v *overlay) adopt(e *estate) (err error) {
+	if p, err := tunnel.PeerFromLease(e.Own); err != nil {
+		return err
+	} else {
+		v.mac = p.MAC
+	}
+	left := e.tunnelDescriptors()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, v.closeOpened())
+			for _, fd := range left {
+				unix.Close(fd)
+			}
+		}
+	}()
+	if v.device, err = tunnel.AdoptDevice(e.Tunnel.Queues, v.opts.Offloads); err != nil {
+		return err
+	}
+	v.driver, v.workers = tunnel.DriverOf(v.device), len(v.device.Queues())
+	left = without(left, e.Tunnel.Queues)
+	v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets, tunnel.UnderlayConfig{
+		Offloads: v.opts.Offloads, Direct: v.direct, Logger: v.log,
+	})
+	return err
+}
+
+func without(all, some []int) (rest []int) {
+	for _, fd := range all {
+		if !slices.Contains(some, fd) {
+			rest = append(rest, fd)
+		}
+	}
+	return rest
+}
+
+// goOn gives a router the peers of the one before.
+func (v *overlay) goOn(router *tunnel.Router) {
+	if err := router.ReplacePeers(v.before.Peers); err != nil {
+		v.log.Warn("peers were left out", "error", err)
+	}
+	v.once.Do(func() { close(v.loaded) })
+}
+
+// relieve takes the place of the stand-in. Between it and the router's start
+// packets wait.
+func (v *overlay) relieve() error {
+	if err := v.settleRoutes(); err != nil {
+		return err
+	}
+	before := v.before
+	v.before = nil
+	begin := time.Now()
+	err := before.stopStandIn()
+	v.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers), "paused", time.Since(begin))
+	return err
+}
+
+// bequeath tells a daemon that takes over of the device, the sockets and the peers.
+func (v *overlay) bequeath(e *estate) error {
+	router, down := v.state()
+	if down != nil {
+		return fmt.Errorf("%s: %w", v.name, down)
+	}
+	d, err := router.Descriptors()
+	if err != nil {
+		return err
+	}
+	e.Tunnel, e.Peers = &d, router.Peers()
+	return nil
+}
+
+// reloadQueueLen is the device's queue while packets wait: 100 ms at 100,000 packets
+// a second, should the other process be kept from its start for that long.
+const reloadQueueLen = 5 * tunnel.DefaultQueueLen
+
+// release stops the router in favour of another process.
+func (v *overlay) release() (time.Time, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.setQueueLen(reloadQueueLen)
+	begin := time.Now()
+	v.handed = true // before run sees the router end
+	if _, err := v.router.Release(); err != nil {
+		v.handed = false
+		v.setQueueLen(tunnel.DefaultQueueLen)
+		return begin, err
+	}
+	return begin, nil
+}
+
+// settle gives the device its usual queue, once that has had time to become empty.
+func (v *overlay) settle() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.handed {
+		v.setQueueLen(tunnel.DefaultQueueLen)
+	}
+}
+
+func (v *overlay) setQueueLen(packets int) {
+	if err := tunnel.SetQueueLen(v.name, packets); err != nil {
+		v.log.Warn("the device's queue keeps its length", "error", err)
+	}
+}
+
+// isHanded tells whether another process carries the packets.
+func (v *overlay) isHanded() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.handed
+}

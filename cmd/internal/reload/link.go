@@ -1,0 +1,70 @@
+package reload
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// link is a socket between the main process and the stand-in. There are two
+// messages, of a byte each: "ready" one way and "go" the other. The main process's
+// end of it is the order to stop, the stand-in's that it has stopped. Whoever dies
+// says the same.
+type link struct {
+	fd   int // the file's, whose Fd method would make it blocking
+	file *os.File
+}
+
+// newLink returns one end, and the other as a mere descriptor.
+func newLink() (*link, int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, os.NewSyscallError("socketpair", err)
+	}
+	l, err := openLink(pair[0])
+	if err != nil {
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+		return nil, -1, err
+	}
+	return l, pair[1], nil
+}
+
+// openLink makes a link of an inherited descriptor.
+func openLink(fd int) (*link, error) {
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("open link %d: %w", fd, err)
+	}
+	return &link{fd: fd, file: os.NewFile(uintptr(fd), "link")}, nil
+}
+
+func (l *link) send() error {
+	_, err := l.file.Write([]byte{1})
+	return err
+}
+
+// await waits for a message; io.EOF means that the other side has ended, and
+// os.ErrDeadlineExceeded that the limit passed, 0 being none.
+func (l *link) await(limit time.Duration) error {
+	var until time.Time
+	if limit > 0 {
+		until = time.Now().Add(limit)
+	}
+	if err := l.file.SetReadDeadline(until); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(l.file, make([]byte, 1))
+	return err
+}
+
+// interrupt ends an await.
+func (l *link) interrupt() { _ = l.file.SetReadDeadline(time.Unix(1, 0)) }
+
+// end says that no message will follow.
+func (l *link) end() error { return os.NewSyscallError("shutdown", unix.Shutdown(l.fd, unix.SHUT_WR)) }
+
+func (l *link) close() error { return l.file.Close() }

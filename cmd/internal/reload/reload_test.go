@@ -1,0 +1,242 @@
+package reload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The test binary is also the program that reloads, and what it does then.
+const variableOfTest = "UVXLAN_RELOAD_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(variableOfTest) == "" {
+		os.Exit(m.Run())
+	}
+	if err := play(); err != nil {
+		fmt.Fprintln(os.Stderr, "program:", err)
+		os.Exit(3)
+	}
+	os.Exit(0)
+}
+
+// play works by writing who it is, where everybody writes: in a pipe that it
+// inherits.
+func play() error {
+	r, err := Receive()
+	if err != nil {
+		return err
+	}
+	switch {
+	case r == nil:
+		return playFirst()
+	case r.Main != nil:
+		return playStandIn(r)
+	}
+	return playSuccessor(r)
+}
+
+const pipe = 3
+
+func say(format string, args ...any) {
+	fmt.Fprintf(os.NewFile(pipe, "pipe"), format+"\n", args...)
+}
+
+func playFirst() error {
+	say("first %d", os.Getpid())
+	program, err := Program()
+	if err != nil {
+		return err
+	}
+	s, err := Start(context.Background(), program, []byte("for the stand-in"), []int{pipe})
+	if err != nil {
+		return err
+	}
+	if err := s.Go(); err != nil {
+		return err
+	}
+	unix.CloseOnExec(pipe)
+	err = Exec(context.Background(), program, []byte("for the successor"), []int{pipe}, s)
+	s.Reap()
+	return err
+}
+
+func playStandIn(r *Received) error {
+	say("stand-in of %d reads %q", os.Getppid(), r.State)
+	if err := r.Main.Ready(); err != nil {
+		return err
+	}
+	say("stand-in works")
+	r.Main.AwaitStop()
+	say("stand-in stops")
+	return r.Main.Stopped()
+}
+
+func playSuccessor(r *Received) error {
+	if os.Getenv(variableOfTest) == "dies" {
+		say("successor dies")
+		return unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
+	err := r.StandIn.Stop()
+	say("successor %d reads %q, %v", os.Getpid(), r.State, err)
+	r.StandIn.Reap()
+	if _, err := unix.Wait4(-1, nil, 0, nil); !errors.Is(err, unix.ECHILD) {
+		return fmt.Errorf("a child is left: %w", err)
+	}
+	return nil
+}
+
+// run runs the program as a child of the test, and returns all that it and its
+// successors said once none of them has the pipe any longer, and its process id.
+func run(t *testing.T, how string) (said []string, pid int) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c := exec.CommandContext(t.Context(), "/proc/self/exe")
+	c.Env = append(os.Environ(), variableOfTest+"="+how)
+	c.ExtraFiles = []*os.File{w}
+	c.Stderr = os.Stderr
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	buf := make([]byte, 1024)
+	for err == nil {
+		var n int
+		n, err = r.Read(buf)
+		text.Write(buf[:n])
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("somebody doesn't end: %v", errors.Join(err, c.Process.Kill()))
+	}
+	if err := c.Wait(); err != nil && how != "dies" {
+		t.Error(err)
+	}
+	return strings.Split(strings.TrimSpace(text.String()), "\n"), c.Process.Pid
+}
+
+func expect(t *testing.T, said []string, want ...string) {
+	t.Helper()
+	if got, want := strings.Join(said, "\n"), strings.Join(want, "\n"); got != want {
+		t.Errorf("it said\n%s\nnot\n%s", got, want)
+	}
+}
+
+func TestReload(t *testing.T) {
+	said, pid := run(t, "reloads")
+	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
+		"stand-in works", "stand-in stops", fmt.Sprintf("successor %d reads %q, <nil>", pid, "for the successor"))
+}
+
+// A stand-in whose main process dies ends as well.
+func TestSuccessorDies(t *testing.T) {
+	said, pid := run(t, "dies")
+	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
+		"stand-in works", "successor dies", "stand-in stops")
+}
+
+// A program that can't stand in is refused in its own words, and nothing of it is
+// left open.
+func TestRefused(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	before := openDescriptors(t)
+	for text, want := range map[string]string{
+		"#!/bin/sh\necho no; echo never >&2; exit 9\n": "it ended; exit status 9; it said: never",
+		"#!/bin/sh\nkill -TERM $$\n":                   "it ended; signal: terminated",
+		"#!/bin/sh\n":                                  "it ended",
+		"no program at all":                            "exec format error",
+	} {
+		if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Start(t.Context(), program, nil, nil)
+		if !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), program+": "+want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nsleep 60\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := Start(ctx, program, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a program that is never ready: %v", err)
+	}
+	if after := openDescriptors(t); after != before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+	if _, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {
+		t.Errorf("a child is left: %v", err)
+	}
+}
+
+// A descriptor that somebody else opens while a program is tried stays his.
+func TestStartClosesOnlyItsOwn(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nsleep 0.2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	tried := make(chan error, 1)
+	go func() {
+		_, err := Start(t.Context(), program, nil, nil)
+		tried <- err
+	}()
+	var opened []int
+	for err := error(nil); !errors.Is(err, ErrRefused); {
+		fd, openErr := unix.Open("/dev/null", unix.O_CLOEXEC, 0)
+		if openErr != nil {
+			t.Fatal(openErr)
+		}
+		opened = append(opened, fd)
+		select {
+		case err = <-tried:
+		case <-time.After(time.Millisecond):
+		}
+	}
+	for _, fd := range opened {
+		if err := unix.Close(fd); err != nil {
+			t.Errorf("descriptor %d: %v", fd, err)
+		}
+	}
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// What somebody else has put into the environment is refused.
+func TestReceive(t *testing.T) {
+	if r, err := Receive(); r != nil || err != nil {
+		t.Errorf("received %+v, %v", r, err)
+	}
+	for _, value := range []string{"guest,1,2", "stand-in", "stand-in,x,4", "successor,1048576,1048577,1", "successor,1"} {
+		t.Setenv(variable, value)
+		if r, err := Receive(); r != nil || err == nil || !strings.Contains(err.Error(), value) {
+			t.Errorf("%s: %+v, %v", value, r, err)
+		}
+		if os.Getenv(variable) != "" {
+			t.Errorf("%s is left to others", value)
+		}
+	}
+}

@@ -1,0 +1,182 @@
+package reload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readyTimeout is how long a program may take to say that it is ready.
+	readyTimeout = 10 * time.Second
+	// stopTimeout is how long a stand-in may take to stop working.
+	stopTimeout = 5 * time.Second
+	// maxWords bounds what is quoted of a program's own words, in bytes.
+	maxWords = 4 << 10
+)
+
+// ErrRefused says that the program on disk can't take over, and why.
+var ErrRefused = errors.New("the program on disk can't take over")
+
+// StandIn is a child that works, or is ready to, until it is stopped. One
+// goroutine at a time uses it.
+type StandIn struct {
+	link *link
+	pid  int
+}
+
+// Start starts the program as a stand-in and returns when that is ready. It gets
+// this process's arguments and environment, reads state by [Receive], and inherits
+// the descriptors fds, under the same numbers, and no other. Every error is an
+// [ErrRefused].
+func Start(ctx context.Context, program string, state []byte, fds []int) (*StandIn, error) {
+	s, err := start(ctx, program, state, fds)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrRefused, program, err)
+	}
+	return s, nil
+}
+
+func start(ctx context.Context, program string, state []byte, fds []int) (*StandIn, error) {
+	file, err := memoryFile("state", state)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(file)
+	words, err := memoryFile("words", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(words)
+	ours, theirs, err := newLink()
+	if err != nil {
+		return nil, err
+	}
+	inherited := append(slices.Clone(fds), file, theirs)
+	pid, err := syscall.ForkExec(program, os.Args, &syscall.ProcAttr{
+		Env:   environment(fmt.Sprintf("%s,%d,%d", partStandIn, file, theirs)),
+		Files: places(words, inherited),
+	})
+	unix.Close(theirs) // so that the stand-in's end is seen
+	if err != nil {
+		return nil, inLine(err, ours.close())
+	}
+	s := &StandIn{link: ours, pid: pid}
+	if err := s.awaitReady(ctx); err != nil {
+		return nil, inLine(err, s.kill(), quote(words))
+	}
+	return s, nil
+}
+
+// inLine joins errors as [errors.Join] does, on one line.
+func inLine(errs ...error) (all error) {
+	for _, err := range errs {
+		switch {
+		case err == nil:
+		case all == nil:
+			all = err
+		default:
+			all = fmt.Errorf("%w; %w", all, err)
+		}
+	}
+	return all
+}
+
+// places are the descriptors of a new process by number: those inherited, and words
+// for standard output and error. None else is passed.
+func places(words int, inherited []int) []uintptr {
+	const none = ^uintptr(0)
+	files := slices.Repeat([]uintptr{none}, max(slices.Max(inherited), 2)+1)
+	for _, fd := range inherited {
+		files[fd] = uintptr(fd)
+	}
+	files[0], files[1], files[2] = 0, uintptr(words), uintptr(words)
+	return files
+}
+
+func (s *StandIn) awaitReady(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.link.interrupt)
+	defer stop()
+	err := s.link.await(readyTimeout)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, io.EOF):
+		return errors.New("it ended")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("it is not ready after %s", readyTimeout)
+	}
+	return err
+}
+
+// kill ends a stand-in that is of no use, and says how it ended.
+func (s *StandIn) kill() error {
+	// It may have ended by itself.
+	_ = unix.Kill(s.pid, unix.SIGKILL)
+	return errors.Join(s.link.close(), s.reap())
+}
+
+func (s *StandIn) reap() error {
+	for {
+		var status unix.WaitStatus
+		_, err := unix.Wait4(s.pid, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for process %d: %w", s.pid, err)
+		case status.Exited() && status.ExitStatus() != 0:
+			return fmt.Errorf("exit status %d", status.ExitStatus())
+		case status.Signaled():
+			return fmt.Errorf("signal: %s", status.Signal())
+		default:
+			return nil
+		}
+	}
+}
+
+// quote makes an error of the last line that a program wrote, nil if it wrote none.
+func quote(words int) error {
+	size, err := unix.Seek(words, 0, io.SeekEnd)
+	text := make([]byte, min(max(size, 0), maxWords))
+	if err == nil {
+		_, err = unix.Pread(words, text, max(size-maxWords, 0))
+	}
+	if err != nil {
+		return fmt.Errorf("read what it said: %w", err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	if last := lines[len(lines)-1]; last != "" {
+		return fmt.Errorf("it said: %s", last)
+	}
+	return nil
+}
+
+// Go has the stand-in work from now on.
+func (s *StandIn) Go() error { return s.link.send() }
+
+// Stop ends the stand-in and returns once it doesn't work any longer, which it
+// may do before its process has ended; [StandIn.Reap] waits for that.
+func (s *StandIn) Stop() error {
+	err := s.link.end()
+	if err == nil {
+		err = s.link.await(stopTimeout)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("stop stand-in: %w", err), s.kill())
+}
+
+// Reap waits until a stopped stand-in's process has ended, however it ended.
+func (s *StandIn) Reap() {
+	_ = s.link.close()
+	_ = s.reap()
+}

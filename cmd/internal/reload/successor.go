@@ -1,0 +1,179 @@
+package reload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// variable, in the environment, tells a program what it is started as, and the
+// descriptors of the state and of the link.
+const variable = "UVXLAN_RELOAD"
+
+// Values of variable begin with a part.
+const (
+	partStandIn   = "stand-in"
+	partSuccessor = "successor"
+)
+
+func environment(value string) []string {
+	others := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, variable+"=") })
+	return append(others, variable+"="+value)
+}
+
+// Program is the path that this program was started by. What is there later may be
+// another one. It is to be called before the working directory changes.
+func Program() (string, error) {
+	running, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return "", fmt.Errorf("find own program: %w", err)
+	}
+	// The path as it was given may be a link, which a new version changes.
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if there, statErr := os.Stat(path); err == nil && statErr == nil && os.SameFile(there, running) {
+		return path, nil
+	}
+	path, err = os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find own program: %w", err)
+	}
+	return path, nil
+}
+
+// Exec makes this process the successor: the program with the same arguments and
+// environment, which inherits the descriptors fds under the same numbers, and with
+// them the stand-in. It returns only when that fails, or ctx has ended; then
+// nothing has changed, but that SIGINT and SIGTERM end the process unless they are
+// asked for again.
+func Exec(ctx context.Context, program string, state []byte, fds []int, s *StandIn) error {
+	file, err := memoryFile("state", state)
+	if err != nil {
+		return fmt.Errorf("become %s: %w", program, err)
+	}
+	defer unix.Close(file)
+	inherited := append(slices.Clone(fds), file, s.link.fd)
+	defer closeOnExec(inherited, true)
+	closeOnExec(inherited, false)
+	// A signal that comes now must not be lost: it ends the old program, or waits
+	// until the new one asks for it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before unix.Sigset_t
+	blocked := signalSet(unix.SIGINT, unix.SIGTERM, unix.SIGUSR2)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &blocked, &before); err != nil {
+		return fmt.Errorf("become %s: block signals: %w", program, err)
+	}
+	defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) }()
+	signal.Reset(unix.SIGINT, unix.SIGTERM)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	err = syscall.Exec(program, os.Args, environment(fmt.Sprintf("%s,%d,%d,%d", partSuccessor, file, s.link.fd, s.pid)))
+	return fmt.Errorf("become %s: %w", program, err)
+}
+
+func signalSet(signals ...unix.Signal) (set unix.Sigset_t) {
+	bits := 8 * int(unsafe.Sizeof(set.Val[0]))
+	for _, s := range signals {
+		set.Val[(int(s)-1)/bits] |= 1 << ((int(s) - 1) % bits)
+	}
+	return set
+}
+
+func closeOnExec(fds []int, on bool) {
+	flag := 0
+	if on {
+		flag = unix.FD_CLOEXEC
+	}
+	for _, fd := range fds {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flag)
+	}
+}
+
+// Received is what a program got that was not started by hand.
+type Received struct {
+	// State is what the one before handed over.
+	State []byte
+	// Main is the main process of a stand-in, nil for a successor.
+	Main *Main
+	// StandIn is what works until it is stopped, nil for a stand-in.
+	StandIn *StandIn
+}
+
+// Receive returns what this program was started with, nil if it was started by
+// hand. It is called once.
+func Receive() (*Received, error) {
+	value := os.Getenv(variable)
+	if value == "" {
+		return nil, nil
+	}
+	if err := os.Unsetenv(variable); err != nil {
+		return nil, err
+	}
+	r, err := receive(value)
+	if err != nil {
+		return nil, fmt.Errorf("%s=%s: %w", variable, value, err)
+	}
+	return r, nil
+}
+
+func receive(value string) (*Received, error) {
+	part, numbers, _ := strings.Cut(value, ",")
+	var file, socket, pid int
+	switch part {
+	case partStandIn:
+		if _, err := fmt.Sscanf(numbers, "%d,%d", &file, &socket); err != nil {
+			return nil, err
+		}
+	case partSuccessor:
+		if _, err := fmt.Sscanf(numbers, "%d,%d,%d", &file, &socket, &pid); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, errors.New("this program knows no such part")
+	}
+	state, err := readMemoryFile(file)
+	if err != nil {
+		return nil, err
+	}
+	l, err := openLink(socket)
+	if err != nil {
+		return nil, err
+	}
+	if part == partStandIn {
+		return &Received{State: state, Main: &Main{l}}, nil
+	}
+	return &Received{State: state, StandIn: &StandIn{link: l, pid: pid}}, nil
+}
+
+// Main is a stand-in's main process.
+type Main struct{ link *link }
+
+// Ready says that the stand-in can work, and waits until it shall; io.EOF means
+// that it never shall.
+func (m *Main) Ready() error {
+	if err := m.link.send(); err != nil {
+		return err
+	}
+	return m.link.await(0)
+}
+
+// AwaitStop returns when the stand-in shall stop.
+func (m *Main) AwaitStop() { _ = m.link.await(0) }
+
+// Stopped says that the stand-in has stopped.
+func (m *Main) Stopped() error { return m.link.close() }
