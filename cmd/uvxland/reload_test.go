@@ -27,9 +27,15 @@ import (
 func newReloadWorld(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(t, "kb21", "kb22")
+	w.ownProgram()
+	return w
+}
+
+// ownProgram gives the daemons a program of their own.
+func (w *world) ownProgram() {
+	w.t.Helper()
 	w.cluster.Binary = filepath.Join(w.dir, "uvxland")
 	w.install(daemonBinary)
-	return w
 }
 
 // install puts a copy of a program into the daemons' program's place, as a package
@@ -234,6 +240,25 @@ func TestIntegrationReloadTCP(t *testing.T) {
 			m.await(t, w, lease.Lease{})
 			guest := m.guest(t, w) // the leases are watched
 			m.await(t, w, guest)
+		})
+	}
+}
+
+// Both families come through, by device and by kernel routes.
+func TestIntegrationReloadDualStack(t *testing.T) {
+	for _, backend := range []string{"VxLAN", "host-gw"} {
+		t.Run(backend, func(t *testing.T) {
+			w := newDualWorld(t, strings.Replace(dualConfig, "VxLAN", backend, 1), "kb21", "kb22")
+			w.ownProgram()
+			daemons := w.start("kb21", "kb22")
+			w.dualMesh("kb21", "kb22")
+			for range 2 {
+				for _, d := range daemons {
+					reload(t, d)
+					w.dualTransfer(t, "kb21", "kb22", 4<<20)
+				}
+			}
+			end(t, unix.SIGTERM, daemons...)
 		})
 	}
 }
