@@ -308,7 +308,6 @@ func TestIntegrationTop(t *testing.T) {
 	var sent, received float64 // in bits
 	const size = 32 << 20
 	transferred := make(chan error, 1)
-	go func() { transferred <- checkedTransfer(kb21.Container.Node, kb31.Container, size) }()
 	lines := json.NewDecoder(out)
 	for n := 0; sent < 8*size && n < int(patience/(100*time.Millisecond)); n++ {
 		var r struct {
@@ -322,6 +321,9 @@ func TestIntegrationTop(t *testing.T) {
 		}
 		if err := lines.Decode(&r); err != nil {
 			t.Fatal(err)
+		}
+		if n == 0 { // from now on nothing is missed
+			go func() { transferred <- checkedTransfer(kb21.Container.Node, kb31.Container, size) }()
 		}
 		if len(r.Peers) != 1 || r.Peers[0].Subnet != kb31.Subnet.String() || r.Peers[0].Path != control.PathVXLAN {
 			t.Fatalf("the peers are %+v", r.Peers)
