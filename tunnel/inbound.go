@@ -25,7 +25,7 @@ const (
 	// rxBatch is the most messages received in one call, rxBytes what they may
 	// have together, judged by those before: a batch should stay in the cache
 	// until it is written.
-	rxBatch = 64
+	rxBatch = 160
 	rxBytes = 512 << 10
 	// bulk is the mean length of messages from which on the socket is looked at
 	// again before the batch is written: more of the same flow makes larger
