@@ -65,7 +65,7 @@ func (j *journal) follow(peers func() []Lease) { j.change(func() { j.peers = pee
 // touch says that the peers have changed.
 func (j *journal) touch() { j.change(func() {}) }
 
-// until says when the peers were known to be right, zero for now.
+// until says when the peers were last known to be right, zero while they are.
 func (j *journal) until(t time.Time) { j.change(func() { j.state.AsOf = t }) }
 
 // run saves after changes until ctx ends, and then the last of them.

@@ -163,8 +163,8 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	m := r.monitor
 	earlier := previous(o)
 	manager, err := lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6, RenewMargin: o.RenewMargin,
-		Store: storeOf(o),
+		Registry: registry, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o),
+		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
 	})
 	if err != nil {
 		return nil, err
@@ -212,21 +212,16 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err := rules.apply(own); err != nil {
 		return nil, err
 	}
-	file := subnetfile.File{
-		Network: config.Network, Subnet: own.Subnet, NetworkV6: config.IPv6Network, SubnetV6: own.IPv6Subnet,
-		MTU: network.mtu(), IPMasq: o.Firewall.Masquerade,
-	}
 	m.set(func(m *monitor) { m.network = network })
+	ready := func() error {
+		if err := writeSubnetFile(o, subnetFileOf(o, config, own, network.mtu())); err != nil {
+			return err
+		}
+		m.beReady()
+		return nil
+	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		return network.run(ctx, func() error {
-			if err := writeSubnetFile(o, file); err != nil {
-				return err
-			}
-			m.beReady()
-			return nil
-		})
-	})
+	group.Go(func() error { return network.run(ctx, ready) })
 	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
 	group.Go(func() error { return rules.run(ctx) })
 	group.Go(func() error { return before.follow(ctx, network) })
@@ -261,6 +256,13 @@ func acquire(ctx context.Context, manager *lease.Manager, config *lease.Config, 
 		return before.Own, nil
 	}
 	return manager.Acquire(ctx, config, network.attrs)
+}
+
+func subnetFileOf(o Options, c *lease.Config, own lease.Lease, mtu int) subnetfile.File {
+	return subnetfile.File{
+		Network: c.Network, Subnet: own.Subnet, NetworkV6: c.IPv6Network, SubnetV6: own.IPv6Subnet,
+		MTU: mtu, IPMasq: o.Firewall.Masquerade,
+	}
 }
 
 // writeSubnetFile notes where the file is, which stays when the daemon ends. A
