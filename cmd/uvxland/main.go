@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
+	"uvxlan/cmd/internal/reload"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
 	"uvxlan/tunnel"
@@ -37,14 +37,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, version.String())
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	// The second signal ends the process whatever it is waiting for.
-	context.AfterFunc(ctx, stop)
-	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, unix.SIGUSR2)
+	termination := reload.NotifyTermination()
+	reloads := make(chan os.Signal, 1)
+	signal.Notify(reloads, unix.SIGUSR2)
 	o := f.options()
-	o.Reload = reload
-	if err := daemon.Run(ctx, o); err != nil {
+	o.Reload = reloads
+	if err := daemon.Run(termination, o); err != nil {
 		fail(1, err)
 	}
 }

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/signal"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/hoststate"
@@ -20,13 +18,13 @@ import (
 	"uvxlan/lease/etcdserver"
 )
 
-// Run is the daemon's life: it returns nil when ctx ends, after the device is
-// gone, and otherwise an error of one line that says what to do. The lease stays
-// in etcd, so that the next run has the same subnet.
+// Run is the daemon's life: it returns nil when t ends, after the device is gone,
+// and otherwise an error of one line that says what to do. The lease stays in etcd,
+// so that the next run has the same subnet.
 //
 // It is also what takes over from a daemon that reloads, and what stands in for it
 // meanwhile; which of them it is, the environment tells.
-func Run(ctx context.Context, o Options) error {
+func Run(t *reload.Termination, o Options) error {
 	program, err := reload.Program()
 	if err != nil {
 		return err
@@ -39,18 +37,14 @@ func Run(ctx context.Context, o Options) error {
 		return explain(standIn(o, before, main))
 	}
 	for {
-		after, err := run(ctx, o, program, before)
+		after, err := run(t, o, program, before)
 		switch {
-		case after == nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		case after == nil && t.Err() != nil && errors.Is(err, t.Err()):
 			return nil
 		case after == nil:
 			return explain(err)
 		}
-		err = after.exec(ctx, program)
-		// Exec has taken the signals away.
-		again, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
-		defer stop()
-		if ctx = again; ctx.Err() == nil {
+		if err = after.exec(t, program); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
 		}
 		before = after

@@ -93,7 +93,7 @@ func (r *reloader) attempt(ctx context.Context) (*estate, error) {
 }
 
 // exec becomes the program on disk. It returns only when that fails.
-func (e *estate) exec(ctx context.Context, program string) error {
+func (e *estate) exec(t *reload.Termination, program string) error {
 	if e.lock != nil {
 		e.Lock = e.lock.Descriptor()
 	}
@@ -101,5 +101,5 @@ func (e *estate) exec(ctx context.Context, program string) error {
 	if err != nil {
 		return err
 	}
-	return reload.Exec(ctx, program, text, e.descriptors(), e.standIn)
+	return reload.Exec(t, program, text, e.descriptors(), e.standIn)
 }

@@ -52,6 +52,7 @@ func say(format string, args ...any) {
 }
 
 func playFirst() error {
+	termination := NotifyTermination()
 	say("first %d", os.Getpid())
 	program, err := Program()
 	if err != nil {
@@ -65,9 +66,15 @@ func playFirst() error {
 		return err
 	}
 	unix.CloseOnExec(pipe)
-	err = Exec(context.Background(), program, []byte("for the successor"), []int{pipe}, s)
+	if os.Getenv(variableOfTest) == "stopped" {
+		if err := unix.Kill(os.Getpid(), unix.SIGTERM); err != nil {
+			return err
+		}
+	}
+	err = Exec(termination, program, []byte("for the successor"), []int{pipe}, s)
+	say("first goes on: %v, %v", err, s.Stop())
 	s.Reap()
-	return err
+	return nil
 }
 
 func playStandIn(r *Received) error {
@@ -105,7 +112,7 @@ func run(t *testing.T, how string) (said []string, pid int) {
 	}
 	defer r.Close()
 	c := exec.CommandContext(t.Context(), "/proc/self/exe")
-	c.Env = append(os.Environ(), variableOfTest+"="+how)
+	c.Env = append(os.Environ(), variableOfTest+"="+how, "GORACE=atexit_sleep_ms=0")
 	c.ExtraFiles = []*os.File{w}
 	c.Stderr = os.Stderr
 	if err := c.Start(); err != nil {
@@ -149,6 +156,15 @@ func TestSuccessorDies(t *testing.T) {
 	said, pid := run(t, "dies")
 	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
 		"stand-in works", "successor dies", "stand-in stops")
+}
+
+// A signal that comes just before the exec is heeded.
+func TestStopped(t *testing.T) {
+	for range 50 {
+		said, pid := run(t, "stopped")
+		expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
+			"stand-in works", "stand-in stops", "first goes on: context canceled, <nil>")
+	}
 }
 
 // A program that can't stand in is refused in its own words, and nothing of it is

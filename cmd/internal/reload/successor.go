@@ -1,12 +1,10 @@
 package reload
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -56,10 +54,9 @@ func Program() (string, error) {
 
 // Exec makes this process the successor: the program with the same arguments and
 // environment, which inherits the descriptors fds under the same numbers, and with
-// them the stand-in. It returns only when that fails, or ctx has ended; then
-// nothing has changed, but that SIGINT and SIGTERM end the process unless they are
-// asked for again.
-func Exec(ctx context.Context, program string, state []byte, fds []int, s *StandIn) error {
+// them the stand-in. It returns only when that fails, or t has ended; then nothing
+// has changed.
+func Exec(t *Termination, program string, state []byte, fds []int, s *StandIn) error {
 	file, err := memoryFile("state", state)
 	if err != nil {
 		return fmt.Errorf("become %s: %w", program, err)
@@ -68,8 +65,8 @@ func Exec(ctx context.Context, program string, state []byte, fds []int, s *Stand
 	inherited := append(slices.Clone(fds), file, s.link.fd)
 	defer closeOnExec(inherited, true)
 	closeOnExec(inherited, false)
-	// A signal that comes now must not be lost: it ends the old program, or waits
-	// until the new one asks for it.
+	// A signal that comes from here on must not be lost: it ends the old program,
+	// or waits until the new one asks for it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var before unix.Sigset_t
@@ -78,9 +75,9 @@ func Exec(ctx context.Context, program string, state []byte, fds []int, s *Stand
 		return fmt.Errorf("become %s: block signals: %w", program, err)
 	}
 	defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) }()
-	signal.Reset(unix.SIGINT, unix.SIGTERM)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	defer t.resume()
+	if err := t.suspend(); err != nil {
+		return err
 	}
 	err = syscall.Exec(program, os.Args, environment(fmt.Sprintf("%s,%d,%d,%d", partSuccessor, file, s.link.fd, s.pid)))
 	return fmt.Errorf("become %s: %w", program, err)
