@@ -98,8 +98,8 @@ func (d *delivery) missing(now []Lease) (out []Lease) {
 func (d *delivery) pass(u Update) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.settle(u)
 	d.hold(u.Deleted, watchGrace)
+	d.settle(u)
 	u.Deleted = nil
 	if len(u.Leases) == 0 {
 		return

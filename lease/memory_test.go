@@ -105,6 +105,17 @@ func (m *memory) removeLocked(l lease.Lease) {
 	m.record(lease.Update{Deleted: []lease.Lease{{Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, Revision: m.revision}}})
 }
 
+// replace tells of an entry's end and of another one at once.
+func (m *memory) replace(old, l lease.Lease) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := len(m.history)
+	m.removeLocked(old)
+	m.putLocked(l, 0)
+	both := lease.Update{Leases: m.history[before+1].Leases, Deleted: m.history[before].Deleted, Revision: m.revision}
+	m.history = append(m.history[:before], both)
+}
+
 func (m *memory) Create(_ context.Context, l lease.Lease, ttl time.Duration) (lease.Lease, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -458,3 +458,19 @@ func TestDeletionsAreReportedLate(t *testing.T) {
 		h.stop()
 	})
 }
+
+// An update may tell of a lease's end and of another one that has its subnet: the
+// end comes first.
+func TestUpdateReplacesALease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, old := newMemory(network), peer("172.7.33.0/24", "192.168.15.33")
+		m.put(old, 0)
+		h := live(t, newLink(m), nil, "192.168.14.21")
+		dual := old
+		dual.IPv6Subnet, dual.Attrs.PublicIP = netip.MustParsePrefix("fd00:7:0:33::/64"), netip.MustParseAddr("192.168.15.34")
+		m.replace(old, dual)
+		pause(time.Second)
+		h.knows("172.7.33.0/24 192.168.15.34")
+		h.stop()
+	})
+}
