@@ -11,7 +11,7 @@ import (
 // large clusters so seldom that saving takes a small share of the time.
 const (
 	saveInterval = time.Second
-	saveShare    = 20
+	saveShare    = 100
 )
 
 // journal keeps the store up to date. A nil journal does nothing.

@@ -3,12 +3,14 @@
 package leasefile
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"uvxlan/cmd/internal/atomicfile"
@@ -17,6 +19,9 @@ import (
 
 // version is that of the file's form. A file of another one isn't read.
 const version = 1
+
+// peerSize is what a usual peer takes of the file.
+const peerSize = 160
 
 // Path is the file in a state directory.
 func Path(dir string) string { return filepath.Join(dir, "leases.json") }
@@ -53,24 +58,38 @@ type own struct {
 
 // Save implements [lease.Store].
 func (s Store) Save(state lease.State) error {
-	f := file{
-		Version: version, Prefix: s.Prefix, AsOf: state.AsOf, Config: state.Config,
-		Peers: make(map[string]lease.Attrs, len(state.Peers)),
-	}
+	f := file{Version: version, Prefix: s.Prefix, AsOf: state.AsOf, Config: state.Config, Peers: map[string]lease.Attrs{}}
 	if l := state.Own; l.Subnet.IsValid() {
 		f.Own = &own{Key: l.Key(), Value: l.Attrs, Renewed: state.Renewed, Expires: l.Expires, Reserved: l.Permanent}
 	}
-	for _, l := range state.Peers {
-		f.Peers[l.Key()] = l.Attrs
-	}
 	text, err := json.Marshal(f)
+	if err == nil {
+		text, err = appendPeers(bytes.TrimSuffix(text, []byte("}}")), state.Peers)
+	}
+	if err == nil {
+		err = atomicfile.Write(Path(s.Dir), append(text, "}}\n"...))
+	}
 	if err != nil {
 		return fmt.Errorf("write leases: %w", err)
 	}
-	if err := atomicfile.Write(Path(s.Dir), append(text, '\n')); err != nil {
-		return fmt.Errorf("write leases: %w", err)
-	}
 	return nil
+}
+
+// appendPeers appends the members of an object. With many peers package json
+// would spend most of its time on sorting and on reading what it has written.
+func appendPeers(text []byte, peers []lease.Lease) ([]byte, error) {
+	text = slices.Grow(text, len(peers)*peerSize)
+	for i, l := range peers {
+		value, err := l.Attrs.MarshalJSON()
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = append(append(append(append(text, '"'), l.Key()...), `":`...), value...)
+	}
+	return text, nil
 }
 
 // Load implements [lease.Store].
