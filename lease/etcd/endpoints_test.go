@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -114,5 +116,67 @@ func TestOnlyDeadEndpoints(t *testing.T) {
 			}
 			wg.Wait()
 		})
+	}
+}
+
+// unixProxy is a socket in the file system, through which the address is reached.
+func unixProxy(t *testing.T, name, to string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		for {
+			outside, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { relay(outside, to) })
+		}
+	})
+	return path
+}
+
+// Endpoints are taken in all forms that etcd's own client takes.
+func TestFormsOfEndpoints(t *testing.T) {
+	plain := etcdtest.Start(t).Endpoint()
+	proxy := newTLSProxy(t, plain)
+	address, secure := strings.TrimPrefix(plain, "http://"), strings.TrimPrefix(proxy.endpoint, "https://")
+	socket := unixProxy(t, "etcd", address)
+	secureSocket := unixProxy(t, "example.com", secure) // a name of the certificate
+	for _, c := range []struct {
+		endpoint string
+		ca       bool
+		refused  bool
+	}{
+		{endpoint: plain},
+		{endpoint: plain, ca: true},
+		{endpoint: address},
+		{endpoint: proxy.endpoint, ca: true},
+		{endpoint: proxy.endpoint, refused: true},
+		{endpoint: secure, ca: true},
+		{endpoint: secure, refused: true},
+		{endpoint: "unix://" + socket},
+		{endpoint: "unix:" + socket},
+		{endpoint: "unix://" + secureSocket, ca: true},
+		{endpoint: "unixs://" + secureSocket, ca: true},
+		{endpoint: "unixs://" + secureSocket, refused: true},
+	} {
+		o := etcd.Options{Endpoints: []string{c.endpoint}}
+		if c.ca {
+			o.CAFile = proxy.caFile
+		}
+		r := open(t, o)
+		if _, _, err := r.List(t.Context()); (err != nil) != c.refused {
+			t.Errorf("%s, CA %t: %v", c.endpoint, c.ca, err)
+		}
+		_ = r.Close()
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -28,6 +30,9 @@ const (
 	// pageSize is how many leases one call reads: some 2 MB, below the 4 MB that
 	// gRPC's own limit is for whatever is between.
 	pageSize = 10_000
+	// window is how much may be on its way. As it is fixed, gRPC doesn't measure
+	// the line, which takes a ping beside each message.
+	window = 4 << 20
 	// pingInterval and pingTimeout are how soon a silent server is given up;
 	// gRPC allows no shorter interval.
 	pingInterval, pingTimeout = 10 * time.Second, 3 * time.Second
@@ -97,6 +102,7 @@ func (o Options) clientConfig() (clientv3.Config, error) {
 		Logger:               zap.NewNop(),
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(connectParams()),
+			grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window),
 			grpc.WithChainUnaryInterceptor(failFast),
 		},
 	}
@@ -110,7 +116,18 @@ func (o Options) clientConfig() (clientv3.Config, error) {
 	}
 	var err error
 	c.TLS, err = o.tlsConfig()
+	c.DialOptions = append(c.DialOptions, grpc.WithTransportCredentials(o.transport(c.TLS)))
 	return c, err
+}
+
+// transport is what the client would choose by itself, paced.
+func (o Options) transport(c *tls.Config) credentials.TransportCredentials {
+	scheme, _, _ := strings.Cut(o.Endpoints[0], ":")
+	switch {
+	case scheme == "https" || scheme == "unixs", scheme != "http" && c != nil:
+		return paced{credentials.NewTLS(c)}
+	}
+	return paced{insecure.NewCredentials()}
 }
 
 func connectParams() grpc.ConnectParams {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"uvxlan/lease"
@@ -36,7 +37,8 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 			cancel(&unavailable{r.opts.Endpoints, errDisconnected.Error()})
 		}
 	})
-	err = r.follow(watching, c, from, report)
+	w := clientv3.NewWatchFromWatchClient(gatherer{pb.NewWatchClient(c.ActiveConnection()), &wg}, c)
+	err = r.follow(watching, w, from, report)
 	if err == nil {
 		err = context.Cause(watching)
 	}
@@ -44,13 +46,14 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 		err = &unavailable{r.opts.Endpoints, errEnded.Error()}
 	}
 	cancel(nil)
+	_ = w.Close() // reports no more than that it was cancelled
 	wg.Wait()
 	return r.words(ctx, "watch leases", err)
 }
 
 // follow returns nil if ctx ended.
-func (r *Registry) follow(ctx context.Context, c *clientv3.Client, from int64, report func(lease.Update)) error {
-	events := c.Watch(clientv3.WithRequireLeader(ctx), r.subnetsKey(), clientv3.WithPrefix(), clientv3.WithRev(from))
+func (r *Registry) follow(ctx context.Context, w clientv3.Watcher, from int64, report func(lease.Update)) error {
+	events := w.Watch(clientv3.WithRequireLeader(ctx), r.subnetsKey(), clientv3.WithPrefix(), clientv3.WithRev(from))
 	for resp := range events {
 		if err := resp.Err(); err != nil {
 			return err
