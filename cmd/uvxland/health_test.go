@@ -114,6 +114,10 @@ func TestIntegrationHealth(t *testing.T) {
 		if strings.Contains(metrics, fmt.Sprintf("uvxlan_packets_total{direction=%q} 0\n", direction)) {
 			t.Errorf("no packet was counted, of direction %s", direction)
 		}
+		peer := fmt.Sprintf("\nuvxlan_peer_packets_total{direction=%q,subnet=\"172.7.22.0/24\"} ", direction)
+		if !strings.Contains(metrics, peer) || strings.Contains(metrics, peer+"0\n") {
+			t.Errorf("no packet of the peer was counted, of direction %s", direction)
+		}
 	}
 	expires := askStatus(t, d).Lease.Expires
 	if left := time.Until(expires); left < 23*time.Hour || left > 24*time.Hour {

@@ -23,9 +23,9 @@ type Source interface {
 	Stats() (s tunnel.Stats, ok bool)
 }
 
-// MaxPeers bounds the series of single peers: with more of them,
-// uvxlan_peer_direct is left away as a whole, and uvxlan_peers_by_path alone
-// tells of their paths. To leave only some away would show a random few.
+// MaxPeers bounds the series of single peers: with more of them, all uvxlan_peer_*
+// are left away, and uvxlan_peers_by_path alone tells of their paths. To leave only
+// some away would show a random few.
 const MaxPeers = 1000
 
 // Handler answers scrapes with the state of s, and with the Go runtime's and
@@ -51,6 +51,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 type descs struct {
 	info, ready, start                             *prometheus.Desc
 	peers, byPath, direct                          *prometheus.Desc
+	peerPackets, peerBytes, peerSeen               *prometheus.Desc
 	expiry, renewed                                *prometheus.Desc
 	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
 	stale, asOf                                    *prometheus.Desc
@@ -65,6 +66,10 @@ func describe() *descs {
 		peers:  desc("peers", "Other hosts' subnets."),
 		byPath: desc("peers_by_path", "Other hosts' subnets by the way to them.", "path"),
 		direct: desc("peer_direct", "Whether packets to a peer go without VXLAN, and by which link; absent with more than 1000 peers.", "subnet", "link"),
+
+		peerPackets: desc("peer_packets_total", "IP packets to and from a peer by way of the device, each segment of a superpacket one; absent with more than 1000 peers.", "subnet", "direction"),
+		peerBytes:   desc("peer_bytes_total", "Bytes of those packets.", "subnet", "direction"),
+		peerSeen:    desc("peer_last_seen_seconds", "When the last of those packets came from the peer, in Unix time.", "subnet"),
 
 		expiry:  desc("lease_expiry_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
 		renewed: desc("lease_renewed_seconds", "When the host's lease was last taken or renewed, in Unix time."),
@@ -82,7 +87,7 @@ func describe() *descs {
 // all lists the metrics.
 func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
-		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.expiry, d.renewed,
+		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen, d.expiry, d.renewed,
 		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf,
 	}
 }
@@ -107,7 +112,7 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	} else {
 		e.gauge(d.peers, float64(s.Peers))
 	}
-	e.paths(d, c.source.Peers())
+	e.peers(d, c.source.Peers())
 	if s.Lease != nil {
 		e.moment(d.expiry, s.Lease.Expires)
 		e.moment(d.renewed, s.Lease.Renewed)
@@ -144,13 +149,13 @@ func (e emitter) counter(d *prometheus.Desc, v uint64, labels ...string) {
 }
 
 // moment gives a time, nothing for the zero time.
-func (e emitter) moment(d *prometheus.Desc, t time.Time) {
+func (e emitter) moment(d *prometheus.Desc, t time.Time, labels ...string) {
 	if !t.IsZero() {
-		e.gauge(d, float64(t.UnixMilli())/1000)
+		e.gauge(d, float64(t.UnixMilli())/1000, labels...)
 	}
 }
 
-func (e emitter) paths(d *descs, peers []control.Peer) {
+func (e emitter) peers(d *descs, peers []control.Peer) {
 	count := map[string]int{control.PathVXLAN: 0, control.PathDirect: 0, control.PathNone: 0}
 	for _, p := range peers {
 		count[p.Path]++
@@ -162,8 +167,19 @@ func (e emitter) paths(d *descs, peers []control.Peer) {
 		return
 	}
 	for _, p := range peers {
-		e.gauge(d.direct, number(p.Path == control.PathDirect), p.Subnet.String(), p.Link)
+		subnet := p.Subnet.String()
+		e.gauge(d.direct, number(p.Path == control.PathDirect), subnet, p.Link)
+		if t := p.Traffic; t != nil {
+			e.traffic(d, subnet, "tx", t.Sent)
+			e.traffic(d, subnet, "rx", t.Received)
+			e.moment(d.peerSeen, t.LastSeen, subnet)
+		}
 	}
+}
+
+func (e emitter) traffic(d *descs, subnet, direction string, n control.Count) {
+	e.counter(d.peerPackets, n.Packets, subnet, direction)
+	e.counter(d.peerBytes, n.Bytes, subnet, direction)
 }
 
 func number(b bool) float64 {

@@ -80,6 +80,9 @@ func full() source {
 	}
 	s.stats.Drops[tunnel.DropNoRoute] = 3
 	s.peers[0].Path, s.peers[0].Link = control.PathDirect, "eth0"
+	s.peers[1].Traffic = &control.PeerTraffic{
+		Sent: control.Count{Packets: 30, Bytes: 3000}, Received: control.Count{Packets: 31, Bytes: 3001}, LastSeen: now.Add(-2 * time.Second),
+	}
 	return s
 }
 
@@ -88,6 +91,9 @@ func TestMetrics(t *testing.T) {
 		`uvxlan_build_info{model="vxlan",version="v1"} 1`, "uvxlan_ready 1", "uvxlan_start_time_seconds 1.7999964e+09",
 		"uvxlan_peers 2", `uvxlan_peers_by_path{path="direct"} 1`, `uvxlan_peers_by_path{path="none"} 0`, `uvxlan_peers_by_path{path="vxlan"} 1`,
 		`uvxlan_peer_direct{link="eth0",subnet="10.0.0.0/24"} 1`, `uvxlan_peer_direct{link="",subnet="10.0.1.0/24"} 0`,
+		`uvxlan_peer_packets_total{direction="tx",subnet="10.0.1.0/24"} 30`, `uvxlan_peer_packets_total{direction="rx",subnet="10.0.1.0/24"} 31`,
+		`uvxlan_peer_bytes_total{direction="tx",subnet="10.0.1.0/24"} 3000`, `uvxlan_peer_bytes_total{direction="rx",subnet="10.0.1.0/24"} 3001`,
+		`uvxlan_peer_last_seen_seconds{subnet="10.0.1.0/24"} 1.799999998e+09`,
 		`uvxlan_packets_total{direction="tx"} 10`, `uvxlan_packets_total{direction="rx"} 11`,
 		`uvxlan_bytes_total{direction="tx"} 1000`, `uvxlan_bytes_total{direction="rx"} 1001`,
 		`uvxlan_datagrams_total{direction="tx"} 20`, `uvxlan_datagrams_total{direction="rx"} 21`,
