@@ -24,9 +24,13 @@ func pollFor(fds []unix.PollFd, most *unix.Timespec) (int, error) {
 	}
 }
 
-// yield lets any other thread of this CPU run. It goes through the scheduler,
-// since it may not come back for a while.
-func yield() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+// yield lets any other thread of this CPU run, and returns how long that took. It
+// goes through Go's scheduler, since it may not come back for a while.
+func yield() time.Duration {
+	begin := time.Now()
+	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	return time.Since(begin)
+}
 
 // writable waits until fd takes more, at most for the given time.
 func writable(fd int, most time.Duration) bool {

@@ -75,6 +75,9 @@ func newSenders(u *Underlay, i int) (pools [families][]*sender) {
 // still queued on the one before.
 const linger = 60 * time.Microsecond
 
+// ownTurn is what no call of yield takes in which no other thread ran.
+const ownTurn = 2 * time.Microsecond
+
 // run drains both ends until neither has had anything for a while, then sleeps
 // until one has. It returns after halt, or with what made the device or socket
 // useless.
@@ -88,6 +91,7 @@ func (w *worker) run() error {
 		fds = append(fds, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN})
 	}
 	fds = append(fds, unix.PollFd{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN})
+	busy := 0
 	for last := time.Now(); !w.stop.Load(); {
 		w.in.now = last.UnixNano()
 		received, err := w.in.drain()
@@ -98,13 +102,18 @@ func (w *worker) run() error {
 		if err != nil {
 			return deviceError(err)
 		}
-		if received == some || sent == some {
-			last = time.Now()
+		found := max(received, sent)
+		if found != none {
+			last, busy = time.Now(), busyAfter(busy, found)
 		}
 		switch {
-		case received == full || sent == full:
+		case found == full:
 		case time.Since(last) < linger:
-			yield()
+			if yield() > ownTurn && busy > 0 {
+				// The CPU is wanted. Whoever waits for it stays on it, even if
+				// another one is free; whoever is woken may get that.
+				last = last.Add(-linger)
+			}
 		default:
 			if err := poll(fds); err != nil {
 				return fmt.Errorf("poll device and underlay: %w", err)
@@ -115,12 +124,24 @@ func (w *worker) run() error {
 	return nil
 }
 
+// busyFor is how many packets that come alone make a worker one that isn't busy:
+// then it had rather wait for the next than be woken, which takes longer.
+const busyFor = 8
+
+func busyAfter(busy int, found load) int {
+	if found > one {
+		return busyFor
+	}
+	return max(busy-1, 0)
+}
+
 // load is what a batch found.
 type load uint8
 
 const (
 	none load = iota // nothing
-	some             // all there was
+	one              // all there was, a single packet or message
+	some             // all there was, more than that
 	full             // a batch, and there may be more
 )
 
@@ -131,6 +152,8 @@ func loadOf(n int, more bool) load {
 		return none
 	case more:
 		return full
+	case n == 1:
+		return one
 	}
 	return some
 }
