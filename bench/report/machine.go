@@ -14,10 +14,12 @@ import (
 
 // Machine is what the figures depend on.
 type Machine struct {
-	Time     time.Time         `json:"time"`
-	Kernel   string            `json:"kernel"`
-	CPU      string            `json:"cpu"`
-	CPUs     int               `json:"cpus"`
+	Time   time.Time `json:"time"`
+	Kernel string    `json:"kernel"`
+	CPU    string    `json:"cpu"`
+	CPUs   int       `json:"cpus"`
+	// TCP is the congestion control, which the hosts of a lab have from here.
+	TCP      string            `json:"tcp_congestion_control"`
 	Commit   string            `json:"commit"`
 	Versions map[string]string `json:"versions"`
 }
@@ -32,7 +34,7 @@ var tools = [][]string{
 // ThisMachine finds out what it can; what it can't is "unknown".
 func ThisMachine(ctx context.Context) Machine {
 	m := Machine{
-		Time: time.Now(), Kernel: kernel(), CPU: cpu(), CPUs: runtime.NumCPU(),
+		Time: time.Now(), Kernel: kernel(), CPU: cpu(), CPUs: runtime.NumCPU(), TCP: congestionControl(),
 		Commit: commit(ctx), Versions: map[string]string{"go": runtime.Version()},
 	}
 	for _, t := range tools {
@@ -51,6 +53,14 @@ func kernel() string {
 		return unknown
 	}
 	return unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Machine[:])
+}
+
+func congestionControl() string {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return unknown
+	}
+	return strings.TrimSpace(string(text))
 }
 
 func cpu() string {
@@ -82,5 +92,5 @@ func firstLine(ctx context.Context, command ...string) string {
 
 // String is the machine in a line.
 func (m Machine) String() string {
-	return fmt.Sprintf("%s, %d CPUs, Linux %s, commit %s", m.CPU, m.CPUs, m.Kernel, m.Commit)
+	return fmt.Sprintf("%s, %d CPUs, Linux %s, TCP %s, commit %s", m.CPU, m.CPUs, m.Kernel, m.TCP, m.Commit)
 }
