@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
+
+	"uvxlan/bench/lab"
 )
 
 // image is the name of the one image that an engine has.
@@ -41,7 +42,7 @@ func (e *Engine) load(ctx context.Context) error {
 func rootFilesystem(ctx context.Context) ([]byte, error) {
 	var out bytes.Buffer
 	a := archive{tar.NewWriter(&out)}
-	err := errors.Join(a.program(ctx, "busybox"), a.program(ctx, "iperf3"),
+	err := errors.Join(a.programs(ctx, "busybox", "iperf3"),
 		a.add(tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil),
 		a.add(tar.Header{Name: www[1:] + "/" + whoAmI, Mode: 0o755}, []byte(whoAmIScript)))
 	for _, name := range applets {
@@ -53,29 +54,17 @@ func rootFilesystem(ctx context.Context) ([]byte, error) {
 // archive is a filesystem that is being written.
 type archive struct{ *tar.Writer }
 
-// program adds a program of the machine's with the libraries that it needs.
-func (a archive) program(ctx context.Context, name string) error {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return err
-	}
-	err = a.file(path, "bin/"+name)
-	// What it prints of a static program has no paths.
-	out, _ := exec.CommandContext(ctx, "ldd", path).Output()
-	for word := range strings.FieldsSeq(string(out)) {
-		if strings.HasPrefix(word, "/") {
-			err = errors.Join(err, a.file(word, word[1:]))
+// programs adds programs of the machine's with the libraries that they need.
+func (a archive) programs(ctx context.Context, names ...string) error {
+	files, err := lab.Programs(ctx, names...)
+	for _, f := range files {
+		content, read := os.ReadFile(f.Path)
+		if read != nil {
+			return read
 		}
+		err = errors.Join(err, a.add(tar.Header{Name: f.Name, Mode: 0o755}, content))
 	}
 	return err
-}
-
-func (a archive) file(path, name string) error {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	return a.add(tar.Header{Name: name, Mode: 0o755}, content)
 }
 
 func (a archive) add(h tar.Header, content []byte) error {
