@@ -55,16 +55,16 @@ func rootFilesystem(ctx context.Context) ([]byte, error) {
 type archive struct{ *tar.Writer }
 
 // programs adds programs of the machine's with the libraries that they need.
-func (a archive) programs(ctx context.Context, names ...string) error {
-	files, err := lab.Programs(ctx, names...)
-	for _, f := range files {
-		content, read := os.ReadFile(f.Path)
-		if read != nil {
-			return read
-		}
-		err = errors.Join(err, a.add(tar.Header{Name: f.Name, Mode: 0o755}, content))
+func (a archive) programs(ctx context.Context, names ...string) (err error) {
+	dir, err := os.MkdirTemp("", "uvxlan-image")
+	if err != nil {
+		return err
 	}
-	return err
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := lab.CopyPrograms(ctx, dir, names...); err != nil {
+		return err
+	}
+	return a.AddFS(os.DirFS(dir))
 }
 
 func (a archive) add(h tar.Header, content []byte) error {

@@ -2,36 +2,43 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
-// Programs returns the files that programs of this machine need in another root
-// directory, sorted: those of the given names, found in PATH, and the shared
-// libraries that they are linked with, each once. A program is to be at
-// /bin/NAME there, a library where it is here.
-func Programs(ctx context.Context, names ...string) ([]File, error) {
-	files := map[string]File{}
+// CopyPrograms copies programs of this machine into the directory root, so that
+// they run with it as their root: each to /bin/NAME there, and the shared
+// libraries that it is linked with to where they are here. The names are looked
+// for in PATH.
+func CopyPrograms(ctx context.Context, root string, names ...string) error {
 	for _, name := range names {
 		path, err := exec.LookPath(name)
 		if err != nil {
-			return nil, fmt.Errorf("find a program: %w", err)
+			return fmt.Errorf("find a program to copy: %w", err)
 		}
-		files["bin/"+name] = File{Path: path, Name: filepath.Join("bin", name)}
+		err = copyFile(filepath.Join(root, "bin", name), path)
 		// What it prints of a static program has no paths.
 		out, _ := exec.CommandContext(ctx, "ldd", path).Output()
 		for word := range strings.FieldsSeq(string(out)) {
-			if library, ok := strings.CutPrefix(word, "/"); ok {
-				files[library] = File{Path: word, Name: library}
+			if filepath.IsAbs(word) {
+				err = errors.Join(err, copyFile(filepath.Join(root, word), word))
 			}
 		}
+		if err != nil {
+			return fmt.Errorf("copy %s: %w", name, err)
+		}
 	}
-	return slices.SortedFunc(maps.Values(files), func(a, b File) int { return strings.Compare(a.Name, b.Name) }), nil
+	return nil
 }
 
-// File is a file to copy: where it is, and its name below the other root.
-type File struct{ Path, Name string }
+func copyFile(to, from string) error {
+	content, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, content, 0o755))
+}

@@ -79,17 +79,6 @@ func (w *world) startContainer(h *lab.Host) *cniContainer {
 	return c
 }
 
-// fill copies busybox and what it is linked with below root.
-func (c *cniContainer) fill(root string) error {
-	files, err := lab.Programs(c.w.context(), "busybox")
-	for _, f := range files {
-		content, read := os.ReadFile(f.Path)
-		to := filepath.Join(root, f.Name)
-		err = errors.Join(err, read, os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, content, 0o755))
-	}
-	return err
-}
-
 // prepare writes the plugins' and runc's configuration.
 func (c *cniContainer) prepare() error {
 	plugins, rootfs := filepath.Join(c.dir, "plugins"), filepath.Join(c.dir, "rootfs")
@@ -100,7 +89,7 @@ func (c *cniContainer) prepare() error {
 	}
 	err = errors.Join(os.MkdirAll(plugins, 0o755), os.MkdirAll(filepath.Join(rootfs, "proc"), 0o755),
 		os.WriteFile(filepath.Join(plugins, "flannel"), []byte(flannel), 0o755),
-		c.fill(rootfs),
+		lab.CopyPrograms(c.w.context(), rootfs, "busybox"),
 		os.WriteFile(filepath.Join(c.dir, "config.json"), spec, 0o644))
 	if err != nil {
 		return err
