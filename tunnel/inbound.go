@@ -118,12 +118,13 @@ func (in *inbound) drain() (load, error) {
 }
 
 func (in *inbound) drainSocket(from *receiving) (load, error) {
-	peers, n, bytes := in.table.load(), 0, 0
+	n, bytes := 0, 0
 	for n < from.limit {
 		got, err := in.fill(n, from)
 		if err != nil && n == 0 {
 			return none, err
 		}
+		peers := in.table.load() // after the call: it has whoever was added before they sent
 		for i := range got {
 			in.receive(peers, n+i)
 			bytes += int(in.msgs[n+i].len)

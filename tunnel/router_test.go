@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -226,6 +230,54 @@ func (w *wire) receive(t testing.TB) (f encap.Frame) {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// TestInboundKnowsPeersAddedBefore has a peer added while the worker is about to
+// receive, here within the call, and then the peer's packet come: UpdatePeers has
+// returned, so it belongs.
+func TestInboundKnowsPeersAddedBefore(t *testing.T) {
+	// The collector would wait for the thread that receives.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	runtime.GC() // ends one that has begun
+	a := newNode(t, 1, freePort(t), nil)
+	defer a.Close()
+	in := a.workers[0].in
+	in.sockets[0].limit = 1 // or it would wait for more
+	if err := unix.SetNonblock(in.sockets[0].fd, false); err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, 9, a)
+	var thread atomic.Int32
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		thread.Store(int32(unix.Gettid()))
+		_, err := in.drain()
+		done <- err
+	}()
+	receiving := fmt.Sprint(unix.SYS_RECVMMSG, " ")
+	for deadline := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+		call, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread.Load()))
+		if err == nil && strings.HasPrefix(string(call), receiving) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the thread is not about to receive: %q, %v", call, err)
+		}
+	}
+	addPeers(t, a, testPeer9)
+	sent := udpPacket("10.0.9.1", "10.0.1.9", 8)
+	w.send(t, encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4), sent)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if s := a.Stats(); s.RxPackets != 1 || s.Dropped() != 0 {
+		t.Fatalf("the packet did not arrive: %+v", s)
+	}
+	if got, _ := a.queue.receive(t); !bytes.Equal(got, sent) {
+		t.Fatal("the packet changed on its way")
+	}
 }
 
 func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
