@@ -42,6 +42,8 @@ func (r *Registry) words(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s: %w", what, lease.ErrCompacted)
 	case errors.Is(err, context.DeadlineExceeded):
 		return &unavailable{r.opts.Endpoints, fmt.Sprintf("no answer within %s", callTimeout)}
+	case errors.Is(err, rpctypes.ErrGRPCWatchCanceled): // not by us: etcd is about to end
+		return &unavailable{r.opts.Endpoints, plain(err)}
 	}
 	if remedy := r.remedy(err); remedy != "" {
 		return fmt.Errorf("%s: %w: %s: %s", what, ErrAccess, plain(err), remedy)

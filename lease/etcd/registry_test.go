@@ -15,7 +15,10 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"uvxlan/lease"
@@ -251,6 +254,32 @@ func TestErrorsAreInWords(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("got  %v\nwant %s", err, want)
 		}
+	}
+}
+
+// ending is an etcd that ends, at the moment in which it still says so.
+type ending struct{ pb.UnimplementedWatchServer }
+
+func (ending) Watch(pb.Watch_WatchServer) error { return rpctypes.ErrGRPCWatchCanceled }
+
+func TestWatchThatEtcdCancels(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	pb.RegisterWatchServer(s, ending{})
+	done := make(chan error)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() {
+		s.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	r := etcdtest.Open(t, "http://"+l.Addr().String())
+	if err := r.Watch(t.Context(), 1, func(lease.Update) {}); !errors.Is(err, lease.ErrUnavailable) {
+		t.Errorf("watch ended with %v", err)
 	}
 }
 
