@@ -243,7 +243,11 @@ func TestInboundKnowsPeersAddedBefore(t *testing.T) {
 	defer a.Close()
 	in := a.workers[0].in
 	in.sockets[0].limit = 1 // or it would wait for more
-	if err := unix.SetNonblock(in.sockets[0].fd, false); err != nil {
+	fd := in.sockets[0].fd
+	// With a limit: nothing of Go's interrupts the call.
+	err := errors.Join(unix.SetNonblock(fd, false),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+	if err != nil {
 		t.Fatal(err)
 	}
 	w := newWire(t, 9, a)
