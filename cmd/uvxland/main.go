@@ -20,7 +20,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
-	"uvxlan/cmd/internal/reload"
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
 	"uvxlan/tunnel"
@@ -37,7 +37,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, version.String())
 		return
 	}
-	termination := reload.NotifyTermination()
+	termination := handover.NotifyTermination()
 	reloads := make(chan os.Signal, 1)
 	signal.Notify(reloads, unix.SIGUSR2)
 	o := f.options()

@@ -32,9 +32,9 @@ type backend interface {
 	describe(s *control.Status)
 	peers() []control.Peer
 	fault() error
-	// bequeath adds to e what a daemon that takes over needs. It fails while the
+	// handOver adds to e what a daemon that takes over needs. It fails while the
 	// backend doesn't carry packets.
-	bequeath(e *estate) error
+	handOver(e *handoverState) error
 	// release stops to carry packets, and has run and close leave all that is open
 	// as it is. It returns since when packets wait.
 	release() (time.Time, error)
@@ -46,7 +46,7 @@ type backend interface {
 
 // openBackend opens whatever may fail before there is a lease, or takes over what
 // the daemon before had open.
-func openBackend(o Options, c *lease.Config, ext extiface.Interface, before *estate) (backend, error) {
+func openBackend(o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (backend, error) {
 	if c.Network.Contains(ext.PublicIP) {
 		return nil, fmt.Errorf("the public address %s lies inside the overlay network %s: packets between hosts would loop, choose another Network or -iface",
 			ext.PublicIP, c.Network)

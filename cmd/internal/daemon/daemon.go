@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
-	"uvxlan/cmd/internal/reload"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
@@ -24,17 +24,17 @@ import (
 //
 // It is also what takes over from a daemon that reloads, and what stands in for it
 // meanwhile; which of them it is, the environment tells.
-func Run(t *reload.Termination, o Options) error {
-	program, err := reload.Program()
+func Run(t *handover.Termination, o Options) error {
+	program, err := handover.Program()
 	if err != nil {
 		return err
 	}
-	before, main, err := inherit()
+	before, main, err := receiveHandover()
 	if err != nil {
 		return err
 	}
 	if main != nil {
-		return explain(standIn(o, before, main))
+		return explain(standby(o, before, main))
 	}
 	for {
 		after, err := run(t, o, program, before)
@@ -51,23 +51,23 @@ func Run(t *reload.Termination, o Options) error {
 	}
 }
 
-// inherit reads what another program handed over; nothing if it is the first.
-func inherit() (*estate, *reload.Main, error) {
-	r, err := reload.Receive()
+// receiveHandover reads what another program handed over; nothing if it is the first.
+func receiveHandover() (*handoverState, *handover.Main, error) {
+	r, err := handover.Receive()
 	if err != nil || r == nil {
 		return nil, nil, err
 	}
-	e, err := readEstate(r.State)
+	e, err := readHandover(r.State)
 	if err != nil {
 		return nil, nil, err
 	}
-	e.standIn = r.StandIn
+	e.standby = r.Standby
 	return e, r.Main, nil
 }
 
 // run returns what is to be handed over if the daemon reloads; then all that is on
 // the host stays. before is what the one before handed over, or nil.
-func run(ctx context.Context, o Options, program string, before *estate) (after *estate, err error) {
+func run(ctx context.Context, o Options, program string, before *handoverState) (after *handoverState, err error) {
 	if err := checkCapability(); err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func run(ctx context.Context, o Options, program string, before *estate) (after 
 }
 
 // chooseInterface keeps the one that the inherited sockets are bound to.
-func chooseInterface(o Options, before *estate) (extiface.Interface, error) {
+func chooseInterface(o Options, before *handoverState) (extiface.Interface, error) {
 	if before != nil {
 		return before.Interface, nil
 	}
@@ -153,7 +153,7 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 // carry packets never holds a subnet.
 //
 // With what the daemon before handed over, there is a lease, and packets flow.
-func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, r *reloader, before *estate) (after *estate, err error) {
+func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, r *reloader, before *handoverState) (after *handoverState, err error) {
 	m := r.monitor
 	earlier := previous(o)
 	manager, err := lease.NewManager(lease.Options{
@@ -235,7 +235,7 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 }
 
 // readConfig keeps the one that the inherited device was made by.
-func readConfig(ctx context.Context, manager *lease.Manager, before *estate) (*lease.Config, error) {
+func readConfig(ctx context.Context, manager *lease.Manager, before *handoverState) (*lease.Config, error) {
 	if before != nil {
 		manager.Resume()
 		return before.Config, nil
@@ -245,7 +245,7 @@ func readConfig(ctx context.Context, manager *lease.Manager, before *estate) (*l
 
 // acquire keeps the lease that was handed over; what happened to it meanwhile, the
 // manager finds out.
-func acquire(ctx context.Context, manager *lease.Manager, config *lease.Config, network backend, before *estate) (lease.Lease, error) {
+func acquire(ctx context.Context, manager *lease.Manager, config *lease.Config, network backend, before *handoverState) (lease.Lease, error) {
 	if before != nil {
 		return before.Own, nil
 	}
@@ -275,7 +275,7 @@ func writeSubnetFile(o Options, f subnetfile.File) error {
 
 // addIPv6 gives the external interface its IPv6 address, if the network has IPv6.
 // One that was handed over has it.
-func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface, before *estate) (extiface.Interface, error) {
+func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (extiface.Interface, error) {
 	if before != nil {
 		return ext, nil
 	}

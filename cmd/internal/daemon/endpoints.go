@@ -24,7 +24,7 @@ type endpoints struct {
 
 // openEndpoints starts answering on the health port and the control socket, as
 // far as the options want them. Those of the daemon before are taken over.
-func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *estate) (*endpoints, error) {
+func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *handoverState) (*endpoints, error) {
 	e := &endpoints{opts: o}
 	if err := e.openHealth(ctx, s, before); err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *est
 	return e, nil
 }
 
-func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *estate) error {
+func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *handoverState) error {
 	if e.opts.Health.Port() == 0 {
 		return nil
 	}
@@ -52,7 +52,7 @@ func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *es
 	return nil
 }
 
-func listenHealth(ctx context.Context, at netip.AddrPort, before *estate) (net.Listener, error) {
+func listenHealth(ctx context.Context, at netip.AddrPort, before *handoverState) (net.Listener, error) {
 	if before != nil && before.Health != none {
 		return control.AdoptListener(before.Health)
 	}
@@ -60,7 +60,7 @@ func listenHealth(ctx context.Context, at netip.AddrPort, before *estate) (net.L
 	return c.Listen(ctx, "tcp", at.String())
 }
 
-func (e *endpoints) openControl(ctx context.Context, s control.Source, before *estate) error {
+func (e *endpoints) openControl(ctx context.Context, s control.Source, before *handoverState) error {
 	if e.opts.ControlSocket == "" {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (e *endpoints) openControl(ctx context.Context, s control.Source, before *e
 }
 
 // listenControl notes where the socket is, which stays when the daemon is killed.
-func (e *endpoints) listenControl(ctx context.Context, before *estate) (*control.Socket, error) {
+func (e *endpoints) listenControl(ctx context.Context, before *handoverState) (*control.Socket, error) {
 	path, err := filepath.Abs(e.opts.ControlSocket)
 	if err != nil {
 		return nil, fmt.Errorf("open control socket: %w", err)
@@ -93,14 +93,14 @@ func (e *endpoints) listenControl(ctx context.Context, before *estate) (*control
 
 // close ends every answer and removes the socket, or hands over what listens if
 // after isn't nil.
-func (e *endpoints) close(after *estate) {
+func (e *endpoints) close(after *handoverState) {
 	var errs []error
 	for _, c := range []struct {
 		server *control.Server
-		at     func(*estate) *int
+		at     func(*handoverState) *int
 	}{
-		{e.health, func(after *estate) *int { return &after.Health }},
-		{e.control, func(after *estate) *int { return &after.Control }},
+		{e.health, func(after *handoverState) *int { return &after.Health }},
+		{e.control, func(after *handoverState) *int { return &after.Control }},
 	} {
 		if c.server == nil {
 			continue

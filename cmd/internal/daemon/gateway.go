@@ -29,7 +29,7 @@ type gateway struct {
 	once   sync.Once     // closes loaded
 }
 
-func openGateway(o Options, c *lease.Config, ext extiface.Interface, before *estate) (*gateway, error) {
+func openGateway(o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (*gateway, error) {
 	if ext.PublicIP != ext.Address {
 		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so choose its interface with -iface or leave -public-ip away",
 			ext.PublicIP, ext.Name, ext.Address)
@@ -52,17 +52,17 @@ func openGateway(o Options, c *lease.Config, ext extiface.Interface, before *est
 }
 
 // take goes on with the peers of the daemon before, whose routes are there.
-func (g *gateway) take(before *estate) {
-	if err := before.stopStandIn(); err != nil {
-		g.log.Warn("stop the stand-in", "error", err)
+func (g *gateway) take(before *handoverState) {
+	if err := before.stopStandby(); err != nil {
+		g.log.Warn("stop the standby", "error", err)
 	}
 	g.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers))
 	g.routes.ReplacePeers(before.Peers)
 	g.once.Do(func() { close(g.loaded) })
 }
 
-// bequeath is all it takes: the kernel carries the packets.
-func (g *gateway) bequeath(e *estate) error {
+// handOver is all it takes: the kernel carries the packets.
+func (g *gateway) handOver(e *handoverState) error {
 	e.Peers = g.routes.List()
 	return g.fault()
 }

@@ -42,7 +42,7 @@ func newMonitor() *monitor { return &monitor{started: time.Now(), isReady: make(
 // open starts to tell how the daemon is, to whom the options say and to the
 // service manager, until stop. It goes on where the daemon before has left it, and
 // stop hands over to after; each may be nil.
-func (m *monitor) open(ctx context.Context, o Options, before *estate) (stop func(after *estate), err error) {
+func (m *monitor) open(ctx context.Context, o Options, before *handoverState) (stop func(after *handoverState), err error) {
 	e, err := openEndpoints(ctx, o, m, before)
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (m *monitor) open(ctx context.Context, o Options, before *estate) (stop fun
 			n.send("STOPPING=1")
 		}
 	})
-	return func(after *estate) {
+	return func(after *handoverState) {
 		m.set(func(m *monitor) { m.leaving = after != nil })
 		m.beStopping()
 		cancel()

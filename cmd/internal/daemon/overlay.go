@@ -44,7 +44,7 @@ type overlay struct {
 	workers  int
 
 	// inherited, until this daemon carries the packets; nil if there was none
-	before *estate
+	before *handoverState
 
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
@@ -55,7 +55,7 @@ type overlay struct {
 	handed bool  // the router is released: another process carries the packets
 }
 
-func openOverlay(o Options, c *lease.Config, ext extiface.Interface, before *estate) (*overlay, error) {
+func openOverlay(o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (*overlay, error) {
 	if err := checkTUN(); err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface, before *est
 		return nil, err
 	}
 	if before != nil {
-		return v, v.inherit(before)
+		return v, v.takeOver(before)
 	}
 	return v, v.open()
 }

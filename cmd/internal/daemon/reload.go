@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"uvxlan/cmd/internal/reload"
+	"uvxlan/cmd/internal/handover"
 )
 
 // errReloading ends what a daemon does that hands over.
@@ -24,7 +24,7 @@ type reloader struct {
 // run returns what is to be handed over, once another process carries the packets
 // by it; nil when ctx ends. A program that can't take over is logged, and all goes
 // on as before.
-func (r *reloader) run(ctx context.Context) *estate {
+func (r *reloader) run(ctx context.Context) *handoverState {
 	select {
 	case <-r.monitor.isReady:
 	case <-ctx.Done():
@@ -54,8 +54,8 @@ func monotonic() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// attempt starts a stand-in and has it carry the packets.
-func (r *reloader) attempt(ctx context.Context) (*estate, error) {
+// attempt starts a standby and has it carry the packets.
+func (r *reloader) attempt(ctx context.Context) (*handoverState, error) {
 	if r.opts.EmbeddedEtcd {
 		return nil, errors.New("the etcd in this process can't be handed over: restart the daemon instead")
 	}
@@ -63,8 +63,8 @@ func (r *reloader) attempt(ctx context.Context) (*estate, error) {
 	if !p.health.Lease.Subnet.IsValid() {
 		return nil, errors.New("the host has no lease")
 	}
-	e := newEstate(p, r.monitor.started)
-	if err := p.network.bequeath(e); err != nil {
+	e := newHandover(p, r.monitor.started)
+	if err := p.network.handOver(e); err != nil {
 		return nil, err
 	}
 	text, err := e.encode()
@@ -72,19 +72,19 @@ func (r *reloader) attempt(ctx context.Context) (*estate, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	if e.standIn, err = reload.Start(ctx, r.program, text, e.tunnelDescriptors()); err != nil {
+	if e.standby, err = handover.Start(ctx, r.program, text, e.tunnelDescriptors()); err != nil {
 		return nil, err
 	}
 	ready := time.Now()
 	since, err := p.network.release()
 	if err != nil {
-		err = errors.Join(err, e.stopStandIn())
-		e.standIn.Reap()
+		err = errors.Join(err, e.stopStandby())
+		e.standby.Reap()
 		return nil, err
 	}
-	// A stand-in that has died is noticed again when it is stopped; there is
+	// A standby that has died is noticed again when it is stopped; there is
 	// nobody else now.
-	if err := e.standIn.Go(); err != nil {
+	if err := e.standby.Go(); err != nil {
 		r.opts.Logger.Error("packets wait until the new program is up", "error", err)
 	}
 	r.opts.Logger.Info("reload: the program on disk stands by and carries the packets", "program", r.program,
@@ -93,7 +93,7 @@ func (r *reloader) attempt(ctx context.Context) (*estate, error) {
 }
 
 // exec becomes the program on disk. It returns only when that fails.
-func (e *estate) exec(t *reload.Termination, program string) error {
+func (e *handoverState) exec(t *handover.Termination, program string) error {
 	if e.lock != nil {
 		e.Lock = e.lock.Descriptor()
 	}
@@ -101,5 +101,5 @@ func (e *estate) exec(t *reload.Termination, program string) error {
 	if err != nil {
 		return err
 	}
-	return reload.Exec(t, program, text, e.descriptors(), e.standIn)
+	return handover.Exec(t, program, text, e.descriptors(), e.standby)
 }

@@ -30,7 +30,7 @@ func (v *overlay) run(ctx context.Context, ready func() error) error {
 		err = ready()
 	}
 	if err == nil && v.before != nil {
-		err = v.relieve()
+		err = v.replaceStandby()
 	}
 	if err == nil && v.direct == tunnel.DirectSocket {
 		defer v.filter.follow(ctx)()

@@ -11,14 +11,14 @@ import (
 	"uvxlan/tunnel"
 )
 
-// inherit takes the device and the sockets over, while the stand-in still uses them.
+// takeOver takes the device and the sockets over, while the standby still uses them.
 // What can't be used any longer, such as a device that was deleted meanwhile, is
 // made anew.
-func (v *overlay) inherit(before *estate) error {
+func (v *overlay) takeOver(before *handoverState) error {
 	if err := v.adopt(before); err != nil {
 		v.log.Error("what was handed over is of no use, making the device and the sockets again", "name", v.name, "error", err)
-		err = before.stopStandIn() // whose process holds the device
-		before.standIn.Reap()
+		err = before.stopStandby() // whose process holds the device
+		before.standby.Reap()
 		return errors.Join(err, v.open())
 	}
 	v.before = before
@@ -27,7 +27,7 @@ func (v *overlay) inherit(before *estate) error {
 
 // adopt makes the device and the sockets of the descriptors, and closes these if
 // they are of no use.
-func (v *overlay) adopt(e *estate) (err error) {
+func (v *overlay) adopt(e *handoverState) (err error) {
 	if p, err := tunnel.PeerFromLease(e.Own); err != nil {
 		return err
 	} else {
@@ -70,22 +70,22 @@ func (v *overlay) goOn(router *tunnel.Router) {
 	v.once.Do(func() { close(v.loaded) })
 }
 
-// relieve takes the place of the stand-in. Between it and the router's start
+// replaceStandby takes the place of the standby. Between it and the router's start
 // packets wait.
-func (v *overlay) relieve() error {
+func (v *overlay) replaceStandby() error {
 	if err := v.settleRoutes(); err != nil {
 		return err
 	}
 	before := v.before
 	v.before = nil
 	begin := time.Now()
-	err := before.stopStandIn()
+	err := before.stopStandby()
 	v.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers), "paused", time.Since(begin))
 	return err
 }
 
-// bequeath tells a daemon that takes over of the device, the sockets and the peers.
-func (v *overlay) bequeath(e *estate) error {
+// handOver tells a daemon that takes over of the device, the sockets and the peers.
+func (v *overlay) handOver(e *handoverState) error {
 	router, down := v.state()
 	if down != nil {
 		return fmt.Errorf("%s: %w", v.name, down)

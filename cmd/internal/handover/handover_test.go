@@ -1,4 +1,4 @@
-package reload
+package handover
 
 import (
 	"context"
@@ -40,7 +40,7 @@ func play() error {
 	case r == nil:
 		return playFirst()
 	case r.Main != nil:
-		return playStandIn(r)
+		return playStandby(r)
 	}
 	return playSuccessor(r)
 }
@@ -58,7 +58,7 @@ func playFirst() error {
 	if err != nil {
 		return err
 	}
-	s, err := Start(context.Background(), program, []byte("for the stand-in"), []int{pipe})
+	s, err := Start(context.Background(), program, []byte("for the standby"), []int{pipe})
 	if err != nil {
 		return err
 	}
@@ -77,14 +77,14 @@ func playFirst() error {
 	return nil
 }
 
-func playStandIn(r *Received) error {
-	say("stand-in of %d reads %q", os.Getppid(), r.State)
+func playStandby(r *Received) error {
+	say("standby of %d reads %q", os.Getppid(), r.State)
 	if err := r.Main.Ready(); err != nil {
 		return err
 	}
-	say("stand-in works")
+	say("standby works")
 	r.Main.AwaitStop()
-	say("stand-in stops")
+	say("standby stops")
 	return r.Main.Stopped()
 }
 
@@ -93,9 +93,9 @@ func playSuccessor(r *Received) error {
 		say("successor dies")
 		return unix.Kill(os.Getpid(), unix.SIGKILL)
 	}
-	err := r.StandIn.Stop()
+	err := r.Standby.Stop()
 	say("successor %d reads %q, %v", os.Getpid(), r.State, err)
-	r.StandIn.Reap()
+	r.Standby.Reap()
 	if _, err := unix.Wait4(-1, nil, 0, nil); !errors.Is(err, unix.ECHILD) {
 		return fmt.Errorf("a child is left: %w", err)
 	}
@@ -147,23 +147,23 @@ func expect(t *testing.T, said []string, want ...string) {
 
 func TestReload(t *testing.T) {
 	said, pid := run(t, "reloads")
-	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
-		"stand-in works", "stand-in stops", fmt.Sprintf("successor %d reads %q, <nil>", pid, "for the successor"))
+	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("standby of %d reads %q", pid, "for the standby"),
+		"standby works", "standby stops", fmt.Sprintf("successor %d reads %q, <nil>", pid, "for the successor"))
 }
 
-// A stand-in whose main process dies ends as well.
+// A standby whose main process dies ends as well.
 func TestSuccessorDies(t *testing.T) {
 	said, pid := run(t, "dies")
-	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
-		"stand-in works", "successor dies", "stand-in stops")
+	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("standby of %d reads %q", pid, "for the standby"),
+		"standby works", "successor dies", "standby stops")
 }
 
 // A signal that comes just before the exec is heeded.
 func TestStopped(t *testing.T) {
 	for range 50 {
 		said, pid := run(t, "stopped")
-		expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("stand-in of %d reads %q", pid, "for the stand-in"),
-			"stand-in works", "stand-in stops", "first goes on: context canceled, <nil>")
+		expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("standby of %d reads %q", pid, "for the standby"),
+			"standby works", "standby stops", "first goes on: context canceled, <nil>")
 	}
 }
 

@@ -1,4 +1,4 @@
-package reload
+package handover
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 const (
 	// readyTimeout is how long a program may take to say that it is ready.
 	readyTimeout = 10 * time.Second
-	// stopTimeout is how long a stand-in may take to stop working.
+	// stopTimeout is how long a standby may take to stop working.
 	stopTimeout = 5 * time.Second
 	// maxWords bounds what is quoted of a program's own words, in bytes.
 	maxWords = 4 << 10
@@ -26,18 +26,18 @@ const (
 // ErrRefused says that the program on disk can't take over, and why.
 var ErrRefused = errors.New("the program on disk can't take over")
 
-// StandIn is a child that works, or is ready to, until it is stopped. One
+// Standby is a child that works, or is ready to, until it is stopped. One
 // goroutine at a time uses it.
-type StandIn struct {
+type Standby struct {
 	link *link
 	pid  int
 }
 
-// Start starts the program as a stand-in and returns when that is ready. It gets
+// Start starts the program as a standby and returns when that is ready. It gets
 // this process's arguments and environment, reads state by [Receive], and inherits
 // the descriptors fds, under the same numbers, and no other. Every error is an
 // [ErrRefused].
-func Start(ctx context.Context, program string, state []byte, fds []int) (*StandIn, error) {
+func Start(ctx context.Context, program string, state []byte, fds []int) (*Standby, error) {
 	s, err := start(ctx, program, state, fds)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrRefused, program, err)
@@ -45,7 +45,7 @@ func Start(ctx context.Context, program string, state []byte, fds []int) (*Stand
 	return s, nil
 }
 
-func start(ctx context.Context, program string, state []byte, fds []int) (*StandIn, error) {
+func start(ctx context.Context, program string, state []byte, fds []int) (*Standby, error) {
 	file, err := memoryFile("state", state)
 	if err != nil {
 		return nil, err
@@ -62,14 +62,14 @@ func start(ctx context.Context, program string, state []byte, fds []int) (*Stand
 	}
 	inherited := append(slices.Clone(fds), file, theirs)
 	pid, err := syscall.ForkExec(program, os.Args, &syscall.ProcAttr{
-		Env:   environment(fmt.Sprintf("%s,%d,%d", partStandIn, file, theirs)),
+		Env:   environment(fmt.Sprintf("%s,%d,%d", partStandby, file, theirs)),
 		Files: places(words, inherited),
 	})
-	unix.Close(theirs) // so that the stand-in's end is seen
+	unix.Close(theirs) // so that the standby's end is seen
 	if err != nil {
 		return nil, inLine(err, ours.close())
 	}
-	s := &StandIn{link: ours, pid: pid}
+	s := &Standby{link: ours, pid: pid}
 	if err := s.awaitReady(ctx); err != nil {
 		return nil, inLine(err, s.kill(), quote(words))
 	}
@@ -102,7 +102,7 @@ func places(words int, inherited []int) []uintptr {
 	return files
 }
 
-func (s *StandIn) awaitReady(ctx context.Context) error {
+func (s *Standby) awaitReady(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, s.link.interrupt)
 	defer stop()
 	err := s.link.await(readyTimeout)
@@ -117,14 +117,14 @@ func (s *StandIn) awaitReady(ctx context.Context) error {
 	return err
 }
 
-// kill ends a stand-in that is of no use, and says how it ended.
-func (s *StandIn) kill() error {
+// kill ends a standby that is of no use, and says how it ended.
+func (s *Standby) kill() error {
 	// It may have ended by itself.
 	_ = unix.Kill(s.pid, unix.SIGKILL)
 	return errors.Join(s.link.close(), s.reap())
 }
 
-func (s *StandIn) reap() error {
+func (s *Standby) reap() error {
 	for {
 		var status unix.WaitStatus
 		_, err := unix.Wait4(s.pid, &status, 0, nil)
@@ -159,12 +159,12 @@ func quote(words int) error {
 	return nil
 }
 
-// Go has the stand-in work from now on.
-func (s *StandIn) Go() error { return s.link.send() }
+// Go has the standby work from now on.
+func (s *Standby) Go() error { return s.link.send() }
 
-// Stop ends the stand-in and returns once it doesn't work any longer, which it
-// may do before its process has ended; [StandIn.Reap] waits for that.
-func (s *StandIn) Stop() error {
+// Stop ends the standby and returns once it doesn't work any longer, which it
+// may do before its process has ended; [Standby.Reap] waits for that.
+func (s *Standby) Stop() error {
 	err := s.link.end()
 	if err == nil {
 		err = s.link.await(stopTimeout)
@@ -172,11 +172,11 @@ func (s *StandIn) Stop() error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return errors.Join(fmt.Errorf("stop stand-in: %w", err), s.kill())
+	return errors.Join(fmt.Errorf("stop standby: %w", err), s.kill())
 }
 
-// Reap waits until a stopped stand-in's process has ended, however it ended.
-func (s *StandIn) Reap() {
+// Reap waits until a stopped standby's process has ended, however it ended.
+func (s *Standby) Reap() {
 	_ = s.link.close()
 	_ = s.reap()
 }

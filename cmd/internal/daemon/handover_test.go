@@ -14,7 +14,7 @@ import (
 	"uvxlan/tunnel"
 )
 
-func testEstate(t *testing.T) *estate {
+func testEstate(t *testing.T) *handoverState {
 	t.Helper()
 	c, err := lease.ParseConfig([]byte(`{"Network":"172.7.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`))
 	if err != nil {
@@ -24,7 +24,7 @@ func testEstate(t *testing.T) *estate {
 		Subnet: netip.MustParsePrefix("172.7.21.0/24"), Revision: 7, ID: 9, Expires: time.Now().Add(time.Hour),
 		Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.21"), BackendType: lease.TypeVXLAN, BackendData: []byte(`{"VNI":1,"VtepMAC":"02:00:00:00:00:21"}`)},
 	}
-	e := newEstate(parts{
+	e := newHandover(parts{
 		ext:    extiface.Interface{Name: "eth0", MTU: 1500, Address: own.Attrs.PublicIP, PublicIP: own.Attrs.PublicIP},
 		config: c, health: lease.Status{Lease: own},
 	}, time.Now())
@@ -45,7 +45,7 @@ func TestEstate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := readEstate(text)
+	got, err := readHandover(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,14 +62,14 @@ func TestEstate(t *testing.T) {
 
 func TestEstateRefused(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(*estate)
+		change func(*handoverState)
 		want   string
 	}{
-		"another format": {func(e *estate) { e.Format++ }, "it is of format 2"},
-		"no lease":       {func(e *estate) { e.Own = lease.Lease{} }, "something is missing"},
-		"no config":      {func(e *estate) { e.Config = nil }, "something is missing"},
-		"no interface":   {func(e *estate) { e.Interface = extiface.Interface{} }, "something is missing"},
-		"no device":      {func(e *estate) { e.Tunnel = nil }, "something is missing"},
+		"another format": {func(e *handoverState) { e.Format++ }, "it is of format 2"},
+		"no lease":       {func(e *handoverState) { e.Own = lease.Lease{} }, "something is missing"},
+		"no config":      {func(e *handoverState) { e.Config = nil }, "something is missing"},
+		"no interface":   {func(e *handoverState) { e.Interface = extiface.Interface{} }, "something is missing"},
+		"no device":      {func(e *handoverState) { e.Tunnel = nil }, "something is missing"},
 	} {
 		e := testEstate(t)
 		c.change(e)
@@ -77,11 +77,11 @@ func TestEstateRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readEstate(text); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := readHandover(text); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := readEstate([]byte("{")); err == nil {
+	if _, err := readHandover([]byte("{")); err == nil {
 		t.Error("half a text was read")
 	}
 }

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"io"
 
-	"uvxlan/cmd/internal/reload"
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/tunnel"
 )
 
-// standIn carries the packets of a daemon that is becoming another program, by
+// standby carries the packets of a daemon that is becoming another program, by
 // VXLAN alone and by the table as it was. It leaves the host and etcd alone.
-func standIn(o Options, e *estate, main *reload.Main) error {
+func standby(o Options, e *handoverState, main *handover.Main) error {
 	if err := checkCapability(); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package reload
+package handover
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ const variable = "UVXLAN_RELOAD"
 
 // Values of variable begin with a part.
 const (
-	partStandIn   = "stand-in"
+	partStandby   = "stand-in"
 	partSuccessor = "successor"
 )
 
@@ -54,9 +54,9 @@ func Program() (string, error) {
 
 // Exec makes this process the successor: the program with the same arguments and
 // environment, which inherits the descriptors fds under the same numbers, and with
-// them the stand-in. It returns only when that fails, or t has ended; then nothing
+// them the standby. It returns only when that fails, or t has ended; then nothing
 // has changed.
-func Exec(t *Termination, program string, state []byte, fds []int, s *StandIn) error {
+func Exec(t *Termination, program string, state []byte, fds []int, s *Standby) error {
 	file, err := memoryFile("state", state)
 	if err != nil {
 		return fmt.Errorf("become %s: %w", program, err)
@@ -105,10 +105,10 @@ func closeOnExec(fds []int, on bool) {
 type Received struct {
 	// State is what the one before handed over.
 	State []byte
-	// Main is the main process of a stand-in, nil for a successor.
+	// Main is the main process of a standby, nil for a successor.
 	Main *Main
-	// StandIn is what works until it is stopped, nil for a stand-in.
-	StandIn *StandIn
+	// Standby is what works until it is stopped, nil for a standby.
+	Standby *Standby
 }
 
 // Receive returns what this program was started with, nil if it was started by
@@ -132,7 +132,7 @@ func receive(value string) (*Received, error) {
 	part, numbers, _ := strings.Cut(value, ",")
 	var file, socket, pid int
 	switch part {
-	case partStandIn:
+	case partStandby:
 		if _, err := fmt.Sscanf(numbers, "%d,%d", &file, &socket); err != nil {
 			return nil, err
 		}
@@ -151,16 +151,16 @@ func receive(value string) (*Received, error) {
 	if err != nil {
 		return nil, err
 	}
-	if part == partStandIn {
+	if part == partStandby {
 		return &Received{State: state, Main: &Main{l}}, nil
 	}
-	return &Received{State: state, StandIn: &StandIn{link: l, pid: pid}}, nil
+	return &Received{State: state, Standby: &Standby{link: l, pid: pid}}, nil
 }
 
-// Main is a stand-in's main process.
+// Main is a standby's main process.
 type Main struct{ link *link }
 
-// Ready says that the stand-in can work, and waits until it shall; io.EOF means
+// Ready says that the standby can work, and waits until it shall; io.EOF means
 // that it never shall.
 func (m *Main) Ready() error {
 	if err := m.link.send(); err != nil {
@@ -169,8 +169,8 @@ func (m *Main) Ready() error {
 	return m.link.await(0)
 }
 
-// AwaitStop returns when the stand-in shall stop.
+// AwaitStop returns when the standby shall stop.
 func (m *Main) AwaitStop() { _ = m.link.await(0) }
 
-// Stopped says that the stand-in has stopped.
+// Stopped says that the standby has stopped.
 func (m *Main) Stopped() error { return m.link.close() }

@@ -9,23 +9,23 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
-	"uvxlan/cmd/internal/reload"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
 
-// estateFormat is that of an estate's text. A change that an older or newer program
+// handoverFormat is that of the handed-over state's text. A change that an older or newer program
 // would misread takes another number.
-const estateFormat = 1
+const handoverFormat = 1
 
 // none is a descriptor that isn't there.
 const none = -1
 
-// estate is what a daemon hands over to the one that takes its place. The
+// handoverState is what a daemon hands over to the one that takes its place. The
 // descriptors are inherited under their own numbers.
-type estate struct {
+type handoverState struct {
 	Format  int    `json:"format"`
 	Version string `json:"version"` // of the program that wrote it
 
@@ -43,21 +43,21 @@ type estate struct {
 	Control int `json:"control"`
 
 	lock     *hoststate.Lock // of Lock, as long as the process is the same
-	standIn  *reload.StandIn
+	standby  *handover.Standby
 	stopping sync.Once
-	stopped  chan struct{} // closed once the stand-in doesn't work any longer
+	stopped  chan struct{} // closed once the standby doesn't work any longer
 }
 
-// newEstate has what is common to all backends.
-func newEstate(p parts, started time.Time) *estate {
-	return &estate{
-		Format: estateFormat, Version: version.String(), Started: started,
+// newHandover has what is common to all backends.
+func newHandover(p parts, started time.Time) *handoverState {
+	return &handoverState{
+		Format: handoverFormat, Version: version.String(), Started: started,
 		Interface: p.ext, Config: p.config, Own: p.health.Lease,
 		Lock: none, Health: none, Control: none, stopped: make(chan struct{}),
 	}
 }
 
-func (e *estate) encode() ([]byte, error) {
+func (e *handoverState) encode() ([]byte, error) {
 	text, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("write the state to hand over: %w", err)
@@ -65,9 +65,9 @@ func (e *estate) encode() ([]byte, error) {
 	return text, nil
 }
 
-// readEstate refuses what this program doesn't understand.
-func readEstate(text []byte) (*estate, error) {
-	e := &estate{stopped: make(chan struct{})}
+// readHandover refuses what this program doesn't understand.
+func readHandover(text []byte) (*handoverState, error) {
+	e := &handoverState{stopped: make(chan struct{})}
 	var head struct {
 		Format  int    `json:"format"`
 		Version string `json:"version"`
@@ -75,9 +75,9 @@ func readEstate(text []byte) (*estate, error) {
 	if err := json.Unmarshal(text, &head); err != nil {
 		return nil, fmt.Errorf("read the handed-over state: %w", err)
 	}
-	if head.Format != estateFormat {
+	if head.Format != handoverFormat {
 		return nil, fmt.Errorf("read the handed-over state: it is of format %d (version %s), this program (version %s) takes %d: restart the daemon instead",
-			head.Format, head.Version, version.String(), estateFormat)
+			head.Format, head.Version, version.String(), handoverFormat)
 	}
 	if err := json.Unmarshal(text, e); err != nil {
 		return nil, fmt.Errorf("read the handed-over state: %w", err)
@@ -89,8 +89,8 @@ func readEstate(text []byte) (*estate, error) {
 	return e, nil
 }
 
-// tunnelDescriptors are all that the stand-in works with.
-func (e *estate) tunnelDescriptors() []int {
+// tunnelDescriptors are all that the standby works with.
+func (e *handoverState) tunnelDescriptors() []int {
 	if e.Tunnel == nil {
 		return nil
 	}
@@ -103,7 +103,7 @@ func (e *estate) tunnelDescriptors() []int {
 }
 
 // descriptors are all that there are.
-func (e *estate) descriptors() []int {
+func (e *handoverState) descriptors() []int {
 	fds := e.tunnelDescriptors()
 	for _, fd := range []int{e.Lock, e.Health, e.Control} {
 		if fd != none {
@@ -114,7 +114,7 @@ func (e *estate) descriptors() []int {
 }
 
 // takeLock takes the state directory's lock over, or takes it anew.
-func (e *estate) takeLock(dir string) (*hoststate.Lock, error) {
+func (e *handoverState) takeLock(dir string) (*hoststate.Lock, error) {
 	switch {
 	case e == nil || e.lock == nil && e.Lock == none:
 		return hoststate.Acquire(dir)
@@ -127,15 +127,15 @@ func (e *estate) takeLock(dir string) (*hoststate.Lock, error) {
 // settleAfter is how long after a reload the backend is told that it is over.
 const settleAfter = time.Second
 
-// follow waits for the end of the stand-in's process, if there is one, and of the
+// follow waits for the end of the standby's process, if there is one, and of the
 // reload.
-func (e *estate) follow(ctx context.Context, network backend) error {
+func (e *handoverState) follow(ctx context.Context, network backend) error {
 	if e == nil {
 		return nil
 	}
 	select {
 	case <-e.stopped:
-		e.standIn.Reap()
+		e.standby.Reap()
 	case <-ctx.Done():
 		return nil
 	}
@@ -147,10 +147,10 @@ func (e *estate) follow(ctx context.Context, network backend) error {
 	return nil
 }
 
-// stopStandIn ends the stand-in's work. Further calls do nothing.
-func (e *estate) stopStandIn() (err error) {
+// stopStandby ends the standby's work. Further calls do nothing.
+func (e *handoverState) stopStandby() (err error) {
 	e.stopping.Do(func() {
-		err = e.standIn.Stop()
+		err = e.standby.Stop()
 		close(e.stopped)
 	})
 	return err

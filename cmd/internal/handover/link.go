@@ -1,4 +1,4 @@
-package reload
+package handover
 
 import (
 	"fmt"
@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// link is a socket between the main process and the stand-in. There are two
+// link is a socket between the main process and the standby. There are two
 // messages, of a byte each: "ready" one way and "go" the other. The main process's
-// end of it is the order to stop, the stand-in's that it has stopped. Whoever dies
+// end of it is the order to stop, the standby's that it has stopped. Whoever dies
 // says the same.
 type link struct {
 	fd   int // the file's, whose Fd method would make it blocking
