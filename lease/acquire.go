@@ -16,12 +16,13 @@ const choices = 100
 // ErrNoSubnet means that every subnet of the configuration is taken.
 var ErrNoSubnet = errors.New("out of subnets")
 
-// Acquire takes a lease, in flannel's order: the one this host already has, told
-// by its public address, a reservation before others; else the subnet of the
-// earlier run if it is free; else a random one of the first free ones. A lease
-// of this host that doesn't fit the configuration is removed; what fits of its
-// subnets is taken again, so that a host keeps its IPv4 subnet when IPv6 comes to
-// the network or goes.
+// Acquire takes a lease: a reservation for this host's public address; else the
+// one that its own record in the Store names, whatever address it says; else, in
+// flannel's order, the one with its public address, the subnet of the earlier run
+// if that is free, a random one of the first free ones. A lease of this host that
+// doesn't fit the configuration is removed; what fits of its subnets is taken
+// again, so that a host keeps its IPv4 subnet when IPv6 comes to the network or
+// goes.
 //
 // attrs says what to write. It is called with nil first, and again with the
 // host's previous lease if there is one, so that the VTEP's MAC can be kept.
@@ -73,6 +74,7 @@ type acquisition struct {
 	// former are the subnets of this host's leases that were removed.
 	former []netip.Prefix
 
+	record *Lease   // the lease of the earlier run, nil if there is none
 	stored *earlier // what can be used without the registry
 	listed bool     // the registry has answered
 }
@@ -87,16 +89,29 @@ func (a *acquisition) prepare() error {
 	if e == nil {
 		return nil
 	}
-	if !e.Own.Attrs.SameHost(a.own) {
-		a.log.Warn("what an earlier run has stored is another host's", "public_ip", e.Own.Attrs.PublicIP)
-		return nil
-	}
 	if *e.config == *a.cfg {
 		a.stored = e
 	}
 	own := e.Own
-	return a.recall(&own)
+	a.record = &own
+	if err := a.recall(&own); err != nil {
+		return err
+	}
+	if !own.Attrs.SameHost(a.own) {
+		a.log.Info("the public address has changed since the earlier run", "subnet", own.Subnet,
+			"public_ip", a.own.PublicIP, "before", own.Attrs.PublicIP)
+	}
+	return nil
 }
+
+// recorded tells whether the host's own record says that a lease is its own. The
+// address doesn't count: it may have changed since.
+func (a *acquisition) recorded(l Lease) bool {
+	return a.record != nil && l.Subnet == a.record.Subnet && l.Attrs.sameOwner(a.record.Attrs)
+}
+
+// isOwn tells whether a lease is this host's, by its record or by its address.
+func (a *acquisition) isOwn(l Lease) bool { return a.recorded(l) || l.Attrs.SameHost(a.own) }
 
 // storedLease is the lease of the earlier run.
 func (a *acquisition) storedLease() Lease {
@@ -139,24 +154,26 @@ func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
 	return a.claim(ctx, l)
 }
 
-// reusable finds a fitting lease of this host, a reservation before others.
-func (a *acquisition) reusable(all []Lease) (Lease, bool) {
-	found := -1
-	for i, l := range all {
-		if !l.Attrs.SameHost(a.own) || !a.cfg.Compatible(l) {
-			continue
+// reusable finds a fitting lease of this host: a reservation for its address
+// before the one that its record names, and that before others.
+func (a *acquisition) reusable(all []Lease) (found Lease, ok bool) {
+	best := 0
+	for _, l := range all {
+		rank := 0
+		switch same := l.Attrs.SameHost(a.own); {
+		case !a.cfg.Compatible(l):
+		case same && l.Permanent:
+			rank = 3
+		case a.recorded(l):
+			rank = 2
+		case same:
+			rank = 1
 		}
-		if l.Permanent {
-			return l, true
-		}
-		if found < 0 {
-			found = i
+		if rank > best {
+			found, best = l, rank
 		}
 	}
-	if found < 0 {
-		return Lease{}, false
-	}
-	return all[found], true
+	return found, best > 0
 }
 
 func (a *acquisition) reuse(ctx context.Context, l Lease) (Lease, error) {
@@ -175,7 +192,7 @@ func (a *acquisition) reuse(ctx context.Context, l Lease) (Lease, error) {
 func (a *acquisition) clear(ctx context.Context, all []Lease) ([]Lease, error) {
 	var others []Lease
 	for _, l := range all {
-		if !l.Attrs.SameHost(a.own) || l.Permanent {
+		if !a.isOwn(l) || l.Permanent {
 			others = append(others, l)
 			continue
 		}
@@ -202,8 +219,8 @@ func (a *acquisition) choose(p pool, all []Lease) (netip.Prefix, error) {
 		}
 	}
 	preferred := append(slices.Clip(a.former), a.opts.Previous, a.opts.PreviousV6)
-	if e := a.earlier(); e != nil && e.Own.Attrs.SameHost(a.own) {
-		preferred = append(preferred, e.Own.Subnet, e.Own.IPv6Subnet)
+	if a.record != nil {
+		preferred = append(preferred, a.record.Subnet, a.record.IPv6Subnet)
 	}
 	for _, had := range preferred {
 		if p.contains(had) && !slices.ContainsFunc(taken, had.Overlaps) {

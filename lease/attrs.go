@@ -112,6 +112,27 @@ func (a Attrs) SameHost(o Attrs) bool {
 	return a.PublicIPv6.IsValid() && a.PublicIPv6 == o.PublicIPv6
 }
 
+// sameOwner reports whether both have one VTEP, wherever it is reached, or if they
+// have none, say the same. A host tells by it that a lease is the one that its own
+// record has.
+func (a Attrs) sameOwner(record Attrs) bool {
+	x, y := a.vtep(), record.vtep()
+	if x == nil || y == nil {
+		return a.Equal(record)
+	}
+	return bytes.Equal(x, y)
+}
+
+// vtep is the VTEP's MAC, nil if there is none.
+func (a Attrs) vtep() net.HardwareAddr {
+	d, err := a.VXLAN()
+	if err != nil {
+		return nil
+	}
+	mac, _ := d.MAC() // VXLAN has checked it
+	return mac
+}
+
 func sameJSON(a, b json.RawMessage) bool {
 	if bytes.Equal(a, b) {
 		return true

@@ -4,101 +4,125 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
+	"slices"
 	"time"
 )
 
 // ErrLeaseLost means that another host holds our subnet: stop using it.
 var ErrLeaseLost = errors.New("lease lost")
 
-// restorePause keeps two parties that both insist on an entry from writing it
-// as fast as they can.
-const restorePause = time.Second
+const (
+	// restorePause keeps two parties that both insist on an entry from writing it
+	// as fast as they can.
+	restorePause = time.Second
+	// lookInterval bounds each wait: a timer stands still while the machine is
+	// suspended, and a lease does not.
+	lookInterval = 30 * time.Second
+)
 
-// keeper is the writing half of Run: it renews the own lease in time, and puts
-// it right when the follower says that it was touched.
+// keeper is the writing half of Run: it renews the own lease in time, writes what
+// is published, and puts the entry right when the follower says that it was
+// touched.
 type keeper struct {
 	*Manager
-	own   Lease
-	doubt bool // the entry may not be what it should be
-	signs chan struct{}
+	own Lease // as we left it in the registry
+	// written is what the entry may say unless somebody else has written it.
+	written []Attrs
+	doubt   bool      // the entry may not be what it should be
+	calm    time.Time // until when an entry that was put right is left alone
+	pause   time.Time // until when an attempt that failed isn't repeated
 }
 
 // newKeeper doubts a lease whose expiry nobody knows, and one that the registry
 // hasn't told of.
 func newKeeper(m *Manager, own Lease) *keeper {
-	k := &keeper{Manager: m, doubt: !own.Permanent && own.Expires.IsZero(), signs: make(chan struct{}, 1)}
+	k := &keeper{Manager: m, doubt: !own.Permanent && own.Expires.IsZero()}
 	renewed := time.Now()
-	if e := m.fallback.Load(); e != nil {
+	e := m.fallback.Load()
+	if e != nil {
 		k.doubt, renewed = true, e.Renewed
 	}
-	k.holdSince(own, renewed)
+	k.recordSince(own, renewed)
+	if e != nil {
+		k.written = append(k.written, e.Own.Attrs)
+	}
 	return k
 }
 
-// hold takes note of the lease as it now stands in the registry.
-func (k *keeper) hold(l Lease) { k.holdSince(l, time.Now()) }
+// record takes note of the lease as it stands in the registry.
+func (k *keeper) record(l Lease) { k.recordSince(l, time.Now()) }
 
-func (k *keeper) holdSince(l Lease, renewed time.Time) {
-	k.own = l
+func (k *keeper) recordSince(l Lease, renewed time.Time) {
+	k.own, k.written = l, []Attrs{l.Attrs}
 	k.held.Store(&held{l, renewed})
 	k.journal.hold(l, renewed)
 }
 
-// touch asks for a look at the entry; it doesn't wait.
-func (k *keeper) touch() {
-	select {
-	case k.signs <- struct{}{}:
-	default: // a look is due already
-	}
-}
-
 func (k *keeper) run(ctx context.Context) error {
 	b := backoff{min: backoffMin, max: backoffMax}
-	for wait := k.untilDue(); k.await(ctx, wait); {
+	for k.await(ctx) {
 		err := k.step(ctx)
 		switch {
 		case errors.Is(err, ErrLeaseLost):
 			return err
 		case err == nil || ctx.Err() != nil:
 			b.reset()
-			wait = k.untilDue()
+			k.pause = time.Time{}
 		default:
 			if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
 				k.outage.failed(err)
 			}
-			wait = b.next()
+			k.pause = k.opts.Now().Add(b.next())
 		}
 	}
 	return nil
 }
 
 // await returns when there is something to do; false if ctx ended.
-func (k *keeper) await(ctx context.Context, d time.Duration) bool {
-	if ctx.Err() != nil {
-		return false
+func (k *keeper) await(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		at := k.due()
+		if k.isPast(at) {
+			return true
+		}
+		t := time.NewTimer(min(at.Sub(k.opts.Now()), lookInterval))
+		select {
+		case <-ctx.Done():
+		case <-k.changed:
+			k.pause = time.Time{} // it is worth an attempt
+		case <-k.signs:
+			k.doubt = true
+		case <-t.C:
+		}
+		t.Stop()
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-k.signs:
-		k.doubt = true
-	case <-t.C:
-	}
-	return true
+	return false
 }
 
-func (k *keeper) untilDue() time.Duration {
+// isPast asks both clocks: one stands still while the machine is suspended, and
+// somebody may set the other back.
+func (k *keeper) isPast(t time.Time) bool {
+	now := k.opts.Now()
+	return !now.Before(t) || !now.Round(0).Before(t.Round(0))
+}
+
+// due is when there is something to do.
+func (k *keeper) due() time.Time {
+	var at time.Time
 	switch {
 	case k.doubt:
-		return 0
+		at = k.calm
+	case !k.own.Attrs.Equal(*k.wanted.Load()):
 	case k.own.Permanent:
-		return math.MaxInt64
+		at = k.opts.Now().Add(lookInterval)
+	default:
+		at = k.own.Expires.Add(-k.opts.RenewMargin)
 	}
-	return time.Until(k.own.Expires.Add(-k.opts.RenewMargin))
+	if at.Before(k.pause) {
+		return k.pause
+	}
+	return at
 }
 
 func (k *keeper) step(ctx context.Context) error {
@@ -109,26 +133,51 @@ func (k *keeper) step(ctx context.Context) error {
 		}
 		k.doubt = true
 	}
-	if err := k.settle(ctx); err != nil {
+	if err := k.resolve(ctx); err != nil {
 		return err
 	}
 	k.doubt = false
 	return nil
 }
 
+// renew extends the entry's time, and writes what it is to say if that is new.
 func (k *keeper) renew(ctx context.Context) error {
+	wanted := *k.wanted.Load()
+	if !k.own.Attrs.Equal(wanted) {
+		l, err := k.write(ctx, wanted, k.reg.Update)
+		if err == nil {
+			k.log.Info("own lease has new attributes", "subnet", l.Subnet, "public_ip", l.Attrs.PublicIP)
+		}
+		return err
+	}
 	l, err := k.reg.Renew(ctx, k.own, k.opts.TTL)
 	if err != nil {
 		return err
 	}
 	k.outage.answered()
-	k.hold(l)
+	k.record(l)
 	k.log.Debug("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
 	return nil
 }
 
-// settle finds out who has our subnet: nobody, we, or another host.
-func (k *keeper) settle(ctx context.Context) error {
+// write writes the own lease with the given attributes; with a time to live unless
+// the entry that stands is a reservation.
+func (k *keeper) write(ctx context.Context, a Attrs, write func(context.Context, Lease, time.Duration) (Lease, error)) (Lease, error) {
+	l := k.own
+	l.Attrs = a
+	if !slices.ContainsFunc(k.written, a.Equal) {
+		k.written = append(k.written, a) // even if no answer comes
+	}
+	l, err := write(ctx, l, k.opts.TTL)
+	if err == nil {
+		k.outage.answered()
+		k.record(l)
+	}
+	return l, err
+}
+
+// resolve finds out who has our subnet: nobody, we, or another host.
+func (k *keeper) resolve(ctx context.Context) error {
 	all, _, err := k.reg.List(ctx)
 	if err != nil {
 		return err
@@ -139,38 +188,38 @@ func (k *keeper) settle(ctx context.Context) error {
 		if !l.Overlaps(k.own) {
 			continue
 		}
-		if l.Key() != k.own.Key() || !l.Attrs.SameHost(k.own.Attrs) {
+		if l.Key() != k.own.Key() || !k.isOurs(l.Attrs) {
 			return k.lost(l)
 		}
 		now = l
 	}
-	switch {
-	case now.Revision == 0:
+	if now.Revision == 0 {
 		k.own.Permanent = false // a reservation that was taken back
 		return k.restore(ctx, "removed", k.reg.Create)
-	case now.Attrs.Equal(k.own.Attrs):
-		k.adopt(now)
+	}
+	k.own.Revision, k.own.ID, k.own.Permanent = now.Revision, now.ID, now.Permanent
+	if slices.ContainsFunc(k.written, now.Attrs.Equal) {
+		k.own.Attrs = now.Attrs
 		return k.renew(ctx)
 	}
-	k.adopt(now)
 	return k.restore(ctx, "overwritten", k.reg.Update)
 }
 
-// adopt takes over where the entry stands, not what it says.
-func (k *keeper) adopt(now Lease) {
-	k.own.Revision, k.own.ID, k.own.Permanent = now.Revision, now.ID, now.Permanent
+// isOurs tells whether the entry of our subnet is of this host: by its address, or
+// by what was written there.
+func (k *keeper) isOurs(a Attrs) bool {
+	return a.SameHost(*k.wanted.Load()) ||
+		slices.ContainsFunc(k.written, func(w Attrs) bool { return a.SameHost(w) || a.sameOwner(w) })
 }
 
-// restore writes the own lease again; with a time to live unless the entry that
-// stands is a reservation.
+// restore writes the own lease again.
 func (k *keeper) restore(ctx context.Context, cause string, write func(context.Context, Lease, time.Duration) (Lease, error)) error {
-	l, err := write(ctx, k.own, k.opts.TTL)
+	l, err := k.write(ctx, *k.wanted.Load(), write)
 	if err != nil {
 		return err
 	}
-	k.hold(l)
 	k.log.Warn("own lease put back", "subnet", l.Subnet, "cause", cause)
-	_ = sleep(ctx, restorePause)
+	k.calm = k.opts.Now().Add(restorePause)
 	return nil
 }
 

@@ -41,6 +41,9 @@ type Options struct {
 	// Pick chooses one of n free subnets; the default is uniformly random. It is
 	// for tests.
 	Pick func(n int) int
+	// Now is the clock by which the lease is renewed; the default is time.Now. It
+	// is for tests.
+	Now func() time.Time
 }
 
 // Manager takes this host's lease, keeps it and follows the others'.
@@ -53,6 +56,10 @@ type Manager struct {
 	// earlier is what Store had at the start, nil if that can't be used.
 	earlier func() *earlier
 	journal *journal // nil without a Store
+
+	wanted  atomic.Pointer[Attrs] // what the own lease is to say; nil outside Run, unless published
+	changed chan struct{}         // holds one: wanted has changed
+	signs   chan struct{}         // holds one: the own entry isn't what it should be
 
 	held     atomic.Pointer[held]
 	fallback atomic.Pointer[earlier] // what this run started from, until the registry answers
@@ -78,10 +85,16 @@ func NewManager(o Options) (*Manager, error) {
 	if o.Pick == nil {
 		o.Pick = rand.IntN
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.Patience == 0 {
 		o.Patience = DefaultPatience
 	}
-	m := &Manager{reg: o.Registry, log: o.Logger, opts: o, outage: &outage{log: o.Logger}, watch: &watching{}, journal: newJournal(o.Store, o.Logger)}
+	m := &Manager{
+		reg: o.Registry, log: o.Logger, opts: o, outage: &outage{log: o.Logger}, watch: &watching{}, journal: newJournal(o.Store, o.Logger),
+		changed: make(chan struct{}, 1), signs: make(chan struct{}, 1),
+	}
 	m.earlier = sync.OnceValue(m.loadEarlier)
 	return m, nil
 }
@@ -123,6 +136,25 @@ func (m *Manager) Config(ctx context.Context) (*Config, error) {
 func (m *Manager) Resume() {
 	if e := m.earlier(); e != nil {
 		m.journal.configured(e.Config)
+	}
+}
+
+// Publish changes what our lease says, when the host's address has changed for
+// one. [Manager.Run] writes it, by compare-and-swap on our entry, at once if the
+// registry answers and else as soon as it does; [Status] has it once it stands
+// there. The subnet stays. It doesn't wait and may be called from any goroutine,
+// between Acquire and Run too; of several calls the last counts. The attributes'
+// data must not change afterwards.
+func (m *Manager) Publish(a Attrs) {
+	m.wanted.Store(&a)
+	signal(m.changed)
+}
+
+// signal wakes up who waits for the channel, which holds one; it doesn't wait.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // that is due already
 	}
 }
 

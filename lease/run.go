@@ -24,6 +24,8 @@ const steadyAfter = 2 * backoffMax
 // never sees own. A slow report delays the next. After an Acquire that fell back
 // on a Store the first snapshot is the stored one.
 //
+// [Manager.Publish] changes what the own lease says meanwhile.
+//
 // With a Store, what is reported is saved soon after, at most once a second, and
 // when Run ends.
 func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error {
@@ -42,9 +44,11 @@ func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error
 func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	m.wanted.CompareAndSwap(nil, &own.Attrs)
+	defer m.wanted.Store(nil)
 	k := newKeeper(m, own)
 	defer m.held.Store(nil)
-	f := follower{Manager: m, own: own, touched: k.touch}
+	f := follower{Manager: m, own: own, touched: func() { signal(m.signs) }}
 	f.out = newDelivery(func(u Update) {
 		m.journal.touch()
 		report(u)
@@ -100,7 +104,7 @@ func (f *follower) session(ctx context.Context) error {
 	}
 	f.outage.answered()
 	i := slices.IndexFunc(all, f.isOwn)
-	if i < 0 || !all[i].Equal(f.own) {
+	if i < 0 || !f.isAsWanted(all[i]) {
 		f.touched()
 	}
 	f.endFallBack(ctx)
@@ -117,7 +121,7 @@ func (f *follower) session(ctx context.Context) error {
 func (f *follower) change(u Update) {
 	f.outage.answered()
 	f.watch.event()
-	other := func(l Lease) bool { return f.isOwn(l) && !l.Equal(f.own) }
+	other := func(l Lease) bool { return f.isOwn(l) && !f.isAsWanted(l) }
 	if slices.ContainsFunc(u.Leases, other) || slices.ContainsFunc(u.Deleted, f.isOwn) {
 		f.touched()
 	}
@@ -131,3 +135,5 @@ func (f *follower) change(u Update) {
 func (f *follower) isOwn(l Lease) bool {
 	return l.Subnet == f.own.Subnet && l.IPv6Subnet == f.own.IPv6Subnet
 }
+
+func (f *follower) isAsWanted(own Lease) bool { return own.Attrs.Equal(*f.wanted.Load()) }
