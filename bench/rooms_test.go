@@ -46,3 +46,25 @@ func TestImportsPointOneWay(t *testing.T) {
 		}
 	}
 }
+
+// The bench looks at the programs from outside: nothing else imports it, not even
+// tests do, and it imports nothing of theirs.
+func TestNothingImportsTheBench(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f",
+		"{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}\n{{end}}{{range .TestImports}}{{$p}} {{.}}\n{{end}}{{range .XTestImports}}{{$p}} {{.}}\n{{end}}",
+		"uvxlan/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		pkg, imported, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if inBench(imported) && !inBench(pkg) {
+			t.Errorf("%s imports %s", pkg, imported)
+		}
+		if inBench(pkg) && strings.HasPrefix(imported, "uvxlan/cmd") {
+			t.Errorf("%s imports %s", pkg, imported)
+		}
+	}
+}
+
+func inBench(pkg string) bool { return pkg == "uvxlan/bench" || strings.HasPrefix(pkg, "uvxlan/bench/") }
