@@ -22,8 +22,9 @@ build-arm64:
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-arm64/ ./cmd/...
 
 ## demo: three hosts on this machine, joined by uvxlan (needs root)
-demo: $(BIN)/uvxland $(BIN)/uvxlan tools
-	$(BIN)/uvxlan demo $(DEMOFLAGS)
+demo: $(BIN)/uvxland tools
+	$(GO) build -o $(BIN)/uvxlan-demo ./bench/demo
+	$(BIN)/uvxlan-demo -uvxland $(BIN)/uvxland $(DEMOFLAGS)
 
 ## test: everything CI runs; integration tests need root
 test: tools vet lint unit integration
@@ -40,9 +41,10 @@ unit: tools
 	$(GO) test -race -skip '^TestIntegration' ./...
 	UVXLAN_TEST_ETCD=etcd $(GO) test -count=1 ./lease ./lease/etcd
 
-# The lab is one to a machine, so packages take turns.
-integration: tools
-	$(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' ./...
+# The lab is one to a machine, so packages take turns. Those of bench/e2e take the
+# programs from $(BIN).
+integration: $(BIN)/uvxland $(BIN)/uvxlan tools
+	UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' ./...
 
 ## fuzz: every fuzz target for FUZZTIME each
 fuzz:
@@ -55,12 +57,12 @@ fuzz:
 ## soak: checked transfers on 16 flows for SOAKTIME
 SOAKTIME ?= 10m
 soak: tools
-	UVXLAN_SOAK=$(SOAKTIME) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationSoak$$' ./cmd/uvxland/
+	UVXLAN_SOAK=$(SOAKTIME) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationSoak$$' ./bench/e2e/datapath/
 
 ## chaos: CHAOS kills of daemons at random moments under load, and of etcd
 CHAOS ?= 100
 chaos: tools
-	UVXLAN_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationChaos$$' ./cmd/uvxland/
+	UVXLAN_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationChaos$$' ./bench/e2e/restart/
 
 ## bench: uvxlan against kernel VXLAN and others, in one run
 bench: $(BIN)/uvxland tools

@@ -67,4 +67,6 @@ func TestNothingImportsTheBench(t *testing.T) {
 	}
 }
 
-func inBench(pkg string) bool { return pkg == "uvxlan/bench" || strings.HasPrefix(pkg, "uvxlan/bench/") }
+func inBench(pkg string) bool {
+	return pkg == "uvxlan/bench" || strings.HasPrefix(pkg, "uvxlan/bench/")
+}

@@ -42,7 +42,6 @@ func commands() []command {
 			usage: configUsage, words: []string{"get", "set", "check"}, files: true,
 		},
 		{name: "cleanup", summary: "remove what a daemon left on this host (needs root)", define: defineCleanup},
-		{name: "demo", summary: "three hosts on this machine, joined by uvxlan (needs root)", define: defineDemo, plain: true},
 		{
 			name: "completion", summary: "print a script that completes command lines", define: defineCompletion,
 			usage: completionUsage, words: shells(), plain: true,

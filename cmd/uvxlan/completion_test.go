@@ -62,8 +62,8 @@ func TestBashCompletion(t *testing.T) {
 		{[]string{"top", "--o", "j"}, "json"},
 		{[]string{"top", "-n", ""}, ""},
 		{[]string{"top", "-control-socket", "my"}, "my config.json"},
-		{[]string{"demo", "-d"}, "-direct -docker"},
-		{[]string{"demo", "-keep", "-d"}, "-direct -docker"},
+		{[]string{"top", "-n"}, "-n"},
+		{[]string{"top", "-o", "json", "-i"}, "-interval"},
 		{[]string{"nothing", ""}, ""},
 	} {
 		if got := strings.Join(complete(t, dir, c.words...), " "); got != c.want {

@@ -1,4 +1,4 @@
-package demo
+package main
 
 import (
 	"context"
@@ -59,8 +59,8 @@ func (d *demo) dockerRates(ctx context.Context) error {
 	from := d.lab.Host("kb21")
 	for _, name := range []string{"kb22", "kb31"} {
 		to := d.lab.Host(name)
-		d.say.step(fmt.Sprintf("docker exec: iperf3, %s -> %s %s, %s", from.Name, to.Name, d.path(from, to), d.Duration))
-		result, err := d.containers[from.Name].Rate(ctx, d.containers[to.Name], d.Duration)
+		d.say.step(fmt.Sprintf("docker exec: iperf3, %s -> %s %s, %s", from.Name, to.Name, d.path(from, to), d.duration))
+		result, err := d.containers[from.Name].Rate(ctx, d.containers[to.Name], d.duration)
 		if err != nil {
 			return err
 		}

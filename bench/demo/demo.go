@@ -1,6 +1,4 @@
-// Package demo shows uvxlan at work on one machine: three hosts in network
-// namespaces, their leases in etcd, and traffic between their containers.
-package demo
+package main
 
 import (
 	"context"
@@ -18,9 +16,6 @@ import (
 	"uvxlan/bench/lab"
 )
 
-// DefaultDuration is that of each iperf3 run.
-const DefaultDuration = 5 * time.Second
-
 const (
 	vxlanConfig  = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`
 	hybridConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN","Directrouting":true}}`
@@ -35,25 +30,25 @@ const (
 
 var errInterrupted = errors.New("interrupted")
 
-// Options say what to show.
-type Options struct {
-	// Binary is the path of uvxland.
-	Binary string
-	// Keep leaves the hosts up.
-	Keep bool
-	// Docker lets a dockerd on each host run the containers.
-	Docker bool
-	// Direct lets kb21 and kb22, which share a network, send without VXLAN.
-	Direct bool
-	// Duration is that of each iperf3 run.
-	Duration time.Duration
-	// Out gets the story.
-	Out io.Writer
+// options say what to show.
+type options struct {
+	// binary is the path of uvxland; it is built from the source if empty.
+	binary string
+	// keep leaves the hosts up.
+	keep bool
+	// docker lets a dockerd on each host run the containers.
+	docker bool
+	// direct lets kb21 and kb22, which share a network, send without VXLAN.
+	direct bool
+	// duration is that of each iperf3 run.
+	duration time.Duration
+	// out gets the story.
+	out io.Writer
 }
 
 // demo is one showing.
 type demo struct {
-	Options
+	options
 	say     *story
 	lab     *lab.Lab
 	cluster *cluster.Cluster
@@ -61,7 +56,7 @@ type demo struct {
 	rtt     map[[2]string]time.Duration
 	rates   []rate
 
-	// With Options.Docker; containers by host.
+	// With options.docker; containers by host.
 	engines    []*docker.Engine
 	containers map[string]*docker.Container
 }
@@ -71,55 +66,62 @@ type rate struct {
 	iperf.Result
 }
 
-// Run shows it all and reports what it measured. Whatever happens, what it made
-// is removed unless Keep says otherwise.
-func Run(ctx context.Context, o Options) (report Report, err error) {
+// show shows it all and reports what it measured. Whatever happens, what it made
+// is removed unless keep says otherwise.
+func show(ctx context.Context, o options) (r report, err error) {
 	if err := prepare(ctx, o); err != nil {
-		return report, err
+		return r, err
 	}
-	d := &demo{Options: o, say: newStory(o.Out)}
+	d := &demo{options: o, say: newStory(o.out)}
 	dir, err := d.directory()
 	if err != nil {
-		return report, err
+		return r, err
 	}
-	if !o.Keep {
+	if !o.keep {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
+	if d.binary == "" {
+		if err := d.build(ctx, dir); err != nil {
+			return r, err
+		}
+	}
 	d.say.step("hosts kb21 and kb22 on one network, kb31 behind a router")
-	d.lab, err = lab.New(ctx, lab.Options{Keep: o.Keep, Bare: o.Docker})
+	d.lab, err = lab.New(ctx, lab.Options{Keep: o.keep, Bare: o.docker})
 	if err != nil {
-		return report, fmt.Errorf("make the hosts: %w", err)
+		return r, fmt.Errorf("make the hosts: %w", err)
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 	d.say.done("")
 	kb21 := d.lab.Host("kb21")
 	d.cluster = &cluster.Cluster{
-		Binary: o.Binary, Dir: dir, Etcd: kb21, Endpoint: cluster.Endpoint(kb21), Embedded: true,
+		Binary: d.binary, Dir: dir, Etcd: kb21, Endpoint: cluster.Endpoint(kb21), Embedded: true,
 	}
-	if err := d.show(ctx); err != nil {
+	if err := d.acts(ctx); err != nil {
 		d.say.line("")
 		if ctx.Err() != nil {
-			return report, errInterrupted
+			return r, errInterrupted
 		}
-		return report, err
+		return r, err
 	}
-	if o.Keep {
+	if o.keep {
 		d.tellKept()
 	}
 	return d.report(), nil
 }
 
 // prepare finds out what is missing before anything is made.
-func prepare(ctx context.Context, o Options) error {
+func prepare(ctx context.Context, o options) error {
 	if os.Geteuid() != 0 {
-		return errors.New("demo: it makes network namespaces and devices: run it as root")
+		return errors.New("it makes network namespaces and devices: run it as root")
 	}
-	if _, err := exec.LookPath(o.Binary); err != nil {
-		return fmt.Errorf("demo: no daemon: %w (build it with `make build`, or name it with -uvxland)", err)
+	if o.binary != "" {
+		if _, err := exec.LookPath(o.binary); err != nil {
+			return fmt.Errorf("no daemon: %w (build it with `make build`, or leave -uvxland out)", err)
+		}
 	}
-	if o.Docker {
+	if o.docker {
 		if err := docker.Check(); err != nil {
-			return fmt.Errorf("demo: %w", err)
+			return err
 		}
 	}
 	if _, err := exec.LookPath("iperf3"); err == nil {
@@ -129,7 +131,7 @@ func prepare(ctx context.Context, o Options) error {
 	if err != nil {
 		return iperf.ErrMissing
 	}
-	fmt.Fprintln(o.Out, "installing iperf3")
+	fmt.Fprintln(o.out, "installing iperf3")
 	install := exec.CommandContext(ctx, apt, "install", "-qy", "--no-install-recommends", "iperf3")
 	install.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	if out, err := install.CombinedOutput(); err != nil {
@@ -138,25 +140,36 @@ func prepare(ctx context.Context, o Options) error {
 	return nil
 }
 
+// build builds the daemon, since the source is at hand.
+func (d *demo) build(ctx context.Context, dir string) error {
+	d.binary = filepath.Join(dir, "uvxland")
+	build := exec.CommandContext(ctx, "go", "build", "-o", d.binary, "uvxlan/cmd/uvxland")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build uvxland: %w\n%s", err, out)
+	}
+	return nil
+}
+
 func (d *demo) directory() (string, error) {
-	if !d.Keep {
+	if !d.keep {
 		return os.MkdirTemp("", "uvxlan-demo-")
 	}
 	if err := os.RemoveAll(keptDir); err != nil {
-		return "", fmt.Errorf("demo: %w", err)
+		return "", fmt.Errorf("keep the hosts: %w", err)
 	}
 	if err := os.Mkdir(keptDir, 0o755); err != nil {
-		return "", fmt.Errorf("demo: %w", err)
+		return "", fmt.Errorf("keep the hosts: %w", err)
 	}
 	return keptDir, nil
 }
 
-// show is the story itself, once the hosts are there.
-func (d *demo) show(ctx context.Context) error {
+// acts is the story itself, once the hosts are there.
+func (d *demo) acts(ctx context.Context) error {
 	acts := []func(context.Context) error{
 		d.startDaemons, d.showConfig, d.showLeases, d.showDevices, d.pings, d.awaitDirect, d.rate, d.summary,
 	}
-	if d.Docker {
+	if d.docker {
 		acts = []func(context.Context) error{
 			d.startDaemons, d.showConfig, d.showLeases, d.startDocker, d.showDevices, d.awaitDirect, d.dockerPings, d.dockerRates, d.summary,
 		}
@@ -194,7 +207,7 @@ func (d *demo) startDaemons(ctx context.Context) error {
 }
 
 func (d *demo) config() string {
-	if d.Direct {
+	if d.direct {
 		return hybridConfig
 	}
 	return vxlanConfig
@@ -227,7 +240,7 @@ func (d *demo) pings(ctx context.Context) error {
 // awaitDirect waits until hosts of one network reach each other without VXLAN,
 // then measures the round trips on the paths that packets take from now on.
 func (d *demo) awaitDirect(ctx context.Context) error {
-	if !d.Direct {
+	if !d.direct {
 		return nil
 	}
 	limited, cancel := context.WithTimeout(ctx, patience)
@@ -247,7 +260,7 @@ func (d *demo) awaitDirect(ctx context.Context) error {
 		}
 	}
 	var err error
-	if !d.Docker {
+	if !d.docker {
 		d.rtt, err = cluster.Mesh(limited, d.lab.Hosts(), fullSize)
 	}
 	if err == nil {
@@ -270,9 +283,9 @@ func (d *demo) rate(ctx context.Context) error {
 	from := d.lab.Host("kb21")
 	for _, name := range []string{"kb22", "kb31"} {
 		to := d.lab.Host(name)
-		d.say.step(fmt.Sprintf("iperf3, one TCP stream, %s -> %s %s, %s", from.Name, to.Name, d.path(from, to), d.Duration))
+		d.say.step(fmt.Sprintf("iperf3, one TCP stream, %s -> %s %s, %s", from.Name, to.Name, d.path(from, to), d.duration))
 		result, err := iperf.Test{
-			Server: to.Container.Node, Client: from.Container.Node, To: to.Container.Address, Duration: d.Duration,
+			Server: to.Container.Node, Client: from.Container.Node, To: to.Container.Address, Duration: d.duration,
 		}.Run(ctx)
 		if err != nil {
 			return err
@@ -285,7 +298,7 @@ func (d *demo) rate(ctx context.Context) error {
 
 // close stops the daemons as a service manager would, then removes the hosts.
 func (d *demo) close() error {
-	if d.Keep {
+	if d.keep {
 		return d.lab.Close()
 	}
 	d.say.step("removing it all")
@@ -305,14 +318,14 @@ func (d *demo) close() error {
 	return err
 }
 
-// Cleanup removes what Run left with Keep.
-func Cleanup(ctx context.Context) error {
+// cleanup removes what show left with keep.
+func cleanup(ctx context.Context) error {
 	if err := lab.Cleanup(ctx); err != nil {
 		return err
 	}
 	docker.Cleanup()
 	if err := os.RemoveAll(filepath.Clean(keptDir)); err != nil {
-		return fmt.Errorf("demo: %w", err)
+		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package demo
+package main
 
 import (
 	"time"
@@ -6,22 +6,22 @@ import (
 	"uvxlan/bench/lab"
 )
 
-// Report is what a demo measured, in its JSON form.
-type Report struct {
-	RoundTrips []RoundTrip `json:"round_trips"`
-	Rates      []Rate      `json:"rates"`
+// report is what a demo measured, in its JSON form.
+type report struct {
+	RoundTrips []roundTrip  `json:"round_trips"`
+	Rates      []streamRate `json:"rates"`
 }
 
-// RoundTrip is the time between two containers.
-type RoundTrip struct {
+// roundTrip is the time between two containers.
+type roundTrip struct {
 	From         string  `json:"from"`
 	To           string  `json:"to"`
 	Path         string  `json:"path"`
 	Milliseconds float64 `json:"milliseconds"`
 }
 
-// Rate is one TCP stream between two containers.
-type Rate struct {
+// streamRate is one TCP stream between two containers.
+type streamRate struct {
 	From          string  `json:"from"`
 	To            string  `json:"to"`
 	Path          string  `json:"path"`
@@ -29,13 +29,12 @@ type Rate struct {
 	Retransmits   int     `json:"retransmits"`
 }
 
-func (d *demo) report() Report {
-	var r Report
+func (d *demo) report() (r report) {
 	for _, from := range d.lab.Hosts() {
 		for _, to := range d.lab.Hosts() {
 			if from != to {
 				rtt := d.rtt[[2]string{from.Name, to.Name}]
-				r.RoundTrips = append(r.RoundTrips, RoundTrip{
+				r.RoundTrips = append(r.RoundTrips, roundTrip{
 					From: from.Container.Name, To: to.Container.Name, Path: d.way(from, to),
 					Milliseconds: float64(rtt) / float64(time.Millisecond),
 				})
@@ -43,7 +42,7 @@ func (d *demo) report() Report {
 		}
 	}
 	for _, m := range d.rates {
-		r.Rates = append(r.Rates, Rate{
+		r.Rates = append(r.Rates, streamRate{
 			From: m.from.Container.Name, To: m.to.Container.Name, Path: d.way(m.from, m.to),
 			BitsPerSecond: m.BitsPerSecond, Retransmits: m.Retransmits,
 		})

@@ -1,4 +1,4 @@
-package demo
+package main
 
 import (
 	"context"
@@ -105,7 +105,7 @@ func (d *demo) showDevices(context.Context) error {
 			}
 		}
 	}
-	fmt.Fprintln(d.Out)
+	fmt.Fprintln(d.out)
 	return nil
 }
 
@@ -129,7 +129,7 @@ func describe(nl *netlink.Handle, r netlink.Route) string {
 func (d *demo) summary(context.Context) error {
 	hosts := d.lab.Hosts()
 	d.say.title(fmt.Sprintf("round trip of %d bytes between containers", fullSize))
-	w := tabwriter.NewWriter(d.Out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := []string{"", ""}
 	for _, to := range hosts {
 		row = append(row, to.Container.Name)
@@ -150,7 +150,7 @@ func (d *demo) summary(context.Context) error {
 		d.say.line("%s (%s) -> %s (%s) %s  %s, %d retransmits", r.from.Container.Name, r.from.Container.Address,
 			r.to.Container.Name, r.to.Container.Address, d.path(r.from, r.to), gbits(r.BitsPerSecond), r.Retransmits)
 	}
-	fmt.Fprintln(d.Out)
+	fmt.Fprintln(d.out)
 	return nil
 }
 
@@ -167,11 +167,11 @@ func (d *demo) tellKept() {
 	others := slices.DeleteFunc(d.lab.Hosts(), func(h *lab.Host) bool { return h == first })
 	d.say.title("the hosts stay up")
 	d.say.line("a host       ip netns exec %s bash", first.Name)
-	if d.Docker {
+	if d.docker {
 		d.tellKeptDocker()
 	} else {
 		d.say.line("a container  ip netns exec %s ping %s", first.Container.Name, others[0].Container.Address)
 	}
 	d.say.line("logs         %s", d.cluster.Dir)
-	d.say.line("remove       uvxlan demo -cleanup")
+	d.say.line("remove       make demo DEMOFLAGS=-cleanup")
 }

@@ -1,0 +1,60 @@
+// Demo shows uvxlan at work on one machine: three hosts in network namespaces,
+// their leases in etcd, and traffic between their containers. It needs root.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal ends the process
+	switch err := run(ctx, os.Args[1:]); {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	default:
+		fmt.Fprintln(os.Stderr, "demo:", strings.ReplaceAll(err.Error(), "\n", "; "))
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	o := options{out: os.Stdout}
+	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
+	fs.BoolVar(&o.keep, "keep", false, "leave the hosts up and say how to get inside")
+	fs.BoolVar(&o.docker, "docker", false, "let a dockerd on each host run the containers")
+	fs.BoolVar(&o.direct, "direct", true, "let the hosts of one network send without VXLAN")
+	clean := fs.Bool("cleanup", false, "remove the hosts that -keep left")
+	fs.StringVar(&o.binary, "uvxland", "", "`path` of the daemon (default: built from the source)")
+	fs.DurationVar(&o.duration, "t", 5*time.Second, "`duration` of each iperf3 run")
+	form := fs.String("o", "table", "output `form`: table or json")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case fs.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	case *form != "table" && *form != "json":
+		return fmt.Errorf("-o %q: must be table or json", *form)
+	case *clean:
+		return cleanup(ctx)
+	case *form == "json": // the result, and the story apart from it
+		o.out = os.Stderr
+	}
+	r, err := show(ctx, o)
+	if err != nil || *form != "json" {
+		return err
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
