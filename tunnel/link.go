@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -33,17 +34,36 @@ type LinkConfig struct {
 	// Addresses are the VTEP's own, as /32 or /128 so that no subnet route comes
 	// with them.
 	Addresses []netip.Addr
-	// Networks are the overlay's; each gets one route into the interface.
+	// Networks are the overlay's.
 	Networks []netip.Prefix
+	// Routes lead into the interface; nil means one to each of Networks.
+	Routes []netip.Prefix
 	// MTU is the inner MTU.
 	MTU encap.InnerMTU
 	// QueueLen is the transmit queue's length in packets; 0 means DefaultQueueLen.
 	QueueLen int
+	// LooseReversePath lets packets in whose way back leads by another interface,
+	// as with [DirectRoute] where only one of two hosts finds the other on-link.
+	LooseReversePath bool
 }
 
 // ipv6 tells whether the interface carries IPv6.
 func (c *LinkConfig) ipv6() bool {
 	return slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() })
+}
+
+func (c *LinkConfig) routes() []netip.Prefix {
+	if c.Routes != nil {
+		return c.Routes
+	}
+	return c.Networks
+}
+
+func (c *LinkConfig) queueLen() int {
+	if c.QueueLen > 0 {
+		return c.QueueLen
+	}
+	return DefaultQueueLen
 }
 
 // PrepareLink does what can be done to the interface name before its addresses
@@ -54,19 +74,18 @@ func (c *LinkConfig) ipv6() bool {
 // needs CAP_NET_ADMIN and a writable /proc/sys/net. A route in the way is
 // [ErrRouteExists].
 func PrepareLink(name string, c LinkConfig) error {
-	if c.QueueLen <= 0 {
-		c.QueueLen = DefaultQueueLen
-	}
 	return configure(name, []step{
-		{"set sysctl", func(netlink.Link) error { return setSysctls(name, c.ipv6()) }},
+		{"set sysctl", func(netlink.Link) error { return setSysctls(c.sysctls(name)) }},
 		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
-		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, c.QueueLen) }},
-		{"look for other routes", func(netlink.Link) error { return checkRoutes(c.Networks) }},
+		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, c.queueLen()) }},
+		{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.routes()) }},
 	})
 }
 
 // ConfigureLink does what [PrepareLink] does, gives the interface its addresses,
-// brings it up and adds the routes; then packets come. All of it goes with the
+// brings it up and adds the routes; then packets come. What is there already
+// stays, so that it also repairs an interface that somebody has changed; routes of
+// [RouteProtocol] into the interface that aren't wanted go. All of it goes with the
 // interface. An interface that was deleted is [ErrDeviceGone].
 func ConfigureLink(name string, c LinkConfig) error {
 	if err := PrepareLink(name, c); err != nil {
@@ -76,7 +95,27 @@ func ConfigureLink(name string, c LinkConfig) error {
 		{"add address", func(l netlink.Link) error { return addAddresses(l, c.Addresses) }},
 		{"bring up", netlink.LinkSetUp},
 		{"add route", func(l netlink.Link) error { return addRoutes(l, c) }},
+		{"remove route", func(l netlink.Link) error { return removeRoutes(l, c) }},
 	})
+}
+
+// CheckLink says in what the interface name isn't as [ConfigureLink] leaves it, an
+// error each, none if it is; the queue's length doesn't count. An interface that is
+// gone is [ErrDeviceGone] alone.
+func CheckLink(name string, c LinkConfig) (wrong []error) {
+	link, err := findLink(name)
+	if err != nil {
+		return []error{err}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		wrong = append(wrong, errors.New("it is down"))
+	}
+	if mtu := link.Attrs().MTU; mtu != int(c.MTU) {
+		wrong = append(wrong, fmt.Errorf("its MTU is %d, not %d", mtu, c.MTU))
+	}
+	wrong = append(wrong, wrongSysctls(c.sysctls(name))...)
+	wrong = append(wrong, missingAddresses(link, c.Addresses)...)
+	return append(wrong, wrongRoutes(link, c)...)
 }
 
 // SetQueueLen sets the transmit queue's length of the interface name in packets, in
@@ -94,10 +133,7 @@ type step struct {
 }
 
 func configure(name string, steps []step) error {
-	link, err := netlink.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		err = fmt.Errorf("%w: %w", ErrDeviceGone, err)
-	}
+	link, err := findLink(name)
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", name, err)
 	}
@@ -109,30 +145,13 @@ func configure(name string, steps []step) error {
 	return nil
 }
 
-// checkRoutes refuses networks whose route somebody else has already. It may
-// miss one in a table that changes meanwhile; then adding ours is refused.
-func checkRoutes(networks []netip.Prefix) error {
-	for _, n := range networks {
-		family, priority := netlink.FAMILY_V4, 0
-		if n.Addr().Is6() {
-			family, priority = netlink.FAMILY_V6, v6Priority
-		}
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: ipNet(n)}, netlink.RT_FILTER_DST)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return err
-		}
-		for _, r := range routes {
-			if r.Priority == priority {
-				return fmt.Errorf("%w: to %s by interface %d", ErrRouteExists, n, r.LinkIndex)
-			}
-		}
+func findLink(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		err = fmt.Errorf("%w: %w", ErrDeviceGone, err)
 	}
-	return nil
+	return link, err
 }
-
-// v6Priority is what the kernel makes of an IPv6 route's priority 0
-// (IP6_RT_PRIO_USER).
-const v6Priority = 1024
 
 // addAddresses adds addresses that are usable at once: nobody else in the overlay
 // could have one of them.
@@ -142,58 +161,79 @@ func addAddresses(link netlink.Link, addrs []netip.Addr) error {
 		if a.Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
-		if err := netlink.AddrAdd(link, addr); err != nil {
+		if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("%s: %w", a, err)
 		}
 	}
 	return nil
 }
 
-func addRoutes(link netlink.Link, c LinkConfig) error {
-	for _, n := range c.Networks {
-		route := &netlink.Route{
-			LinkIndex: link.Attrs().Index, Dst: ipNet(n), Protocol: RouteProtocol, Scope: netlink.SCOPE_LINK,
-		}
-		for _, a := range c.Addresses {
-			if a.Is4() == n.Addr().Is4() {
-				route.Src = a.AsSlice()
-			}
-		}
-		if err := netlink.RouteAdd(route); err != nil {
-			return fmt.Errorf("%s: %w", n, err)
+func missingAddresses(link netlink.Link, addrs []netip.Addr) (wrong []error) {
+	has, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return []error{fmt.Errorf("list addresses: %w", err)}
+	}
+	for _, a := range addrs {
+		if !slices.ContainsFunc(has, func(h netlink.Addr) bool { return h.IP.Equal(a.AsSlice()) }) {
+			wrong = append(wrong, fmt.Errorf("its address %s is missing", a))
 		}
 	}
-	return nil
+	return wrong
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// setSysctls sets what the overlay needs on its own interface
+// sysctls are what the overlay needs on its own interface
 // (Documentation/networking/ip-sysctl.rst): forwarding of what arrives there;
 // our own address as a source, which the router's ICMP errors carry; and no
 // autoconfiguration, whose packets nobody in the overlay would answer. The
 // latter is for quiet only, and a kernel without IPv6 has none of it. An overlay
 // with IPv6 needs IPv6 on the interface, which container hosts often leave off.
-func setSysctls(name string, v6 bool) error {
+func (c *LinkConfig) sysctls(name string) []sysctl {
 	settings := []sysctl{
 		{filepath.Join("ipv4/conf", name, "forwarding"), "1", false},
 		{filepath.Join("ipv4/conf", name, "accept_local"), "1", false},
 		{filepath.Join("ipv6/conf", name, "addr_gen_mode"), "1", true},
 		{filepath.Join("ipv6/conf", name, "accept_ra"), "0", true},
 	}
-	if v6 {
+	if c.LooseReversePath {
+		settings = append(settings, sysctl{filepath.Join("ipv4/conf", name, "rp_filter"), "2", false})
+	}
+	if c.ipv6() {
 		settings = append(settings,
 			sysctl{filepath.Join("ipv6/conf", name, "disable_ipv6"), "0", false},
 			sysctl{filepath.Join("ipv6/conf", name, "force_forwarding"), "1", true})
 	}
+	return settings
+}
+
+func setSysctls(settings []sysctl) error {
 	for _, s := range settings {
 		if err := setSysctl(s.path, s.value); err != nil && !s.optional {
 			return fmt.Errorf("net/%s=%s: %w", s.path, s.value, err)
 		}
 	}
 	return nil
+}
+
+// wrongSysctls passes over those that are optional: a kernel may lack them.
+func wrongSysctls(settings []sysctl) (wrong []error) {
+	for _, s := range settings {
+		if s.optional {
+			continue
+		}
+		now, err := os.ReadFile(filepath.Join("/proc/sys/net", s.path))
+		switch value := strings.TrimSpace(string(now)); {
+		case errors.Is(err, fs.ErrNotExist): // the interface has gone meanwhile
+		case err != nil:
+			wrong = append(wrong, fmt.Errorf("read sysctl net/%s: %w", s.path, err))
+		case value != s.value:
+			wrong = append(wrong, fmt.Errorf("sysctl net/%s is %s, not %s", s.path, value, s.value))
+		}
+	}
+	return wrong
 }
 
 type sysctl struct {

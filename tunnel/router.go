@@ -30,10 +30,13 @@ type Config struct {
 	// family: ARP and neighbour solicitations for them are answered, and ICMP
 	// errors come from them.
 	Addresses []netip.Addr
-	// Networks are the overlay's networks. A peer whose outer address lies in
-	// one of them is refused, for its packets would loop. With [DirectRoute]
-	// the kernel routes of an earlier run are removed that lead into them.
+	// Networks are the overlay's networks. With [DirectRoute] the kernel routes of
+	// an earlier run are removed that lead into them.
 	Networks []netip.Prefix
+	// Routes are those into the device; nil means one to each of Networks. A peer
+	// whose outer address lies in one of them is refused, for its packets would
+	// loop.
+	Routes []netip.Prefix
 	// MTU is the device's.
 	MTU encap.InnerMTU
 	// AnySource also takes frames from outer addresses that no peer has and with
@@ -66,6 +69,13 @@ func (c *Config) validate(dev Device, u *Underlay) error {
 			len(dev.Queues()), u.workers()))
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Config) routes() []netip.Prefix {
+	if c.Routes != nil {
+		return c.Routes
+	}
+	return c.Networks
 }
 
 // The least MTUs are IPv4's (RFC 791, section 3.2) and IPv6's (RFC 8200, section 5).
@@ -291,7 +301,7 @@ func (r *Router) entries(peers []Peer) (entries []*entry, refused []netip.Prefix
 	var errs []error
 	for _, p := range peers {
 		p.Subnet, p.Underlay = p.Subnet.Masked(), p.Underlay.Unmap()
-		if err := p.check(r.config.Networks, r.reach); err != nil {
+		if err := p.check(r.config.routes(), r.reach); err != nil {
 			errs = append(errs, err)
 			refused = append(refused, p.Subnet)
 			continue
