@@ -107,7 +107,7 @@ func TestDeviceDriverFlag(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := f.options().Driver; got != want {
+		if got := f.options().Overlay.Driver; got != want {
 			t.Errorf("%q: the driver is %s, want %s", given, got, want)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
 	"uvxlan/tunnel"
@@ -208,12 +209,12 @@ func (f *flags) options() daemon.Options {
 	o := daemon.Options{
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
-		Workers: f.workers, Driver: tunnel.Driver(f.driver), AnySource: !f.sourceCheck,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Overlay: overlay.Options{Workers: f.workers, Driver: tunnel.Driver(f.driver), AnySource: !f.sourceCheck},
+		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {
 		disabled, _ := tunnel.ParseOffloads(f.noOffload) // checked before
-		o.Offloads, o.MustOffload = tunnel.AllOffloads&^disabled, f.offload == "on"
+		o.Overlay.Offloads, o.Overlay.MustOffload = tunnel.AllOffloads&^disabled, f.offload == "on"
 	}
 	o.Firewall = daemon.FirewallOptions{
 		Masquerade: f.ipMasq, RandomFully: !f.notRandomFully, Forward: f.forwardRules,

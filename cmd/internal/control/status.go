@@ -29,6 +29,12 @@ type Status struct {
 	Reasons []string `json:"reasons,omitempty"`
 	// Notes say what needs looking at although packets flow.
 	Notes []string `json:"notes,omitempty"`
+	// Faults are what isn't as it should be on the host, those that stop packets
+	// first. Reasons and Notes tell of them in words.
+	Faults []Fault `json:"faults,omitempty"`
+	// HostParts are the parts of the host that are looked after; each may have
+	// Faults.
+	HostParts []string `json:"host_parts,omitempty"`
 	// Model is how packets travel: "vxlan", "vxlan, direct by socket", "vxlan,
 	// direct by route" or "host-gw".
 	Model string `json:"model,omitempty"`
@@ -53,6 +59,20 @@ type Status struct {
 	// Traffic is what passed the device. The kernel counts what takes its own
 	// routes, as all does with host-gw.
 	Traffic *Traffic `json:"traffic,omitempty"`
+}
+
+// Fault is something on the host that isn't as it should be.
+type Fault struct {
+	// Part is what it is a fault of, such as "route".
+	Part string `json:"part"`
+	// What is wrong, in words, and what the operator can do about it; the Remedy is
+	// empty where the daemon mends it.
+	What   string `json:"what"`
+	Remedy string `json:"remedy,omitempty"`
+	// Stops says that the containers' packets don't pass.
+	Stops bool `json:"stops"`
+	// Since is when the fault was first seen.
+	Since time.Time `json:"since"`
 }
 
 // Lease is the host's claim on its subnet.
@@ -149,6 +169,8 @@ const (
 	PathVXLAN = "vxlan"
 	// PathDirect: as they are, over the peers' common network.
 	PathDirect = "direct"
+	// PathForeign: by a route of somebody else's, past the overlay.
+	PathForeign = "foreign"
 	// PathNone: not at all; only host-gw has nothing to fall back on.
 	PathNone = "none"
 )
@@ -159,7 +181,7 @@ type Peer struct {
 	PublicIP netip.Addr   `json:"public_ip"`
 	// MAC is the peer's VTEP's; host-gw has none.
 	MAC string `json:"mac,omitempty"`
-	// Path is PathVXLAN, PathDirect or PathNone.
+	// Path is PathVXLAN, PathDirect, PathForeign or PathNone.
 	Path string `json:"path"`
 	// Link is where a direct path leaves, and NextMAC where it arrives, if that
 	// isn't the kernel's business.

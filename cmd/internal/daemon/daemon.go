@@ -3,15 +3,16 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
-	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 
+	"uvxlan/cmd/internal/claim"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/peerlog"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
@@ -29,7 +30,7 @@ func Run(t *handover.Termination, o Options) error {
 	if err != nil {
 		return err
 	}
-	before, main, err := receiveHandover()
+	before, main, err := handover.ReceiveState()
 	if err != nil {
 		return err
 	}
@@ -44,40 +45,26 @@ func Run(t *handover.Termination, o Options) error {
 		case after == nil:
 			return explain(err)
 		}
-		if err = after.exec(t, program); t.Err() == nil {
+		if err = after.Exec(t, program); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
 		}
 		before = after
 	}
 }
 
-// receiveHandover reads what another program handed over; nothing if it is the first.
-func receiveHandover() (*handoverState, *handover.Main, error) {
-	r, err := handover.Receive()
-	if err != nil || r == nil {
-		return nil, nil, err
-	}
-	e, err := readHandover(r.State)
-	if err != nil {
-		return nil, nil, err
-	}
-	e.standby = r.Standby
-	return e, r.Main, nil
-}
-
 // run returns what is to be handed over if the daemon reloads; then all that is on
 // the host stays. before is what the one before handed over, or nil.
-func run(ctx context.Context, o Options, program string, before *handoverState) (after *handoverState, err error) {
+func run(ctx context.Context, o Options, program string, before *handover.State) (after *handover.State, err error) {
 	if err := checkCapability(); err != nil {
 		return nil, err
 	}
-	lock, err := before.takeLock(o.StateDir)
+	lock, err := before.TakeLock(o.StateDir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if after != nil {
-			after.lock = lock
+			after.Keep(lock)
 			return
 		}
 		lock.Close()
@@ -86,8 +73,8 @@ func run(ctx context.Context, o Options, program string, before *handoverState) 
 		return nil, err
 	}
 	if before == nil {
-		restoreSysctls(o)
-		removeBlackhole(o)
+		host.RestoreSysctls(o.StateDir, o.Logger)
+		host.RemoveBlackholes(o.StateDir, o.Logger)
 	}
 	m := newMonitor()
 	if before != nil {
@@ -120,7 +107,7 @@ func run(ctx context.Context, o Options, program string, before *handoverState) 
 }
 
 // chooseInterface keeps the one that the inherited sockets are bound to.
-func chooseInterface(o Options, before *handoverState) (extiface.Interface, error) {
+func chooseInterface(o Options, before *handover.State) (extiface.Interface, error) {
 	if before != nil {
 		return before.Interface, nil
 	}
@@ -153,13 +140,9 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 // carry packets never holds a subnet.
 //
 // With what the daemon before handed over, there is a lease, and packets flow.
-func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, r *reloader, before *handoverState) (after *handoverState, err error) {
+func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, r *reloader, before *handover.State) (after *handover.State, err error) {
 	m := r.monitor
-	earlier := previous(o)
-	manager, err := lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o),
-		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
-	})
+	manager, err := newManager(o, registry)
 	if err != nil {
 		return nil, err
 	}
@@ -174,51 +157,60 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	if err := subnetfile.Prepare(o.SubnetFile); err != nil {
 		return nil, err
 	}
+	mine, err := claim.Networks(config.Networks())
+	if err != nil {
+		return nil, err
+	}
+	defer mine.Close()
 	rules, err := openRules(o, config)
 	if err != nil {
 		return nil, err
 	}
-	m.set(func(m *monitor) { m.config, m.ext = config, ext })
-	network, err := openBackend(o, config, ext, before)
+	keeper, err := host.Open(o.Logger)
 	if err != nil {
 		return nil, err
 	}
-	defer network.close()
+	defer keeper.Close()
+	m.set(func(m *monitor) { m.config, m.ext, m.keeper = config, ext, keeper })
+	network, err := openBackend(o, config, ext, keeper, before)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		network.Close()
+		if after == nil {
+			host.RestoreSysctls(o.StateDir, o.Logger)
+		}
+	}()
 	own, err := acquire(ctx, manager, config, network, before)
 	if err != nil {
 		return nil, err
 	}
-	o.Logger.Info("lease", append(subnetsOf(own), "expires", own.Expires)...)
+	o.Logger.Info("lease", append(peerlog.Subnets(own), "expires", own.Expires)...)
 	if err := recordNetworks(o, config, own); err != nil {
 		return nil, err
 	}
-	if err := network.start(own); err != nil {
+	if err := network.Start(own); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if after == nil {
-			removeBlackhole(o)
+			host.RemoveBlackholes(o.StateDir, o.Logger)
 		}
 	}()
-	if err := addBlackhole(o, own); err != nil {
-		return nil, err
-	}
-	if err := rules.apply(own); err != nil {
-		return nil, err
-	}
+	keeper.Add(network.Parts()...)
 	m.set(func(m *monitor) { m.network = network })
-	ready := func() error {
-		if err := writeSubnetFile(o, subnetFileOf(o, config, own, network.mtu())); err != nil {
-			return err
-		}
-		m.beReady()
-		return nil
-	}
+	h := hostOf{opts: o, config: config, own: own, keeper: keeper, network: network, rules: rules}
+	h.underlay = &underlay{log: o.Logger, wanted: o.Interface, ipv6: config.EnableIPv6, now: ext}
+	h.underlay.moved = func(ext extiface.Interface) error { return h.move(m, manager, ext) }
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return network.run(ctx, ready) })
-	group.Go(func() error { return manager.Run(ctx, own, network.apply) })
+	group.Go(func() error { return keeper.Run(ctx) })
+	group.Go(func() error {
+		return network.Run(ctx, func() error { return h.ready(ctx, m.beReady) })
+	})
+	group.Go(func() error { return manager.Run(ctx, own, network.Apply) })
 	group.Go(func() error { return rules.run(ctx) })
-	group.Go(func() error { return before.follow(ctx, network) })
+	group.Go(func() error { return before.AwaitEnd(ctx, network.Settle) })
 	group.Go(func() error {
 		if after = r.run(ctx); after != nil {
 			return errReloading
@@ -234,8 +226,16 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	return nil, err
 }
 
+func newManager(o Options, registry lease.Registry) (*lease.Manager, error) {
+	earlier := previous(o)
+	return lease.NewManager(lease.Options{
+		Registry: registry, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o),
+		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
+	})
+}
+
 // readConfig keeps the one that the inherited device was made by.
-func readConfig(ctx context.Context, manager *lease.Manager, before *handoverState) (*lease.Config, error) {
+func readConfig(ctx context.Context, manager *lease.Manager, before *handover.State) (*lease.Config, error) {
 	if before != nil {
 		manager.Resume()
 		return before.Config, nil
@@ -245,37 +245,16 @@ func readConfig(ctx context.Context, manager *lease.Manager, before *handoverSta
 
 // acquire keeps the lease that was handed over; what happened to it meanwhile, the
 // manager finds out.
-func acquire(ctx context.Context, manager *lease.Manager, config *lease.Config, network backend, before *handoverState) (lease.Lease, error) {
+func acquire(ctx context.Context, manager *lease.Manager, config *lease.Config, network backend, before *handover.State) (lease.Lease, error) {
 	if before != nil {
 		return before.Own, nil
 	}
-	return manager.Acquire(ctx, config, network.attrs)
-}
-
-func subnetFileOf(o Options, c *lease.Config, own lease.Lease, mtu int) subnetfile.File {
-	return subnetfile.File{
-		Network: c.Network, Subnet: own.Subnet, NetworkV6: c.IPv6Network, SubnetV6: own.IPv6Subnet,
-		MTU: mtu, IPMasq: o.Firewall.Masquerade,
-	}
-}
-
-// writeSubnetFile notes where the file is, which stays when the daemon ends. A
-// daemon that can't write it must not go on: what an earlier run has left there
-// may tell the containers of another subnet.
-func writeSubnetFile(o Options, f subnetfile.File) error {
-	path, err := filepath.Abs(o.SubnetFile)
-	if err != nil {
-		return fmt.Errorf("write subnet file: %w", err)
-	}
-	if err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.SubnetFile = path }); err != nil {
-		return err
-	}
-	return f.Write(path)
+	return manager.Acquire(ctx, config, network.Attrs)
 }
 
 // addIPv6 gives the external interface its IPv6 address, if the network has IPv6.
 // One that was handed over has it.
-func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (extiface.Interface, error) {
+func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Interface, before *handover.State) (extiface.Interface, error) {
 	if before != nil {
 		return ext, nil
 	}
@@ -290,24 +269,6 @@ func addIPv6(ctx context.Context, o Options, c *lease.Config, ext extiface.Inter
 		o.Logger.Info("external IPv6 address", "name", ext.Name, "address", ext.AddressV6, "public_ipv6", ext.PublicIPv6)
 	}
 	return ext, err
-}
-
-// subnetsOf are a lease's subnets as attributes of a line in the log.
-func subnetsOf(l lease.Lease) []any {
-	attrs := []any{"subnet", l.Subnet}
-	if l.IPv6Subnet.IsValid() {
-		attrs = append(attrs, "ipv6_subnet", l.IPv6Subnet)
-	}
-	return attrs
-}
-
-// addressesOf are the owner's addresses in the same way.
-func addressesOf(a lease.Attrs) []any {
-	attrs := []any{"public_ip", a.PublicIP}
-	if a.PublicIPv6.IsValid() {
-		attrs = append(attrs, "public_ipv6", a.PublicIPv6)
-	}
-	return attrs
 }
 
 // previous is what an earlier run wrote to the subnet file, the zero File if

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/control"
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/metrics"
 )
@@ -24,7 +25,7 @@ type endpoints struct {
 
 // openEndpoints starts answering on the health port and the control socket, as
 // far as the options want them. Those of the daemon before are taken over.
-func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *handoverState) (*endpoints, error) {
+func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *handover.State) (*endpoints, error) {
 	e := &endpoints{opts: o}
 	if err := e.openHealth(ctx, s, before); err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *han
 	return e, nil
 }
 
-func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *handoverState) error {
+func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *handover.State) error {
 	if e.opts.Health.Port() == 0 {
 		return nil
 	}
@@ -52,15 +53,15 @@ func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *ha
 	return nil
 }
 
-func listenHealth(ctx context.Context, at netip.AddrPort, before *handoverState) (net.Listener, error) {
-	if before != nil && before.Health != none {
+func listenHealth(ctx context.Context, at netip.AddrPort, before *handover.State) (net.Listener, error) {
+	if before != nil && before.Health != handover.None {
 		return control.AdoptListener(before.Health)
 	}
 	var c net.ListenConfig
 	return c.Listen(ctx, "tcp", at.String())
 }
 
-func (e *endpoints) openControl(ctx context.Context, s control.Source, before *handoverState) error {
+func (e *endpoints) openControl(ctx context.Context, s control.Source, before *handover.State) error {
 	if e.opts.ControlSocket == "" {
 		return nil
 	}
@@ -77,7 +78,7 @@ func (e *endpoints) openControl(ctx context.Context, s control.Source, before *h
 }
 
 // listenControl notes where the socket is, which stays when the daemon is killed.
-func (e *endpoints) listenControl(ctx context.Context, before *handoverState) (*control.Socket, error) {
+func (e *endpoints) listenControl(ctx context.Context, before *handover.State) (*control.Socket, error) {
 	path, err := filepath.Abs(e.opts.ControlSocket)
 	if err != nil {
 		return nil, fmt.Errorf("open control socket: %w", err)
@@ -85,7 +86,7 @@ func (e *endpoints) listenControl(ctx context.Context, before *handoverState) (*
 	if err := hoststate.Update(e.opts.StateDir, func(s *hoststate.State) { s.ControlSocket = path }); err != nil {
 		return nil, err
 	}
-	if before != nil && before.Control != none {
+	if before != nil && before.Control != handover.None {
 		return control.Adopt(before.Control, path)
 	}
 	return control.Listen(ctx, path)
@@ -93,14 +94,14 @@ func (e *endpoints) listenControl(ctx context.Context, before *handoverState) (*
 
 // close ends every answer and removes the socket, or hands over what listens if
 // after isn't nil.
-func (e *endpoints) close(after *handoverState) {
+func (e *endpoints) close(after *handover.State) {
 	var errs []error
 	for _, c := range []struct {
 		server *control.Server
-		at     func(*handoverState) *int
+		at     func(*handover.State) *int
 	}{
-		{e.health, func(after *handoverState) *int { return &after.Health }},
-		{e.control, func(after *handoverState) *int { return &after.Control }},
+		{e.health, func(after *handover.State) *int { return &after.Health }},
+		{e.control, func(after *handover.State) *int { return &after.Control }},
 	} {
 		if c.server == nil {
 			continue

@@ -3,11 +3,10 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/claim"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
@@ -15,19 +14,6 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
-
-// checkTUN finds out whether this process can have a TUN device at all.
-func checkTUN() error {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: %w", tunnel.ErrNoTUN, err)
-	case err != nil:
-		return err
-	}
-	f.Close()
-	return nil
-}
 
 func checkCapability() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -47,6 +33,7 @@ func explain(err error) error {
 		cause  error
 		remedy string
 	}{
+		{claim.ErrOverlap, "stop it, or set another Network in the network config"},
 		{hoststate.ErrRunning, "stop it first, or give each daemon a -state-dir of its own"},
 		{hoststate.ErrDir, "choose one that can be written, with -state-dir"},
 		{subnetfile.ErrPlace, "choose a place that can be written, with -subnet-file"},

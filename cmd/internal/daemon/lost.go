@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
-	"net/netip"
 	"os"
 	"strings"
 
@@ -35,11 +34,7 @@ func withdraw(o Options, c *lease.Config, own lease.Lease) {
 	if c.Backend.Type != lease.TypeHostGW {
 		return
 	}
-	networks := []netip.Prefix{c.Network}
-	if c.EnableIPv6 {
-		networks = append(networks, c.IPv6Network)
-	}
-	if _, err := kroute.RemoveLeftover(tunnel.RouteProtocol, networks...); err != nil {
+	if _, err := kroute.RemoveLeftover(tunnel.RouteProtocol, c.Networks()...); err != nil {
 		o.Logger.Warn("routes to peers may be left", "error", err)
 	}
 }

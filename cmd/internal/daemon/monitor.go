@@ -10,9 +10,11 @@ import (
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/metrics"
+	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
-	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
@@ -29,6 +31,7 @@ type monitor struct {
 	manager *lease.Manager
 	config  *lease.Config
 	network backend
+	keeper  *host.Keeper
 	// how far it is
 	ready    bool
 	stopping bool
@@ -42,7 +45,7 @@ func newMonitor() *monitor { return &monitor{started: time.Now(), isReady: make(
 // open starts to tell how the daemon is, to whom the options say and to the
 // service manager, until stop. It goes on where the daemon before has left it, and
 // stop hands over to after; each may be nil.
-func (m *monitor) open(ctx context.Context, o Options, before *handoverState) (stop func(after *handoverState), err error) {
+func (m *monitor) open(ctx context.Context, o Options, before *handover.State) (stop func(after *handover.State), err error) {
 	e, err := openEndpoints(ctx, o, m, before)
 	if err != nil {
 		return nil, err
@@ -57,7 +60,7 @@ func (m *monitor) open(ctx context.Context, o Options, before *handoverState) (s
 			n.send("STOPPING=1")
 		}
 	})
-	return func(after *handoverState) {
+	return func(after *handover.State) {
 		m.set(func(m *monitor) { m.leaving = after != nil })
 		m.beStopping()
 		cancel()
@@ -86,6 +89,8 @@ type parts struct {
 	health          lease.Status
 	config          *lease.Config
 	network         backend
+	faults          []host.Finding
+	hostParts       []string
 	ready, stopping bool
 }
 
@@ -93,6 +98,9 @@ func (m *monitor) parts() parts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := parts{ext: m.ext, config: m.config, network: m.network, ready: m.ready, stopping: m.stopping}
+	if m.keeper != nil {
+		p.faults, p.hostParts = m.keeper.Findings(), m.keeper.Parts()
+	}
 	if m.manager != nil {
 		p.health = m.manager.Status()
 	}
@@ -122,13 +130,12 @@ func (m *monitor) Status() control.Status {
 	if p.config != nil {
 		s.Model, s.Network, s.NetworkV6 = modelOf(p.config), p.config.Network, p.config.IPv6Network
 	}
-	var fault error
 	if p.network != nil {
-		s.MTU = p.network.mtu()
-		p.network.describe(&s)
-		fault = p.network.fault()
+		s.MTU = p.network.MTU()
+		p.network.Describe(&s)
 	}
-	judge(&s, p, fault)
+	s.Faults, s.HostParts = faultsOf(p.faults), p.hostParts
+	judge(&s, p)
 	return s
 }
 
@@ -138,7 +145,7 @@ func (m *monitor) Peers() []control.Peer {
 	if p.network == nil {
 		return nil
 	}
-	peers := p.network.peers()
+	peers := p.network.Peers()
 	for i := range peers {
 		peers[i].AsOf = p.health.AsOf
 	}
@@ -147,18 +154,18 @@ func (m *monitor) Peers() []control.Peer {
 
 // Stats implements [metrics.Source]; host-gw has no router.
 func (m *monitor) Stats() (s tunnel.Stats, ok bool) {
-	n, ok := m.parts().network.(interface{ stats() tunnel.Stats })
+	n, ok := m.parts().network.(interface{ Stats() tunnel.Stats })
 	if !ok {
 		return tunnel.Stats{}, false
 	}
-	return n.stats(), true
+	return n.Stats(), true
 }
 
 // judge says whether the host's containers are connected. An etcd that is away
 // is no reason against it as long as the other hosts know our lease: packets
 // flow, and an orchestrator that took every host out of service at once would
 // make the outage its own. Once the lease has expired they don't.
-func judge(s *control.Status, p parts, fault error) {
+func judge(s *control.Status, p parts) {
 	switch {
 	case p.stopping:
 		s.Reasons = append(s.Reasons, "the daemon stops")
@@ -169,9 +176,14 @@ func judge(s *control.Status, p parts, fault error) {
 	case !s.Lease.Expires.IsZero() && !s.Now.Before(s.Lease.Expires):
 		s.Reasons = append(s.Reasons, expired(s))
 	}
-	if fault != nil {
-		s.Reasons = append(s.Reasons, fault.Error())
-	} else if len(s.Reasons) == 0 && !p.ready {
+	for _, f := range p.faults {
+		if f.Stops {
+			s.Reasons = append(s.Reasons, f.String())
+		} else {
+			s.Notes = append(s.Notes, f.String())
+		}
+	}
+	if len(s.Reasons) == 0 && !p.ready {
 		s.Reasons = append(s.Reasons, "the subnet file is not written yet")
 	}
 	s.Ready = len(s.Reasons) == 0
@@ -210,6 +222,14 @@ func waitingFor(p parts) string {
 	return "waiting for " + what
 }
 
+// faultsOf are the findings as the status tells them.
+func faultsOf(findings []host.Finding) (faults []control.Fault) {
+	for _, f := range findings {
+		faults = append(faults, control.Fault{Part: f.Part, What: f.What, Remedy: f.Remedy, Stops: f.Stops, Since: f.Since})
+	}
+	return faults
+}
+
 // etcdOf counts an etcd as up that only has no configuration yet.
 func etcdOf(h lease.Status, skipped uint64) control.Etcd {
 	e := control.Etcd{
@@ -237,44 +257,11 @@ func modelOf(c *lease.Config) string {
 	if c.Backend.Type == lease.TypeHostGW {
 		return lease.TypeHostGW
 	}
-	switch directMode(c.Backend) {
+	switch overlay.DirectMode(c.Backend) {
 	case tunnel.DirectSocket:
 		return "vxlan, direct by socket"
 	case tunnel.DirectRoute:
 		return "vxlan, direct by route"
 	}
 	return "vxlan"
-}
-
-// peerOf tells of a peer and its path; otherwise is what a path is that isn't
-// direct.
-func peerOf(p tunnel.Peer, path tunnel.Path, otherwise string) control.Peer {
-	out := control.Peer{Subnet: p.Subnet, PublicIP: p.Underlay, Path: otherwise, Link: path.Link, Reason: path.Reason, Since: path.Since}
-	if p.MAC != (encap.MAC{}) {
-		out.MAC = p.MAC.String()
-	}
-	if path.Direct {
-		out.Path = control.PathDirect
-	}
-	if path.MAC != (encap.MAC{}) {
-		out.NextMAC = path.MAC.String()
-	}
-	return out
-}
-
-// trafficOf is what a router has counted.
-func trafficOf(s tunnel.Stats) *control.Traffic {
-	t := &control.Traffic{
-		Sent:     control.Direction{Packets: s.TxPackets, Bytes: s.TxBytes, Datagrams: s.TxDatagrams, Messages: s.TxMessages, Batches: s.TxBatches},
-		Received: control.Direction{Packets: s.RxPackets, Bytes: s.RxBytes, Datagrams: s.RxDatagrams, Messages: s.RxMessages, Batches: s.RxBatches},
-		Direct:   s.TxDirect, Fallbacks: s.Fallbacks, Answers: s.Answers,
-		Drops: map[string]uint64{}, Offloads: map[string]bool{},
-	}
-	for _, d := range tunnel.DropReasons() {
-		t.Drops[d.String()] = s.Drop(d)
-	}
-	for bit := tunnel.OffloadTSO; bit <= tunnel.OffloadUDP; bit <<= 1 {
-		t.Offloads[bit.String()] = s.Offloads.Has(bit)
-	}
-	return t
 }

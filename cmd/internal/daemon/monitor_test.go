@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/control"
+	"uvxlan/cmd/internal/host"
+	"uvxlan/cmd/internal/hostgw"
 	"uvxlan/lease"
 )
 
@@ -27,12 +29,11 @@ func TestJudge(t *testing.T) {
 		return s
 	}
 	config := &lease.Config{}
-	network := &gateway{}
+	network := &hostgw.Gateway{}
 	down := errors.New("connection refused")
 	for _, c := range []struct {
 		name   string
 		parts  parts
-		fault  error
 		reason string // empty if it is ready
 		note   string
 	}{
@@ -45,7 +46,8 @@ func TestJudge(t *testing.T) {
 			parts: parts{health: with(func(s *lease.Status) { s.Connected, s.Lease = false, expired }), config: config, network: network, ready: true}, reason: "has expired", note: away,
 		},
 		{name: "no lease", parts: parts{health: with(func(s *lease.Status) { s.Lease = lease.Lease{} }), config: config, network: network, ready: true}, reason: "no lease"},
-		{name: "a fault", parts: parts{health: up, config: config, network: network, ready: true}, fault: errors.New("flannel.1: gone"), reason: "flannel.1: gone"},
+		{name: "a fault", parts: parts{health: up, config: config, network: network, ready: true, faults: []host.Finding{{Fault: host.Fault{What: "flannel.1: gone", Stops: true}}}}, reason: "flannel.1: gone"},
+		{name: "a fault that stops nothing", parts: parts{health: up, config: config, network: network, ready: true, faults: []host.Finding{{Fault: host.Fault{What: "a bridge", Remedy: "restart it"}}}}, note: "a bridge: restart it"},
 		{name: "before the subnet file", parts: parts{health: up, config: config, network: network}, reason: "subnet file"},
 		{name: "stopping", parts: parts{health: up, config: config, network: network, ready: true, stopping: true}, reason: "stops"},
 		{name: "at the start", reason: "waiting for the network configuration"},
@@ -53,7 +55,7 @@ func TestJudge(t *testing.T) {
 		{name: "before a lease", parts: parts{health: lease.Status{Connected: true}, config: config}, reason: "waiting for the device and a lease"},
 	} {
 		s := control.Status{Now: time.Now(), Etcd: etcdOf(c.parts.health, 0), Watch: watchOf(c.parts.health), Lease: leaseOf(c.parts.health)}
-		judge(&s, c.parts, c.fault)
+		judge(&s, c.parts)
 		if s.Ready != (c.reason == "") || s.Ready != (len(s.Reasons) == 0) {
 			t.Errorf("%s: ready %t, %q", c.name, s.Ready, s.Reasons)
 		}

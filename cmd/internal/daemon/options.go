@@ -7,22 +7,18 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"runtime"
 	"time"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/overlay"
 	"uvxlan/lease/etcd"
-	"uvxlan/tunnel"
 )
 
 // Defaults of Options.
 const (
 	DefaultSubnetFile = "/run/flannel/subnet.env"
 	DefaultStateDir   = hoststate.DefaultDir
-	// maxWorkers bounds the default number of workers: beyond it the flows of
-	// one host seldom spread.
-	maxWorkers = 8
 )
 
 // Options are what the command line says.
@@ -46,17 +42,8 @@ type Options struct {
 	// be opened.
 	ControlSocket string
 	MustControl   bool
-	// Workers is the number of threads that move packets, where the device has as
-	// many queues; 0 means one a CPU, at most 8.
-	Workers int
-	// Driver is the device's; empty means the first that the kernel allows.
-	Driver tunnel.Driver
-	// AnySource takes packets whatever address they come from.
-	AnySource bool
-	// Offloads are those to use, where the kernel has them; with MustOffload it
-	// must.
-	Offloads    tunnel.Offloads
-	MustOffload bool
+	// Overlay are the choices for VXLAN networks.
+	Overlay overlay.Options
 	// RenewMargin is how long before its end the lease is renewed; 0 means
 	// lease.DefaultRenewMargin.
 	RenewMargin time.Duration
@@ -70,11 +57,4 @@ type Options struct {
 	Reload <-chan os.Signal
 	// Logger is required.
 	Logger *slog.Logger
-}
-
-func (o *Options) workers() int {
-	if o.Workers > 0 {
-		return o.Workers
-	}
-	return min(runtime.NumCPU(), maxWorkers)
 }

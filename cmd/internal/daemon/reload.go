@@ -24,7 +24,7 @@ type reloader struct {
 // run returns what is to be handed over, once another process carries the packets
 // by it; nil when ctx ends. A program that can't take over is logged, and all goes
 // on as before.
-func (r *reloader) run(ctx context.Context) *handoverState {
+func (r *reloader) run(ctx context.Context) *handover.State {
 	select {
 	case <-r.monitor.isReady:
 	case <-ctx.Done():
@@ -55,7 +55,7 @@ func monotonic() time.Duration {
 }
 
 // attempt starts a standby and has it carry the packets.
-func (r *reloader) attempt(ctx context.Context) (*handoverState, error) {
+func (r *reloader) attempt(ctx context.Context) (*handover.State, error) {
 	if r.opts.EmbeddedEtcd {
 		return nil, errors.New("the etcd in this process can't be handed over: restart the daemon instead")
 	}
@@ -63,43 +63,28 @@ func (r *reloader) attempt(ctx context.Context) (*handoverState, error) {
 	if !p.health.Lease.Subnet.IsValid() {
 		return nil, errors.New("the host has no lease")
 	}
-	e := newHandover(p, r.monitor.started)
-	if err := p.network.handOver(e); err != nil {
-		return nil, err
-	}
-	text, err := e.encode()
-	if err != nil {
+	e := handover.NewState()
+	e.Started, e.Interface, e.Config, e.Own = r.monitor.started, p.ext, p.config, p.health.Lease
+	if err := p.network.HandOver(e); err != nil {
 		return nil, err
 	}
 	begin := time.Now()
-	if e.standby, err = handover.Start(ctx, r.program, text, e.tunnelDescriptors()); err != nil {
+	if err := e.StartStandby(ctx, r.program); err != nil {
 		return nil, err
 	}
 	ready := time.Now()
-	since, err := p.network.release()
+	since, err := p.network.Release()
 	if err != nil {
-		err = errors.Join(err, e.stopStandby())
-		e.standby.Reap()
+		err = errors.Join(err, e.StopStandby())
+		e.Reap()
 		return nil, err
 	}
 	// A standby that has died is noticed again when it is stopped; there is
 	// nobody else now.
-	if err := e.standby.Go(); err != nil {
+	if err := e.Go(); err != nil {
 		r.opts.Logger.Error("packets wait until the new program is up", "error", err)
 	}
 	r.opts.Logger.Info("reload: the program on disk stands by and carries the packets", "program", r.program,
 		"started_in", ready.Sub(begin).Round(time.Millisecond), "paused", time.Since(since))
 	return e, nil
-}
-
-// exec becomes the program on disk. It returns only when that fails.
-func (e *handoverState) exec(t *handover.Termination, program string) error {
-	if e.lock != nil {
-		e.Lock = e.lock.Descriptor()
-	}
-	text, err := e.encode()
-	if err != nil {
-		return err
-	}
-	return handover.Exec(t, program, text, e.descriptors(), e.standby)
 }

@@ -6,27 +6,21 @@ import (
 	"io"
 
 	"uvxlan/cmd/internal/handover"
-	"uvxlan/tunnel"
+	"uvxlan/cmd/internal/overlay"
 )
 
 // standby carries the packets of a daemon that is becoming another program, by
 // VXLAN alone and by the table as it was. It leaves the host and etcd alone.
-func standby(o Options, e *handoverState, main *handover.Main) error {
+func standby(o Options, e *handover.State, main *handover.Main) error {
 	if err := checkCapability(); err != nil {
 		return err
 	}
 	run := func(context.Context) error { return nil }
 	if e.Tunnel != nil {
-		v := newOverlay(o, e.Config, e.Interface)
-		v.direct, e.Tunnel.Sockets.Packet = tunnel.DirectOff, nil
-		v.before = e
-		if err := v.adopt(e); err != nil {
+		var err error
+		if run, err = overlay.Standby(overlayConfig(o, e.Config, e.Interface, func(string) {}), e); err != nil {
 			return err
 		}
-		if err := v.start(e.Own); err != nil {
-			return err
-		}
-		run = v.router.Run
 	}
 	// Readiness may be of no more interest, if the daemon is ended meanwhile.
 	if err := main.Ready(); err != nil {

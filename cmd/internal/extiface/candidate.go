@@ -92,7 +92,7 @@ func fault(a netlink.Addr) string {
 
 // choose picks the interface's best address, or prefer if it has that.
 func (c candidate) choose(prefer netip.Addr) (Interface, error) {
-	best := Interface{Name: c.name, MTU: c.mtu}
+	best := Interface{Name: c.name, Index: c.index, MTU: c.mtu}
 	for _, a := range c.addrs {
 		if fault(a) == "" && (!best.Address.IsValid() || address(a) == prefer) {
 			best.Address = address(a)

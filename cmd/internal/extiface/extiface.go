@@ -14,7 +14,9 @@ import (
 // Interface is the choice.
 type Interface struct {
 	Name string
-	MTU  encap.OuterMTU
+	// Index is the interface's number, by which it is known when it is renamed.
+	Index int
+	MTU   encap.OuterMTU
 	// Address is the interface's own, which packets are sent from.
 	Address netip.Addr
 	// PublicIP is what peers send to: Address, unless a NAT stands between.

@@ -81,7 +81,7 @@ func TestIntegrationChoose(t *testing.T) {
 	check := func(name string, w Wanted, link, address string) {
 		t.Helper()
 		got, err := Choose(w)
-		want := Interface{Name: link, MTU: 1500, Address: at(address), PublicIP: at(address)}
+		want := Interface{Name: link, Index: got.Index, MTU: 1500, Address: at(address), PublicIP: at(address)}
 		if link == "eth1" {
 			want.MTU = 9000
 		}
@@ -90,6 +90,9 @@ func TestIntegrationChoose(t *testing.T) {
 		}
 		if err != nil || got != want {
 			t.Errorf("%s: %+v, %v; want %+v", name, got, err, want)
+		}
+		if i, err := net.InterfaceByName(link); err != nil || got.Index != i.Index {
+			t.Errorf("%s: the number is %d: %+v, %v", name, got.Index, i, err)
 		}
 	}
 	check("name, its best address", Wanted{Names: []string{"eth0"}}, "eth0", "192.168.7.7")

@@ -37,7 +37,7 @@ func (all candidates) byAddress(a netip.Addr) (Interface, error) {
 			if f := fault(has); f != "" {
 				return Interface{}, fmt.Errorf("%s has the address %s, but that is %s", c.name, a, f)
 			}
-			return Interface{Name: c.name, MTU: c.mtu, Address: a}, nil
+			return Interface{Name: c.name, Index: c.index, MTU: c.mtu, Address: a}, nil
 		}
 	}
 	return Interface{}, fmt.Errorf("no interface has the address %s (behind a NAT, name the interface as well: -iface)", a)
@@ -67,7 +67,7 @@ func (all candidates) byPattern(p *regexp.Regexp, prefer netip.Addr) (Interface,
 			case fault(a) != "":
 				passed = append(passed, fmt.Errorf("%s of %s, which is %s", address(a), c.name, fault(a)))
 			default:
-				return Interface{Name: c.name, MTU: c.mtu, Address: address(a)}, nil
+				return Interface{Name: c.name, Index: c.index, MTU: c.mtu, Address: address(a)}, nil
 			}
 		}
 	}
@@ -109,7 +109,7 @@ func (all candidates) byReach(to netip.Addr) (Interface, error) {
 	if i < 0 {
 		return Interface{}, fmt.Errorf("-iface-can-reach: the interface to %s, number %d, is gone", to, r.LinkIndex)
 	}
-	return Interface{Name: all[i].name, MTU: all[i].mtu, Address: from.Unmap()}, nil
+	return Interface{Name: all[i].name, Index: all[i].index, MTU: all[i].mtu, Address: from.Unmap()}, nil
 }
 
 // byDefaultRoute takes the first default route whose interface can be used.

@@ -1,4 +1,4 @@
-package daemon
+package handover
 
 import (
 	"context"
@@ -9,23 +9,22 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/extiface"
-	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
 
-// handoverFormat is that of the handed-over state's text. A change that an older or newer program
+// stateFormat is that of the handed-over state's text. A change that an older or newer program
 // would misread takes another number.
-const handoverFormat = 1
+const stateFormat = 1
 
-// none is a descriptor that isn't there.
-const none = -1
+// None is a descriptor that isn't there.
+const None = -1
 
-// handoverState is what a daemon hands over to the one that takes its place. The
+// State is what a daemon hands over to the one that takes its place. The
 // descriptors are inherited under their own numbers.
-type handoverState struct {
+type State struct {
 	Format  int    `json:"format"`
 	Version string `json:"version"` // of the program that wrote it
 
@@ -37,27 +36,24 @@ type handoverState struct {
 	// Tunnel are the device and the sockets, nil with host-gw.
 	Tunnel *tunnel.Descriptors `json:"tunnel"`
 	// Lock, Health and Control are those of the state directory's lock and of the
-	// listening sockets, or none.
+	// listening sockets, or None.
 	Lock    int `json:"lock"`
 	Health  int `json:"health"`
 	Control int `json:"control"`
 
 	lock     *hoststate.Lock // of Lock, as long as the process is the same
-	standby  *handover.Standby
+	standby  *Standby
 	stopping sync.Once
 	stopped  chan struct{} // closed once the standby doesn't work any longer
 }
 
-// newHandover has what is common to all backends.
-func newHandover(p parts, started time.Time) *handoverState {
-	return &handoverState{
-		Format: handoverFormat, Version: version.String(), Started: started,
-		Interface: p.ext, Config: p.config, Own: p.health.Lease,
-		Lock: none, Health: none, Control: none, stopped: make(chan struct{}),
-	}
+// NewState returns a State without descriptors.
+func NewState() *State {
+	return &State{Format: stateFormat, Version: version.String(), Lock: None, Health: None, Control: None, stopped: make(chan struct{})}
 }
 
-func (e *handoverState) encode() ([]byte, error) {
+// Encode is the state's text, for another program's [ReadState].
+func (e *State) Encode() ([]byte, error) {
 	text, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("write the state to hand over: %w", err)
@@ -65,9 +61,9 @@ func (e *handoverState) encode() ([]byte, error) {
 	return text, nil
 }
 
-// readHandover refuses what this program doesn't understand.
-func readHandover(text []byte) (*handoverState, error) {
-	e := &handoverState{stopped: make(chan struct{})}
+// ReadState refuses what this program doesn't understand.
+func ReadState(text []byte) (*State, error) {
+	e := &State{stopped: make(chan struct{})}
 	var head struct {
 		Format  int    `json:"format"`
 		Version string `json:"version"`
@@ -75,9 +71,9 @@ func readHandover(text []byte) (*handoverState, error) {
 	if err := json.Unmarshal(text, &head); err != nil {
 		return nil, fmt.Errorf("read the handed-over state: %w", err)
 	}
-	if head.Format != handoverFormat {
+	if head.Format != stateFormat {
 		return nil, fmt.Errorf("read the handed-over state: it is of format %d (version %s), this program (version %s) takes %d: restart the daemon instead",
-			head.Format, head.Version, version.String(), handoverFormat)
+			head.Format, head.Version, version.String(), stateFormat)
 	}
 	if err := json.Unmarshal(text, e); err != nil {
 		return nil, fmt.Errorf("read the handed-over state: %w", err)
@@ -89,8 +85,8 @@ func readHandover(text []byte) (*handoverState, error) {
 	return e, nil
 }
 
-// tunnelDescriptors are all that the standby works with.
-func (e *handoverState) tunnelDescriptors() []int {
+// TunnelDescriptors are all that the standby works with.
+func (e *State) TunnelDescriptors() []int {
 	if e.Tunnel == nil {
 		return nil
 	}
@@ -102,21 +98,21 @@ func (e *handoverState) tunnelDescriptors() []int {
 	return slices.Compact(fds)
 }
 
-// descriptors are all that there are.
-func (e *handoverState) descriptors() []int {
-	fds := e.tunnelDescriptors()
+// Descriptors are all that there are.
+func (e *State) Descriptors() []int {
+	fds := e.TunnelDescriptors()
 	for _, fd := range []int{e.Lock, e.Health, e.Control} {
-		if fd != none {
+		if fd != None {
 			fds = append(fds, fd)
 		}
 	}
 	return fds
 }
 
-// takeLock takes the state directory's lock over, or takes it anew.
-func (e *handoverState) takeLock(dir string) (*hoststate.Lock, error) {
+// TakeLock takes the state directory's lock over, or takes it anew.
+func (e *State) TakeLock(dir string) (*hoststate.Lock, error) {
 	switch {
-	case e == nil || e.lock == nil && e.Lock == none:
+	case e == nil || e.lock == nil && e.Lock == None:
 		return hoststate.Acquire(dir)
 	case e.lock != nil:
 		return e.lock, nil
@@ -127,9 +123,9 @@ func (e *handoverState) takeLock(dir string) (*hoststate.Lock, error) {
 // settleAfter is how long after a reload the backend is told that it is over.
 const settleAfter = time.Second
 
-// follow waits for the end of the standby's process, if there is one, and of the
-// reload.
-func (e *handoverState) follow(ctx context.Context, network backend) error {
+// AwaitEnd waits for the end of the standby's process, if there is one, and of the
+// handover; then it calls over. It returns when ctx ends as well.
+func (e *State) AwaitEnd(ctx context.Context, over func()) error {
 	if e == nil {
 		return nil
 	}
@@ -141,14 +137,60 @@ func (e *handoverState) follow(ctx context.Context, network backend) error {
 	}
 	select {
 	case <-time.After(settleAfter):
-		network.settle()
+		over()
 	case <-ctx.Done():
 	}
 	return nil
 }
 
-// stopStandby ends the standby's work. Further calls do nothing.
-func (e *handoverState) stopStandby() (err error) {
+// StartStandby starts the program as a standby that can work by this state.
+func (e *State) StartStandby(ctx context.Context, program string) error {
+	text, err := e.Encode()
+	if err == nil {
+		e.standby, err = Start(ctx, program, text, e.TunnelDescriptors())
+	}
+	return err
+}
+
+// Go has the standby work from now on.
+func (e *State) Go() error { return e.standby.Go() }
+
+// Reap waits until a stopped standby's process has ended.
+func (e *State) Reap() { e.standby.Reap() }
+
+// Keep makes lock the one to be handed over.
+func (e *State) Keep(lock *hoststate.Lock) { e.lock = lock }
+
+// Exec makes this process the successor, which takes the state over. It returns
+// only when that fails, or t has ended.
+func (e *State) Exec(t *Termination, program string) error {
+	if e.lock != nil {
+		e.Lock = e.lock.Descriptor()
+	}
+	text, err := e.Encode()
+	if err != nil {
+		return err
+	}
+	return Exec(t, program, text, e.Descriptors(), e.standby)
+}
+
+// ReceiveState reads what another program handed over to this one; nothing if it is
+// the first. Main is nil for a successor.
+func ReceiveState() (*State, *Main, error) {
+	r, err := Receive()
+	if err != nil || r == nil {
+		return nil, nil, err
+	}
+	e, err := ReadState(r.State)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.standby = r.Standby
+	return e, r.Main, nil
+}
+
+// StopStandby ends the standby's work. Further calls do nothing.
+func (e *State) StopStandby() (err error) {
 	e.stopping.Do(func() {
 		err = e.standby.Stop()
 		close(e.stopped)

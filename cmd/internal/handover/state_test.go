@@ -1,7 +1,6 @@
-package daemon
+package handover
 
 import (
-	"log/slog"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -14,7 +13,7 @@ import (
 	"uvxlan/tunnel"
 )
 
-func testEstate(t *testing.T) *handoverState {
+func testState(t *testing.T) *State {
 	t.Helper()
 	c, err := lease.ParseConfig([]byte(`{"Network":"172.7.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`))
 	if err != nil {
@@ -24,10 +23,9 @@ func testEstate(t *testing.T) *handoverState {
 		Subnet: netip.MustParsePrefix("172.7.21.0/24"), Revision: 7, ID: 9, Expires: time.Now().Add(time.Hour),
 		Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.21"), BackendType: lease.TypeVXLAN, BackendData: []byte(`{"VNI":1,"VtepMAC":"02:00:00:00:00:21"}`)},
 	}
-	e := newHandover(parts{
-		ext:    extiface.Interface{Name: "eth0", MTU: 1500, Address: own.Attrs.PublicIP, PublicIP: own.Attrs.PublicIP},
-		config: c, health: lease.Status{Lease: own},
-	}, time.Now())
+	e := NewState()
+	e.Started, e.Config, e.Own = time.Now(), c, own
+	e.Interface = extiface.Interface{Name: "eth0", MTU: 1500, Address: own.Attrs.PublicIP, PublicIP: own.Attrs.PublicIP}
 	e.Peers = []tunnel.Peer{{
 		Subnet: netip.MustParsePrefix("172.7.22.0/24"), Underlay: netip.MustParseAddr("192.168.14.22"), MAC: encap.MAC{2, 0, 0, 0, 0, 22},
 	}}
@@ -39,13 +37,13 @@ func testEstate(t *testing.T) *handoverState {
 }
 
 // What is read is what was written, to the last field.
-func TestEstate(t *testing.T) {
-	e := testEstate(t)
-	text, err := e.encode()
+func TestState(t *testing.T) {
+	e := testState(t)
+	text, err := e.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := readHandover(text)
+	got, err := ReadState(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,48 +53,33 @@ func TestEstate(t *testing.T) {
 	if got.Interface != e.Interface || !reflect.DeepEqual(got.Config, e.Config) || !reflect.DeepEqual(got.Peers, e.Peers) || !reflect.DeepEqual(got.Tunnel, e.Tunnel) {
 		t.Errorf("read %s", text)
 	}
-	if fds := got.descriptors(); !reflect.DeepEqual(fds, []int{10, 11, 12, 13, 14, 15, 16, 17, 18, 19}) {
+	if fds := got.Descriptors(); !reflect.DeepEqual(fds, []int{10, 11, 12, 13, 14, 15, 16, 17, 18, 19}) {
 		t.Errorf("the descriptors are %v", fds)
 	}
 }
 
-func TestEstateRefused(t *testing.T) {
+func TestStateRefused(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(*handoverState)
+		change func(*State)
 		want   string
 	}{
-		"another format": {func(e *handoverState) { e.Format++ }, "it is of format 2"},
-		"no lease":       {func(e *handoverState) { e.Own = lease.Lease{} }, "something is missing"},
-		"no config":      {func(e *handoverState) { e.Config = nil }, "something is missing"},
-		"no interface":   {func(e *handoverState) { e.Interface = extiface.Interface{} }, "something is missing"},
-		"no device":      {func(e *handoverState) { e.Tunnel = nil }, "something is missing"},
+		"another format": {func(e *State) { e.Format++ }, "it is of format 2"},
+		"no lease":       {func(e *State) { e.Own = lease.Lease{} }, "something is missing"},
+		"no config":      {func(e *State) { e.Config = nil }, "something is missing"},
+		"no interface":   {func(e *State) { e.Interface = extiface.Interface{} }, "something is missing"},
+		"no device":      {func(e *State) { e.Tunnel = nil }, "something is missing"},
 	} {
-		e := testEstate(t)
+		e := testState(t)
 		c.change(e)
-		text, err := e.encode()
+		text, err := e.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readHandover(text); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := ReadState(text); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := readHandover([]byte("{")); err == nil {
+	if _, err := ReadState([]byte("{")); err == nil {
 		t.Error("half a text was read")
-	}
-}
-
-// A reload that can't be is refused before anything is started.
-func TestReloadRefused(t *testing.T) {
-	o := Options{Logger: slog.New(slog.DiscardHandler), EmbeddedEtcd: true}
-	m := newMonitor()
-	m.set(func(m *monitor) { m.network = &overlay{name: "flannel.1", down: errLoading} })
-	r := &reloader{opts: o, program: "/nonexistent", monitor: m}
-	if _, err := r.attempt(t.Context()); err == nil || !strings.Contains(err.Error(), "etcd in this process can't be handed over") {
-		t.Error(err)
-	}
-	r.opts.EmbeddedEtcd = false
-	if _, err := r.attempt(t.Context()); err == nil || !strings.Contains(err.Error(), "no lease") {
-		t.Error(err)
 	}
 }

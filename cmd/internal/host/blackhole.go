@@ -1,43 +1,74 @@
-package daemon
+package host
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
 	"net/netip"
 
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
-	"uvxlan/lease"
+	"uvxlan/tunnel"
 )
 
-// addBlackhole makes the blackhole routes of our subnets, if they are wanted.
-func addBlackhole(o Options, own lease.Lease) error {
-	if !o.Blackhole {
-		return nil
+// Blackholes is the part that the blackhole routes of our subnets are. They are
+// noted in the state directory first, since they outlive a daemon that is killed.
+func Blackholes(stateDir string, subnets []netip.Prefix) Part {
+	return Part{
+		Name: "blackhole-route",
+		Wakes: func(e Event) bool {
+			return e.Kind == Route && e.Protocol == tunnel.RouteProtocol
+		},
+		Check: func(context.Context) (faults []Fault) {
+			for _, n := range subnets {
+				there, err := blackhole.Exists(n)
+				switch {
+				case err != nil:
+					faults = append(faults, Fault{What: err.Error()})
+				case !there:
+					faults = append(faults, Fault{What: fmt.Sprintf("the blackhole route to %s is missing", n)})
+				}
+			}
+			return faults
+		},
+		Repair: func(context.Context) error {
+			err := hoststate.Update(stateDir, func(s *hoststate.State) {
+				for _, n := range subnets {
+					if n.Addr().Is4() {
+						s.Blackhole = n
+					} else {
+						s.BlackholeV6 = n
+					}
+				}
+			})
+			if err != nil {
+				return err
+			}
+			for _, n := range subnets {
+				if err := blackhole.Add(n); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 	}
-	err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Blackhole, s.BlackholeV6 = own.Subnet, own.IPv6Subnet })
-	if err == nil {
-		err = blackhole.Add(own.Subnet)
-	}
-	if err == nil && own.IPv6Subnet.IsValid() {
-		err = blackhole.Add(own.IPv6Subnet)
-	}
-	return err
 }
 
-// removeBlackhole removes the routes that this daemon has made, or an earlier one
-// that was killed.
-func removeBlackhole(o Options) {
-	state, err := hoststate.Load(o.StateDir)
+// RemoveBlackholes removes the blackhole routes that this daemon has made, or an
+// earlier one that was killed.
+func RemoveBlackholes(stateDir string, log *slog.Logger) {
+	state, err := hoststate.Load(stateDir)
 	if err != nil || !state.Blackhole.IsValid() && !state.BlackholeV6.IsValid() {
 		return // what can't be read was reported at the start
 	}
 	for _, subnet := range []*netip.Prefix{&state.Blackhole, &state.BlackholeV6} {
 		if _, err := blackhole.Remove(*subnet); err != nil {
-			o.Logger.Warn("a blackhole route may be left", "error", err)
+			log.Warn("a blackhole route may be left", "error", err)
 			continue
 		}
 		*subnet = netip.Prefix{}
 	}
-	if err := state.Save(o.StateDir); err != nil {
-		o.Logger.Warn("a blackhole route may be left", "error", err)
+	if err := state.Save(stateDir); err != nil {
+		log.Warn("a blackhole route may be left", "error", err)
 	}
 }

@@ -40,8 +40,10 @@ type Event struct {
 	Kind Kind
 	// Index is the interface's, with Link and Address.
 	Index int
-	// Prefix is a route's destination, valid with Route.
-	Prefix netip.Prefix
+	// Prefix is a route's destination, and Protocol whose it is (rtnetlink(7),
+	// rtm_protocol), with Route.
+	Prefix   netip.Prefix
+	Protocol int
 	// Family and Table are those of the changed nftables rules or objects, with
 	// Firewall.
 	Family byte
@@ -170,7 +172,7 @@ func routeEvent(data []byte) (Event, bool) {
 			addr = a
 		}
 	}
-	return Event{Kind: Route, Prefix: netip.PrefixFrom(addr, int(data[1]))}, true
+	return Event{Kind: Route, Prefix: netip.PrefixFrom(addr, int(data[1])), Protocol: int(data[5])}, true
 }
 
 // generic is the length of the header that nfnetlink puts before the attributes

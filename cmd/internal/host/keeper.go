@@ -10,9 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quiet is the least time between two looks at a part, so that somebody who
-// undoes a repair in a loop doesn't keep the processor busy.
-const quiet = 100 * time.Millisecond
+// quiet is the least time between two looks at a part, and share the largest part
+// of the time that looks may take, so that somebody who undoes a repair in a loop
+// doesn't keep the processor busy.
+const (
+	quiet = 100 * time.Millisecond
+	share = 10
+)
 
 // Keeper keeps parts as wanted. Its methods may be called from any goroutine.
 type Keeper struct {
@@ -146,11 +150,12 @@ func (k *Keeper) keep(ctx context.Context, p *kept) {
 		interval = DefaultInterval
 	}
 	for first := true; ctx.Err() == nil; first = false {
+		begin := time.Now()
 		k.look(ctx, p)
 		if first {
 			close(p.looked)
 		}
-		if !sleep(ctx, quiet, nil) || !sleep(ctx, interval-quiet, p.wake) {
+		if !sleep(ctx, max(quiet, share*time.Since(begin)), nil) || !sleep(ctx, interval, p.wake) {
 			return
 		}
 	}
@@ -175,10 +180,9 @@ func (k *Keeper) look(ctx context.Context, p *kept) {
 	var failure error
 	if len(faults) > 0 && p.Repair != nil {
 		before := faults
-		if failure = p.Repair(ctx); failure == nil {
-			faults = p.Check(ctx)
-			k.tellRepaired(p, before, faults)
-		}
+		failure = p.Repair(ctx)
+		faults = p.Check(ctx)
+		k.tellRepaired(p, before, faults)
 	}
 	if ctx.Err() != nil {
 		return // what it found out may be due to the end
@@ -207,13 +211,13 @@ func (k *Keeper) record(p *kept, faults []Fault, failure error) {
 		finding := Finding{Fault: f, Part: p.Name, Since: now}
 		if i := slices.IndexFunc(before, func(o Finding) bool { return o.What == f.What }); i >= 0 {
 			finding.Since = before[i].Since
-		} else {
+		} else if !f.Starting {
 			k.log.Warn("the host is not as it should be", "part", p.Name, "fault", f.What, "remedy", f.Remedy, "packets_pass", !f.Stops)
 		}
 		p.findings = append(p.findings, finding)
 	}
 	for _, o := range before {
-		if !slices.ContainsFunc(faults, func(f Fault) bool { return f.What == o.What }) {
+		if !o.Starting && !slices.ContainsFunc(faults, func(f Fault) bool { return f.What == o.What }) {
 			k.log.Info("the host is as it should be again", "part", p.Name, "fault", o.What, "after", now.Sub(o.Since).Round(time.Millisecond))
 		}
 	}

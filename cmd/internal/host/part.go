@@ -37,6 +37,8 @@ type Fault struct {
 	Remedy string
 	// Stops says that the containers' packets don't pass while it lasts.
 	Stops bool
+	// Starting marks what every start begins with: it passes, and isn't logged.
+	Starting bool
 }
 
 // String is the fault with its remedy.

@@ -1,18 +1,11 @@
-package daemon
+package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/hoststate"
 )
@@ -23,107 +16,69 @@ const (
 	rpLoose  = "2"
 )
 
-// reverseFilter is the external interface's reverse-path filter, which must be
-// loose: packets of peers' containers arrive there without VXLAN, while our route
-// to them leads into the device, and a strict filter would drop them in silence.
-type reverseFilter struct {
-	log             *slog.Logger // immutable, as are the others
-	stateDir, iface string
-
-	mu   sync.Mutex // held while the filter is looked at and changed
-	told bool       // guarded by mu: it was warned of a failure
+// ReversePath is the part that an interface's reverse-path filter is, which must
+// be loose where packets of peers' containers arrive without VXLAN, while our
+// route to them leads into the device: a strict filter would drop them in silence.
+// iface returns the interface's name at the moment.
+func ReversePath(stateDir string, iface func() string) Part {
+	f := reversePath{stateDir, iface}
+	return Part{Name: "reverse-path", Check: f.check, Repair: f.repair, Wakes: Is(Setting, Link)}
 }
 
-// loosen loosens the filter if it is strict.
-func (f *reverseFilter) loosen() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c, err := f.loosenLocked()
-	switch {
-	case err != nil && !f.told:
-		f.told = true
-		f.log.Warn("if the reverse-path filter is strict, packets of on-link peers are dropped", "error", err)
-	case err == nil && c != nil:
-		f.log.Info("loosened the reverse-path filter, for packets that come without VXLAN", "sysctl", c.Path, "value", c.Set)
-	}
+type reversePath struct {
+	stateDir string
+	iface    func() string
 }
 
-// loosenLocked changes the interface's own setting, which is enough since the
-// looser of the two counts, and nothing where the filter isn't strict.
-func (f *reverseFilter) loosenLocked() (*hoststate.Sysctl, error) {
-	own := filepath.Join("ipv4/conf", f.iface, "rp_filter")
+func (f reversePath) setting() string { return filepath.Join("ipv4/conf", f.iface(), "rp_filter") }
+
+// strict returns the interface's own setting and whether the filter is strict: the
+// looser of the interface's and of that for all interfaces counts.
+func (f reversePath) strict() (own string, is bool, err error) {
 	all, err := readSysctl("ipv4/conf/all/rp_filter")
 	if err != nil {
-		return nil, err
+		return "", false, err
 	}
-	before, err := readSysctl(own)
-	if err != nil || max(all, before) != rpStrict {
-		return nil, err
+	own, err = readSysctl(f.setting())
+	return own, max(all, own) == rpStrict, err
+}
+
+func (f reversePath) check(context.Context) []Fault {
+	_, strict, err := f.strict()
+	switch {
+	case err != nil:
+		return []Fault{{What: fmt.Sprintf("whether the reverse-path filter drops packets of on-link peers is not known: %v", err)}}
+	case strict:
+		return []Fault{{
+			What:   fmt.Sprintf("the reverse-path filter of %s is strict, which drops packets of on-link peers", f.iface()),
+			Remedy: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.rp_filter=2", f.iface()),
+			Stops:  true,
+		}}
 	}
-	change := hoststate.Sysctl{Path: own, Before: before, Set: rpLoose}
+	return nil
+}
+
+// repair changes the interface's own setting, which is enough.
+func (f reversePath) repair(context.Context) error {
+	before, strict, err := f.strict()
+	if err != nil || !strict {
+		return err
+	}
+	change := hoststate.Sysctl{Path: f.setting(), Before: before, Set: rpLoose}
 	if err := hoststate.Update(f.stateDir, func(s *hoststate.State) { s.Record(change) }); err != nil {
-		return nil, err
+		return err
 	}
-	return &change, os.WriteFile(filepath.Join("/proc/sys/net", own), []byte(rpLoose), 0)
+	return os.WriteFile(filepath.Join(sysctlRoot, change.Path), []byte(rpLoose), 0)
 }
 
-// follow loosens the filter whenever somebody makes it strict, such as another
-// daemon of this host that had loosened it and stops, until the returned function
-// is called.
-func (f *reverseFilter) follow(ctx context.Context) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := eachSettingChange(ctx, f.loosen); err != nil {
-			f.log.Warn("whether the reverse-path filter stays loose is not known", "error", err)
-		}
-	})
-	return func() { cancel(); wg.Wait() }
-}
-
-// eachSettingChange calls changed at once, and when the kernel reports that IPv4
-// settings of an interface changed, until ctx ends.
-func eachSettingChange(ctx context.Context, changed func()) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
-	}
-	events := os.NewFile(uintptr(fd), "netlink")
-	defer events.Close()
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.RTNLGRP_IPV4_NETCONF - 1)}); err != nil {
-		return fmt.Errorf("subscribe to the kernel's events: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	for buf := make([]byte, 4096); ; {
-		changed()
-		_, err := events.Read(buf)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.ENOBUFS) { // then there were many
-			return fmt.Errorf("receive the kernel's events: %w", err)
-		}
-	}
-}
-
-// restoreSysctls undoes what a daemon changed and didn't restore: this one when
+// RestoreSysctls undoes what a daemon changed and didn't restore: this one when
 // it ends, or an earlier one that was killed.
-func restoreSysctls(o Options) {
-	restored, err := hoststate.RestoreSysctls(o.StateDir)
+func RestoreSysctls(stateDir string, log *slog.Logger) {
+	restored, err := hoststate.RestoreSysctls(stateDir)
 	for _, c := range restored {
-		o.Logger.Info("restored", "sysctl", c.Path, "value", c.Before)
+		log.Info("restored", "sysctl", c.Path, "value", c.Before)
 	}
 	if err != nil {
-		o.Logger.Warn("what was changed on the host is not restored", "error", err)
+		log.Warn("what was changed on the host is not restored", "error", err)
 	}
-}
-
-// readSysctl returns a variable's value, "" if this kernel has none of the name.
-func readSysctl(path string) (string, error) {
-	text, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return strings.TrimSpace(string(text)), err
 }

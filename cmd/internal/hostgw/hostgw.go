@@ -1,7 +1,9 @@
-package daemon
+// Package hostgw is the host's part of a host-gw network: routes, and no device.
+package hostgw
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -11,49 +13,84 @@ import (
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/host"
+	"uvxlan/cmd/internal/overlay"
+	"uvxlan/cmd/internal/peerlog"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
 
-// gateway is the host's part of a host-gw network: routes, and no device.
-type gateway struct {
+// Gateway is the host's part of a host-gw network: routes, and no device.
+type Gateway struct {
 	// immutable
-	log    *slog.Logger
-	config *lease.Config
-	ext    extiface.Interface
-	routes *tunnel.Gateway
-
-	changes changeLog
+	log     *slog.Logger
+	config  *lease.Config
+	wake    func(part string)
+	peerlog *peerlog.Log
 
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
+
+	mu     sync.Mutex // guards the rest
+	ext    extiface.Interface
+	routes *tunnel.Gateway
+	moved  chan struct{} // closed, and made anew, when routes is another one
 }
 
-func openGateway(o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (*gateway, error) {
-	if ext.PublicIP != ext.Address {
-		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so choose its interface with -iface or leave -public-ip away",
-			ext.PublicIP, ext.Name, ext.Address)
-	}
-	if ext.PublicIPv6 != ext.AddressV6 {
-		return nil, fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so leave -public-ipv6 away",
-			ext.PublicIPv6, ext.Name, ext.AddressV6)
-	}
-	routes, err := tunnel.OpenGateway(tunnel.GatewayConfig{
-		Link: ext.Name, Networks: networks(c), IPv6: c.EnableIPv6, Logger: o.Logger,
-	})
-	if err != nil {
+// Config is what a Gateway must know. All of it is required.
+type Config struct {
+	// Network is the cluster's configuration.
+	Network *lease.Config
+	// Interface leads to the other hosts.
+	Interface extiface.Interface
+	// Wake asks for a look at a part of the host; see [Gateway.Parts].
+	Wake   func(part string)
+	Logger *slog.Logger
+}
+
+// Open opens whatever may fail before there is a lease, or goes on where the
+// daemon before has left it.
+func Open(c Config, before *handover.State) (*Gateway, error) {
+	if err := check(c.Interface); err != nil {
 		return nil, err
 	}
-	g := &gateway{log: o.Logger, config: c, ext: ext, routes: routes, changes: changeLog{log: o.Logger}, loaded: make(chan struct{})}
+	g := &Gateway{
+		log: c.Logger, config: c.Network, ext: c.Interface, wake: c.Wake, peerlog: peerlog.New(c.Logger),
+		loaded: make(chan struct{}), moved: make(chan struct{}),
+	}
+	var err error
+	if g.routes, err = g.open(c.Interface); err != nil {
+		return nil, err
+	}
 	if before != nil {
-		g.take(before)
+		g.takeOver(before)
 	}
 	return g, nil
 }
 
-// take goes on with the peers of the daemon before, whose routes are there.
-func (g *gateway) take(before *handoverState) {
-	if err := before.stopStandby(); err != nil {
+// check refuses addresses that peers can't route to.
+func check(ext extiface.Interface) error {
+	if ext.PublicIP != ext.Address {
+		return fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so choose its interface with -iface or leave -public-ip away",
+			ext.PublicIP, ext.Name, ext.Address)
+	}
+	if ext.PublicIPv6 != ext.AddressV6 {
+		return fmt.Errorf("host-gw: the public address %s is not on %s, which has %s: peers route straight to it, so leave -public-ipv6 away",
+			ext.PublicIPv6, ext.Name, ext.AddressV6)
+	}
+	return nil
+}
+
+func (g *Gateway) open(ext extiface.Interface) (*tunnel.Gateway, error) {
+	return tunnel.OpenGateway(tunnel.GatewayConfig{
+		Link: ext.Name, Networks: g.config.Networks(), IPv6: g.config.EnableIPv6, Logger: g.log,
+	})
+}
+
+// takeOver goes on with the peers of the daemon before, whose routes are there.
+func (g *Gateway) takeOver(before *handover.State) {
+	if err := before.StopStandby(); err != nil {
 		g.log.Warn("stop the standby", "error", err)
 	}
 	g.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers))
@@ -61,36 +98,55 @@ func (g *gateway) take(before *handoverState) {
 	g.once.Do(func() { close(g.loaded) })
 }
 
-// handOver is all it takes: the kernel carries the packets.
-func (g *gateway) handOver(e *handoverState) error {
-	e.Peers = g.routes.List()
-	return g.fault()
-}
-
-func (g *gateway) release() (time.Time, error) { return time.Now(), nil }
-
-func (g *gateway) settle() {}
-
-// mtu is the containers': nothing is put around their packets.
-func (g *gateway) mtu() int { return int(g.ext.MTU) }
-
-func (g *gateway) attrs(*lease.Lease) (lease.Attrs, error) {
-	return lease.Attrs{PublicIP: g.ext.PublicIP, PublicIPv6: g.ext.PublicIPv6, BackendType: lease.TypeHostGW}, nil
-}
-
-func (g *gateway) start(lease.Lease) error {
-	checkForwarding(g.log, g.config.EnableIPv6)
+// HandOver tells of the peers, which is all it takes: the kernel carries the
+// packets.
+func (g *Gateway) HandOver(e *handover.State) error {
+	e.Peers = g.inForce().List()
+	if !g.isLoaded() {
+		return overlay.ErrLoading
+	}
 	return nil
 }
 
-// run keeps the routes until ctx ends. It calls ready when the first snapshot of
+// Release does nothing: the routes stay.
+func (g *Gateway) Release() (time.Time, error) { return time.Now(), nil }
+
+// Settle does nothing.
+func (g *Gateway) Settle() {}
+
+// inForce are the routes at the moment.
+func (g *Gateway) inForce() *tunnel.Gateway {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.routes
+}
+
+// MTU is the containers': nothing is put around their packets.
+func (g *Gateway) MTU() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return int(g.ext.MTU)
+}
+
+// Attrs is what our lease says.
+func (g *Gateway) Attrs(*lease.Lease) (lease.Attrs, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return lease.Attrs{PublicIP: g.ext.PublicIP, PublicIPv6: g.ext.PublicIPv6, BackendType: lease.TypeHostGW}, nil
+}
+
+// Start does nothing: the routes wait for Run.
+func (g *Gateway) Start(lease.Lease) error { return nil }
+
+// Run keeps the routes until ctx ends. It calls ready when the first snapshot of
 // leases is in force.
-func (g *gateway) run(ctx context.Context, ready func() error) error {
+func (g *Gateway) Run(ctx context.Context, ready func() error) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return g.routes.Run(ctx) })
+	group.Go(func() error { return g.keep(ctx) })
 	group.Go(func() error {
 		select {
 		case <-g.loaded:
+			g.wake(peersPart)
 			return ready()
 		case <-ctx.Done():
 			return nil
@@ -99,22 +155,79 @@ func (g *gateway) run(ctx context.Context, ready func() error) error {
 	return group.Wait()
 }
 
-// apply passes on what the watch reports.
-func (g *gateway) apply(u lease.Update) {
-	g.changes.leftOut(g.routes.Apply(u))
+// keep runs the routes in force, and those that come after them.
+func (g *Gateway) keep(ctx context.Context) error {
+	for ctx.Err() == nil {
+		g.mu.Lock()
+		routes, moved := g.routes, g.moved
+		g.mu.Unlock()
+		if err := routes.Run(ctx); err != nil && !errors.Is(err, tunnel.ErrClosed) {
+			return err
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// Move has the routes lead by another interface or address from here on.
+func (g *Gateway) Move(ext extiface.Interface) error {
+	if err := check(ext); err != nil {
+		return err
+	}
+	next, err := g.open(ext)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next.ReplacePeers(g.routes.List())
+	err = g.routes.Close()
+	g.ext, g.routes = ext, next
+	close(g.moved)
+	g.moved = make(chan struct{})
+	if err != nil {
+		g.log.Warn("close the routes by the interface before", "error", err)
+	}
+	return nil
+}
+
+// peersPart is the name of the part that the peers' leases are.
+const peersPart = "peers"
+
+// Parts are what host-gw needs on the host beside its routes, which it keeps
+// itself: peers that are known and can be reached.
+func (g *Gateway) Parts() []host.Part {
+	return []host.Part{{Name: peersPart, Check: g.checkPeers}}
+}
+
+func (g *Gateway) checkPeers(context.Context) []host.Fault {
+	if !g.isLoaded() {
+		return []host.Fault{{What: overlay.ErrLoading.Error(), Stops: true, Starting: true}}
+	}
+	return nil
+}
+
+// Apply passes on what the watch reports.
+func (g *Gateway) Apply(u lease.Update) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.peerlog.LeftOut(g.routes.Apply(u))
 	if u.Reset {
 		g.log.Info("peers loaded", "count", g.routes.Peers())
 		g.once.Do(func() { close(g.loaded) })
 		return
 	}
-	g.changes.tell(u)
+	g.peerlog.Tell(u)
 }
 
-// describe tells of the peers.
-func (g *gateway) describe(s *control.Status) {
-	s.Peers = g.routes.Peers()
+// Describe tells of the peers.
+func (g *Gateway) Describe(s *control.Status) {
+	s.Peers = g.inForce().Peers()
 	lost := 0
-	for _, p := range g.peers() {
+	for _, p := range g.Peers() {
 		if p.Path == control.PathNone {
 			lost++
 		}
@@ -124,28 +237,29 @@ func (g *gateway) describe(s *control.Status) {
 	}
 }
 
-func (g *gateway) peers() []control.Peer {
-	list := g.routes.List()
+// Peers lists the peers and their paths.
+func (g *Gateway) Peers() []control.Peer {
+	routes := g.inForce()
+	list := routes.List()
 	peers := make([]control.Peer, len(list))
 	for i, p := range list {
-		peers[i] = peerOf(p, g.routes.Path(p.Subnet), control.PathNone)
+		peers[i] = control.PeerOf(p, routes.Path(p.Subnet), control.PathNone)
 	}
 	return peers
 }
 
-// fault is nil once the peers are known: the kernel carries the packets.
-func (g *gateway) fault() error {
+func (g *Gateway) isLoaded() bool {
 	select {
 	case <-g.loaded:
-		return nil
+		return true
 	default:
-		return errLoading
+		return false
 	}
 }
 
-// close leaves the routes, so that packets flow until the next run.
-func (g *gateway) close() {
-	if err := g.routes.Close(); err != nil {
+// Close leaves the routes, so that packets flow until the next run.
+func (g *Gateway) Close() {
+	if err := g.inForce().Close(); err != nil {
 		g.log.Warn("close the gateway", "error", err)
 	}
 }

@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,6 +56,7 @@ type descs struct {
 	expiry, renewed                                *prometheus.Desc
 	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
 	stale, asOf                                    *prometheus.Desc
+	hostFault                                      *prometheus.Desc
 }
 
 func describe() *descs {
@@ -80,6 +82,7 @@ func describe() *descs {
 		watchAge:   desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
 		stale:      desc("peers_stale", "Whether the peers are those of leases that aren't watched at the moment."),
 		asOf:       desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
+		hostFault:  desc("host_fault", "Whether a part of the host isn't as it should be; uvxlan status says what is wrong.", "part"),
 		heardAt:    desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
 	}
 }
@@ -88,7 +91,7 @@ func describe() *descs {
 func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen, d.expiry, d.renewed,
-		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf,
+		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf, d.hostFault,
 	}
 }
 
@@ -107,6 +110,10 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	e.gauge(d.info, 1, s.Version, s.Model)
 	e.gauge(d.ready, number(s.Ready))
 	e.moment(d.start, s.Started)
+	for _, part := range s.HostParts {
+		faulty := slices.ContainsFunc(s.Faults, func(f control.Fault) bool { return f.Part == part })
+		e.gauge(d.hostFault, number(faulty), part)
+	}
 	if stats, ok := c.source.Stats(); ok {
 		counted{stats}.collector().Collect(to)
 	} else {
@@ -156,7 +163,7 @@ func (e emitter) moment(d *prometheus.Desc, t time.Time, labels ...string) {
 }
 
 func (e emitter) peers(d *descs, peers []control.Peer) {
-	count := map[string]int{control.PathVXLAN: 0, control.PathDirect: 0, control.PathNone: 0}
+	count := map[string]int{control.PathVXLAN: 0, control.PathDirect: 0, control.PathForeign: 0, control.PathNone: 0}
 	for _, p := range peers {
 		count[p.Path]++
 	}

@@ -67,8 +67,9 @@ func full() source {
 	s := source{
 		status: control.Status{
 			Version: "v1", Model: "vxlan", Started: now.Add(-time.Hour), Now: now, Ready: true, Peers: 2,
-			Lease: &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
-			Etcd:  control.Etcd{Up: true, Errors: 7, Skipped: 2},
+			Lease:     &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
+			Etcd:      control.Etcd{Up: true, Errors: 7, Skipped: 2},
+			HostParts: []string{"device", "forwarding"}, Faults: []control.Fault{{Part: "forwarding", What: "off", Stops: true}},
 			Watch: control.Watch{Alive: true, Since: now.Add(-90 * time.Second), Heard: now.Add(-time.Second)},
 		},
 		peers: peers(2),
@@ -89,6 +90,7 @@ func full() source {
 func TestMetrics(t *testing.T) {
 	expect(t, scrape(t, full()),
 		`uvxlan_build_info{model="vxlan",version="v1"} 1`, "uvxlan_ready 1", "uvxlan_start_time_seconds 1.7999964e+09",
+		`uvxlan_host_fault{part="device"} 0`, `uvxlan_host_fault{part="forwarding"} 1`,
 		"uvxlan_peers 2", `uvxlan_peers_by_path{path="direct"} 1`, `uvxlan_peers_by_path{path="none"} 0`, `uvxlan_peers_by_path{path="vxlan"} 1`,
 		`uvxlan_peer_direct{link="eth0",subnet="10.0.0.0/24"} 1`, `uvxlan_peer_direct{link="",subnet="10.0.1.0/24"} 0`,
 		`uvxlan_peer_packets_total{direction="tx",subnet="10.0.1.0/24"} 30`, `uvxlan_peer_packets_total{direction="rx",subnet="10.0.1.0/24"} 31`,

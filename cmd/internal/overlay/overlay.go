@@ -1,6 +1,10 @@
-package daemon
+// Package overlay is the host's part of a VXLAN network: the device, the sockets
+// and the router between them. They are made anew when somebody takes one of them
+// away, moved when the underlay moves, and handed over to another process.
+package overlay
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -10,32 +14,75 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"time"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/peerlog"
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 
-// overlay is the host's part of the overlay: the device, the sockets and the
-// router between them, made anew when somebody takes one of them away.
-type overlay struct {
+// maxWorkers bounds the default number of workers: beyond it the flows of one
+// host seldom spread.
+const maxWorkers = 8
+
+// Options are the user's choices.
+type Options struct {
+	// Workers is the number of threads that move packets, where the device has as
+	// many queues; 0 means one a CPU, at most 8.
+	Workers int
+	// Driver is the device's; empty means the first that the kernel allows.
+	Driver tunnel.Driver
+	// AnySource takes packets whatever address they come from.
+	AnySource bool
+	// Offloads are those to use, where the kernel has them; with MustOffload it
+	// must.
+	Offloads    tunnel.Offloads
+	MustOffload bool
+}
+
+func (o *Options) workers() int {
+	if o.Workers > 0 {
+		return o.Workers
+	}
+	return min(runtime.NumCPU(), maxWorkers)
+}
+
+// Config is what an Overlay must know. All of it is required.
+type Config struct {
+	Options
+	// Network is the cluster's configuration.
+	Network *lease.Config
+	// Interface leads to the other hosts.
+	Interface extiface.Interface
+	// StateDir has the record of what is put on the host.
+	StateDir string
+	// Wake asks for a look at a part of the host; see [Overlay.Parts].
+	Wake   func(part string)
+	Logger *slog.Logger
+}
+
+// Overlay is the device, the sockets and the router. Its methods may be called
+// from any goroutine once Start has returned; before, from one.
+type Overlay struct {
 	// immutable
 	log    *slog.Logger
 	config *lease.Config
-	ext    extiface.Interface
 	name   string
 	opts   Options
-	inner  encap.InnerMTU
+	state  string // the state directory
+	wake   func(part string)
 	direct tunnel.DirectMode
 
-	mac    encap.MAC // before start: the one to propose
-	filter reverseFilter
-	own    lease.Lease
+	mac encap.MAC // before Start: the one to propose
+	own lease.Lease
 
-	changes changeLog
+	peerlog *peerlog.Log
+	remade  time.Time // when the device was last made again; Run's alone
 
 	// opened, until a router owns them
 	device   tunnel.Device
@@ -43,28 +90,37 @@ type overlay struct {
 	driver   tunnel.Driver // the device's
 	workers  int
 
-	// inherited, until this daemon carries the packets; nil if there was none
-	before *handoverState
+	// taken over, until this daemon carries the packets; nil if there was none
+	before *handover.State
 
 	loaded chan struct{} // closed when the first snapshot of leases is in force
 	once   sync.Once     // closes loaded
 
 	mu     sync.Mutex // guards the rest
+	ext    extiface.Interface
+	inner  encap.InnerMTU
 	router *tunnel.Router
 	down   error // why the router doesn't carry packets, nil if it does
 	handed bool  // the router is released: another process carries the packets
+	moving *move // nil unless the router is released in favour of the next one
+	// outliers are peers' subnets that no host could be given by the configuration.
+	outliers map[netip.Prefix]struct{}
+	// bypassed are the peers that a foreign route takes the packets of, with that
+	// route in words.
+	bypassed map[netip.Prefix]string
 }
 
-func openOverlay(o Options, c *lease.Config, ext extiface.Interface, before *handoverState) (*overlay, error) {
+// Open opens whatever may fail before there is a lease, or takes over what the
+// daemon before had open.
+func Open(c Config, before *handover.State) (*Overlay, error) {
 	if err := checkTUN(); err != nil {
 		return nil, err
 	}
-	if inner := underlayMTU(c, ext).Inner(c.EnableIPv6); c.EnableIPv6 && inner < minMTUv6 {
-		return nil, fmt.Errorf("the MTU of %s leaves %d bytes to the containers, and IPv6 needs %d: raise it to %d",
-			ext.Name, inner, minMTUv6, minMTUv6.Outer(true))
+	v := newOverlay(c)
+	if err := v.checkMTU(c.Interface); err != nil {
+		return nil, err
 	}
-	v := newOverlay(o, c, ext)
-	if err := hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Device = v.name }); err != nil {
+	if err := hoststate.Update(c.StateDir, func(s *hoststate.State) { s.Device = v.name }); err != nil {
 		return nil, err
 	}
 	if before != nil {
@@ -74,28 +130,55 @@ func openOverlay(o Options, c *lease.Config, ext extiface.Interface, before *han
 }
 
 // newOverlay opens nothing yet.
-func newOverlay(o Options, c *lease.Config, ext extiface.Interface) *overlay {
-	v := &overlay{
-		log: o.Logger, config: c, ext: ext, opts: o,
-		name:   "flannel." + strconv.FormatUint(uint64(c.Backend.VNI), 10),
-		inner:  underlayMTU(c, ext).Inner(c.EnableIPv6),
-		direct: directMode(c.Backend),
-		filter: reverseFilter{log: o.Logger, stateDir: o.StateDir, iface: ext.Name},
-		mac:    randomMAC(), loaded: make(chan struct{}), down: errLoading, changes: changeLog{log: o.Logger},
+func newOverlay(c Config) *Overlay {
+	v := &Overlay{
+		log: c.Logger, config: c.Network, ext: c.Interface, opts: c.Options, state: c.StateDir, wake: c.Wake,
+		name:   "flannel." + strconv.FormatUint(uint64(c.Network.Backend.VNI), 10),
+		inner:  outerMTU(c.Network, c.Interface).Inner(c.Network.EnableIPv6),
+		direct: DirectMode(c.Network.Backend),
+		mac:    randomMAC(), loaded: make(chan struct{}), down: ErrLoading, peerlog: peerlog.New(c.Logger),
 	}
 	// Busy workers must leave the rest of the daemon room to run.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.workers()+2))
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), c.workers()+2))
 	return v
+}
+
+// ErrLoading is the fault of a backend until the first snapshot of leases is in
+// force.
+var ErrLoading = errors.New("the peers' leases are not read yet")
+
+// DirectMode is how the configuration wants on-link peers to be reached.
+func DirectMode(b lease.Backend) tunnel.DirectMode {
+	switch {
+	case !b.DirectRouting:
+		return tunnel.DirectOff
+	case b.DirectMode == lease.DirectRoute:
+		return tunnel.DirectRoute
+	}
+	return tunnel.DirectSocket
 }
 
 // minMTUv6 is the least that IPv6 runs on (RFC 8200, section 5).
 const minMTUv6 encap.InnerMTU = 1280
 
-// mtu is the containers'. With IPv6 it leaves room for the larger of the two
-// outer headers: a device and its containers have one MTU for both families.
-func (v *overlay) mtu() int { return int(v.inner) }
+func (v *Overlay) checkMTU(ext extiface.Interface) error {
+	inner := outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
+	if v.config.EnableIPv6 && inner < minMTUv6 {
+		return fmt.Errorf("the MTU of %s leaves %d bytes to the containers, and IPv6 needs %d: raise it to %d",
+			ext.Name, inner, minMTUv6, minMTUv6.Outer(true))
+	}
+	return nil
+}
 
-func underlayMTU(c *lease.Config, ext extiface.Interface) encap.OuterMTU {
+// MTU is the containers'. With IPv6 it leaves room for the larger of the two
+// outer headers: a device and its containers have one MTU for both families.
+func (v *Overlay) MTU() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return int(v.inner)
+}
+
+func outerMTU(c *lease.Config, ext extiface.Interface) encap.OuterMTU {
 	if c.Backend.MTU > 0 {
 		return encap.OuterMTU(c.Backend.MTU)
 	}
@@ -111,7 +194,7 @@ func randomMAC() (m encap.MAC) {
 
 // open acquires the sockets and the device, and does whatever else may fail
 // before there is a lease.
-func (v *overlay) open() error {
+func (v *Overlay) open() error {
 	err := v.acquire()
 	if err == nil {
 		err = v.checkOffloads()
@@ -125,7 +208,7 @@ func (v *overlay) open() error {
 	return nil
 }
 
-func (v *overlay) acquire() error {
+func (v *Overlay) acquire() error {
 	removed, err := tunnel.RemoveStaleLink(v.name)
 	if err != nil {
 		return err
@@ -146,16 +229,29 @@ func (v *overlay) acquire() error {
 	if v.driver != tunnel.DriverNative && v.opts.Driver != v.driver {
 		v.log.Warn("this kernel's TUN has no superpackets for us: packets pass slower than they might", "driver", v.driver)
 	}
+	return v.listen()
+}
+
+// listen opens the sockets on the underlay's addresses.
+func (v *Overlay) listen() (err error) {
+	ext := v.external()
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
-		Address: v.ext.Address, AddressV6: v.ext.AddressV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
+		Address: ext.Address, AddressV6: ext.AddressV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
 		Direct: v.direct, Logger: v.log,
 	})
 	return err
 }
 
+// external is the interface that leads to the other hosts at the moment.
+func (v *Overlay) external() extiface.Interface {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.ext
+}
+
 // removeStaleV6 removes the second interface that flanneld leaves behind, which
 // holds the IPv6 port. Anything else of its name isn't in the way.
-func (v *overlay) removeStaleV6() error {
+func (v *Overlay) removeStaleV6() error {
 	name := "flannel-v6." + strconv.FormatUint(uint64(v.config.Backend.VNI), 10)
 	if kind, _ := tunnel.StaleLink(name); kind != "vxlan" || !v.config.EnableIPv6 {
 		return nil
@@ -167,7 +263,7 @@ func (v *overlay) removeStaleV6() error {
 	return nil
 }
 
-func (v *overlay) checkOffloads() error {
+func (v *Overlay) checkOffloads() error {
 	missing := v.opts.Offloads &^ (v.device.Offloads() | v.underlay.Offloads())
 	if missing != 0 && v.opts.MustOffload {
 		return fmt.Errorf("-offload=on: with device driver %s, this kernel refuses %s", v.driver, missing)
@@ -176,8 +272,17 @@ func (v *overlay) checkOffloads() error {
 }
 
 // link is what the interface needs; without addresses before there is a lease.
-func (v *overlay) link() tunnel.LinkConfig {
-	c := tunnel.LinkConfig{Networks: networks(v.config), MTU: v.inner}
+func (v *Overlay) link() tunnel.LinkConfig {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.linkLocked()
+}
+
+func (v *Overlay) linkLocked() tunnel.LinkConfig {
+	c := tunnel.LinkConfig{
+		Networks: v.config.Networks(), Routes: v.routesLocked(), MTU: v.inner,
+		LooseReversePath: v.direct == tunnel.DirectRoute,
+	}
 	if v.own.Subnet.IsValid() {
 		c.Addresses = []netip.Addr{v.own.Subnet.Addr()}
 	}
@@ -187,34 +292,44 @@ func (v *overlay) link() tunnel.LinkConfig {
 	return c
 }
 
-// attrs is what our lease says. The VTEP's MAC is the one our previous lease
+// Attrs is what our lease says. The VTEP's MAC is the one our previous lease
 // told the peers, if there is one; it is the same for both families, since one
 // device serves both.
-func (v *overlay) attrs(previous *lease.Lease) (lease.Attrs, error) {
+func (v *Overlay) Attrs(previous *lease.Lease) (lease.Attrs, error) {
 	if previous != nil {
 		if p, err := tunnel.PeerFromLease(*previous); err == nil {
 			v.mac = p.MAC
 		}
 	}
+	return v.attrs()
+}
+
+// attrs is what the lease of this VTEP says.
+func (v *Overlay) attrs() (lease.Attrs, error) {
 	data, err := json.Marshal(lease.VXLANData{VNI: v.config.Backend.VNI, VtepMAC: v.mac.String()})
 	if err != nil {
 		return lease.Attrs{}, fmt.Errorf("write lease: %w", err)
 	}
-	a := lease.Attrs{PublicIP: v.ext.PublicIP, BackendType: lease.TypeVXLAN, BackendData: data}
+	ext := v.external()
+	a := lease.Attrs{PublicIP: ext.PublicIP, BackendType: lease.TypeVXLAN, BackendData: data}
 	if v.config.EnableIPv6 {
-		a.PublicIPv6, a.BackendV6Data = v.ext.PublicIPv6, data
+		a.PublicIPv6, a.BackendV6Data = ext.PublicIPv6, data
 	}
 	return a, nil
 }
 
-// start makes the router for our lease. The device stays down, so that nothing
+// Start makes the router for our lease. The device stays down, so that nothing
 // is sent into it before the peers are known.
-func (v *overlay) start(own lease.Lease) error {
+func (v *Overlay) Start(own lease.Lease) error {
 	v.own = own
+	return v.startRouter()
+}
+
+func (v *Overlay) startRouter() error {
 	link := v.link()
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
-		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: v.inner,
-		Addresses: link.Addresses, Networks: link.Networks, AnySource: v.opts.AnySource, Logger: v.log,
+		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: link.MTU,
+		Addresses: link.Addresses, Networks: v.config.Networks(), Routes: v.config.Allocatable(), AnySource: v.opts.AnySource, Logger: v.log,
 	})
 	if err != nil {
 		return errors.Join(err, v.closeOpened())
@@ -227,45 +342,41 @@ func (v *overlay) start(own lease.Lease) error {
 }
 
 // raise brings the device up with its address and route.
-func (v *overlay) raise() error {
+func (v *Overlay) raise() error {
 	link := v.link()
 	if err := tunnel.ConfigureLink(v.name, link); err != nil {
 		return err
 	}
+	router, _ := v.inForce()
 	attrs := []any{
-		"name", v.name, "address", link.Addresses[0], "route", v.config.Network, "mtu", v.mtu(), "mac", v.mac.String(),
-		"driver", v.driver, "workers", v.workers, "offloads", v.router.Offloads().String(),
+		"name", v.name, "address", link.Addresses[0], "route", link.Routes[0], "mtu", int(link.MTU), "mac", v.mac.String(),
+		"driver", v.driver, "workers", v.workers, "offloads", router.Offloads().String(),
 	}
 	if v.own.IPv6Subnet.IsValid() {
 		attrs = append(attrs, "ipv6_address", v.own.IPv6Subnet.Addr(), "ipv6_route", v.config.IPv6Network)
 	}
 	v.log.Info("device is up, the kernel forwards what arrives on it", attrs...)
-	checkForwarding(v.log, v.config.EnableIPv6)
-	return v.settleRoutes()
+	return v.removeStaleRoutes()
 }
 
-// settleRoutes makes the host's other routes and filters agree with the model:
-// routes to peers that another one left are removed, and what comes without
-// VXLAN is let in.
-func (v *overlay) settleRoutes() error {
-	if v.direct != tunnel.DirectRoute {
-		stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol, networks(v.config)...)
-		if err != nil {
-			return fmt.Errorf("remove an earlier run's routes: %w", err)
-		}
-		if len(stale) > 0 {
-			v.log.Info("removed an earlier run's routes", "count", len(stale))
-		}
+// removeStaleRoutes removes routes to peers that another model left.
+func (v *Overlay) removeStaleRoutes() error {
+	if v.direct == tunnel.DirectRoute {
+		return nil // the router's business
 	}
-	if v.direct == tunnel.DirectSocket {
-		v.filter.loosen()
+	stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol, v.config.Networks()...)
+	if err != nil {
+		return fmt.Errorf("remove an earlier run's routes: %w", err)
+	}
+	if len(stale) > 0 {
+		v.log.Info("removed an earlier run's routes", "count", len(stale))
 	}
 	return nil
 }
 
 // use puts router in the place of the one before, with all its peers; an update
 // goes to the one or to the other, never between them.
-func (v *overlay) use(router *tunnel.Router) error {
+func (v *Overlay) use(router *tunnel.Router) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	old := v.router
@@ -276,38 +387,38 @@ func (v *overlay) use(router *tunnel.Router) error {
 	return router.ReplacePeers(old.Peers())
 }
 
-// apply passes on what the watch reports.
-func (v *overlay) apply(u lease.Update) {
+// Apply passes on what the watch reports.
+func (v *Overlay) Apply(u lease.Update) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.changes.leftOut(v.router.Apply(u))
+	v.peerlog.LeftOut(v.router.Apply(u))
+	v.routeOutliersLocked(u)
 	if u.Reset {
 		v.log.Info("peers loaded", "count", len(v.router.Peers()))
 		v.once.Do(func() { close(v.loaded) })
 		return
 	}
-	v.changes.tell(u)
+	v.peerlog.Tell(u)
 }
 
-// close removes the device, and with it its routes and addresses.
-func (v *overlay) close() {
+// Close removes the device, and with it its routes and addresses.
+func (v *Overlay) Close() {
 	if v.isHanded() {
 		return
 	}
 	err := v.closeOpened()
-	if v.router != nil {
-		s := v.router.Stats()
-		err = errors.Join(err, v.router.Close())
+	if router, _ := v.inForce(); router != nil {
+		s := router.Stats()
+		err = errors.Join(err, router.Close())
 		v.log.Info("router stopped", "sent", s.TxPackets, "received", s.RxPackets, "dropped", s.Dropped())
 	}
 	if err != nil {
 		v.log.Warn("close the overlay", "error", err)
 	}
-	restoreSysctls(v.opts)
 }
 
 // closeOpened closes what no router owns.
-func (v *overlay) closeOpened() error {
+func (v *Overlay) closeOpened() error {
 	var errs []error
 	if v.underlay != nil {
 		errs = append(errs, v.underlay.Close())
@@ -317,4 +428,20 @@ func (v *overlay) closeOpened() error {
 	}
 	v.device, v.underlay = nil, nil
 	return errors.Join(errs...)
+}
+
+// Standby carries the packets of a daemon that is becoming another program, by
+// VXLAN alone and by the table as it was, once ready has returned and until stop is
+// called. It leaves the host alone.
+func Standby(c Config, s *handover.State) (run func(context.Context) error, err error) {
+	v := newOverlay(c)
+	v.direct, s.Tunnel.Sockets.Packet = tunnel.DirectOff, nil
+	v.before = s
+	if err := v.adopt(s); err != nil {
+		return nil, err
+	}
+	if err := v.Start(s.Own); err != nil {
+		return nil, err
+	}
+	return v.router.Run, nil
 }

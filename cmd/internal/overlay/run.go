@@ -1,4 +1,4 @@
-package daemon
+package overlay
 
 import (
 	"context"
@@ -8,22 +8,25 @@ import (
 	"uvxlan/tunnel"
 )
 
-// run waits for the first snapshot of leases, brings the device up, calls ready
+// retryInterval is the least time between two attempts to make the device and the
+// sockets.
+const retryInterval = time.Second
+
+// Run waits for the first snapshot of leases, brings the device up, calls ready
 // and moves packets until ctx ends. When the device or a socket is taken away
 // under it, it makes them again, with the same peers.
-func (v *overlay) run(ctx context.Context, ready func() error) error {
+func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 	select {
 	case <-v.loaded:
 	case <-ctx.Done():
 		return nil
 	}
-	var again backoff
 	var err error
 	if v.before == nil {
 		err = v.raise()
 	}
 	if gone(err) {
-		err = v.remake(ctx, &again, err)
+		err = v.remake(ctx, err)
 	}
 	if err == nil {
 		v.setDown(nil)
@@ -32,21 +35,18 @@ func (v *overlay) run(ctx context.Context, ready func() error) error {
 	if err == nil && v.before != nil {
 		err = v.replaceStandby()
 	}
-	if err == nil && v.direct == tunnel.DirectSocket {
-		defer v.filter.follow(ctx)()
-	}
 	for err == nil && ctx.Err() == nil {
-		since := time.Now()
-		err = v.router.Run(ctx)
+		router, _ := v.inForce()
+		err = router.Run(ctx)
 		if v.isHanded() {
 			<-ctx.Done()
 			return nil
 		}
-		if time.Since(since) > steadyAfter {
-			again.reset()
+		if moved := v.awaitMove(ctx); moved != nil {
+			err = moved
 		}
 		if gone(err) {
-			err = v.remake(ctx, &again, err)
+			err = v.remake(ctx, err)
 		}
 	}
 	return err
@@ -59,34 +59,41 @@ func gone(err error) bool {
 
 // remake makes the device and the sockets again and tries until that works or
 // ctx ends. Each kind of failure is logged once.
-func (v *overlay) remake(ctx context.Context, b *backoff, cause error) error {
+func (v *Overlay) remake(ctx context.Context, cause error) error {
 	v.log.Error("making the device and the sockets again", "name", v.name, "error", cause)
 	v.setDown(cause)
 	told := map[string]bool{}
-	for {
-		if err := b.wait(ctx); err != nil {
-			return err
+	for wait := v.untilRetry(); ; wait = retryInterval {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
 		}
+		v.remade = time.Now()
 		err := v.restart()
-		v.setDown(explain(err))
+		v.setDown(err)
 		if err == nil {
 			return nil
 		}
 		if !told[err.Error()] {
 			told[err.Error()] = true
-			v.log.Error("it will be tried again", "name", v.name, "error", explain(err))
+			v.log.Error("it will be tried again", "name", v.name, "error", err)
 		}
 	}
 }
 
-func (v *overlay) restart() error {
-	if err := v.router.Close(); err != nil {
+// untilRetry is nothing unless the last attempt was just now.
+func (v *Overlay) untilRetry() time.Duration { return retryInterval - time.Since(v.remade) }
+
+func (v *Overlay) restart() error {
+	router, _ := v.inForce()
+	if err := router.Close(); err != nil {
 		v.log.Warn("close the old router", "error", err)
 	}
 	if err := v.open(); err != nil {
 		return err
 	}
-	if err := v.start(v.own); err != nil {
+	if err := v.startRouter(); err != nil {
 		return err
 	}
 	return v.raise()

@@ -1,4 +1,4 @@
-package daemon
+package overlay
 
 import (
 	"errors"
@@ -6,19 +6,18 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/tunnel"
 )
 
 // takeOver takes the device and the sockets over, while the standby still uses them.
 // What can't be used any longer, such as a device that was deleted meanwhile, is
 // made anew.
-func (v *overlay) takeOver(before *handoverState) error {
+func (v *Overlay) takeOver(before *handover.State) error {
 	if err := v.adopt(before); err != nil {
 		v.log.Error("what was handed over is of no use, making the device and the sockets again", "name", v.name, "error", err)
-		err = before.stopStandby() // whose process holds the device
-		before.standby.Reap()
+		err = before.StopStandby() // whose process holds the device
+		before.Reap()
 		return errors.Join(err, v.open())
 	}
 	v.before = before
@@ -27,19 +26,17 @@ func (v *overlay) takeOver(before *handoverState) error {
 
 // adopt makes the device and the sockets of the descriptors, and closes these if
 // they are of no use.
-func (v *overlay) adopt(e *handoverState) (err error) {
+func (v *Overlay) adopt(e *handover.State) (err error) {
 	if p, err := tunnel.PeerFromLease(e.Own); err != nil {
 		return err
 	} else {
 		v.mac = p.MAC
 	}
-	left := e.tunnelDescriptors()
+	left := e.TunnelDescriptors()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, v.closeOpened())
-			for _, fd := range left {
-				unix.Close(fd)
-			}
+			closeAll(left)
 		}
 	}()
 	if v.device, err = tunnel.AdoptDevice(e.Tunnel.Queues, v.opts.Offloads); err != nil {
@@ -63,7 +60,7 @@ func without(all, some []int) (rest []int) {
 }
 
 // goOn gives a router the peers of the one before.
-func (v *overlay) goOn(router *tunnel.Router) {
+func (v *Overlay) goOn(router *tunnel.Router) {
 	if err := router.ReplacePeers(v.before.Peers); err != nil {
 		v.log.Warn("peers were left out", "error", err)
 	}
@@ -72,21 +69,21 @@ func (v *overlay) goOn(router *tunnel.Router) {
 
 // replaceStandby takes the place of the standby. Between it and the router's start
 // packets wait.
-func (v *overlay) replaceStandby() error {
-	if err := v.settleRoutes(); err != nil {
+func (v *Overlay) replaceStandby() error {
+	if err := v.removeStaleRoutes(); err != nil {
 		return err
 	}
 	before := v.before
 	v.before = nil
 	begin := time.Now()
-	err := before.stopStandby()
+	err := before.StopStandby()
 	v.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers), "paused", time.Since(begin))
 	return err
 }
 
-// handOver tells a daemon that takes over of the device, the sockets and the peers.
-func (v *overlay) handOver(e *handoverState) error {
-	router, down := v.state()
+// HandOver tells a daemon that takes over of the device, the sockets and the peers.
+func (v *Overlay) HandOver(e *handover.State) error {
+	router, down := v.inForce()
 	if down != nil {
 		return fmt.Errorf("%s: %w", v.name, down)
 	}
@@ -102,8 +99,8 @@ func (v *overlay) handOver(e *handoverState) error {
 // a second, should the other process be kept from its start for that long.
 const reloadQueueLen = 5 * tunnel.DefaultQueueLen
 
-// release stops the router in favour of another process.
-func (v *overlay) release() (time.Time, error) {
+// Release stops the router in favour of another process.
+func (v *Overlay) Release() (time.Time, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.setQueueLen(reloadQueueLen)
@@ -117,8 +114,8 @@ func (v *overlay) release() (time.Time, error) {
 	return begin, nil
 }
 
-// settle gives the device its usual queue, once that has had time to become empty.
-func (v *overlay) settle() {
+// Settle gives the device its usual queue, once that has had time to become empty.
+func (v *Overlay) Settle() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.handed {
@@ -126,14 +123,14 @@ func (v *overlay) settle() {
 	}
 }
 
-func (v *overlay) setQueueLen(packets int) {
+func (v *Overlay) setQueueLen(packets int) {
 	if err := tunnel.SetQueueLen(v.name, packets); err != nil {
 		v.log.Warn("the device's queue keeps its length", "error", err)
 	}
 }
 
 // isHanded tells whether another process carries the packets.
-func (v *overlay) isHanded() bool {
+func (v *Overlay) isHanded() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.handed

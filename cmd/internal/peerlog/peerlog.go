@@ -1,4 +1,6 @@
-package daemon
+// Package peerlog names in the log the peers that come, change and go, a few of
+// them each, and many in one line.
+package peerlog
 
 import (
 	"context"
@@ -18,8 +20,8 @@ const (
 	changesTime = time.Second
 )
 
-// changeLog names the peers that come, change and go.
-type changeLog struct {
+// Log names the peers that come, change and go.
+type Log struct {
 	log *slog.Logger
 
 	mu      sync.Mutex // guards the rest
@@ -29,12 +31,15 @@ type changeLog struct {
 	running bool // the time
 }
 
+// New returns a Log that writes to log.
+func New(log *slog.Logger) *Log { return &Log{log: log} }
+
 // examples is how many of the leases that are no peers have their reason told.
 const examples = 5
 
-// leftOut tells of an update's leases that are no peers, given what a router
+// LeftOut tells of an update's leases that are no peers, given what a router
 // says of them.
-func (c *changeLog) leftOut(err error) {
+func (c *Log) LeftOut(err error) {
 	all := reasons(err)
 	if len(all) == 0 {
 		return
@@ -56,8 +61,8 @@ func reasons(err error) (all []error) {
 	return []error{err}
 }
 
-// tell names an update's peers. A last line may follow later.
-func (c *changeLog) tell(u lease.Update) {
+// Tell names an update's peers. A last line may follow later.
+func (c *Log) Tell(u lease.Update) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.running {
@@ -68,19 +73,19 @@ func (c *changeLog) tell(u lease.Update) {
 	for _, l := range u.Leases {
 		level := c.levelLocked(&c.changed)
 		if c.log.Enabled(ctx, level) {
-			c.log.Log(ctx, level, "peer", append(subnetsOf(l), addressesOf(l.Attrs)...)...)
+			c.log.Log(ctx, level, "peer", append(Subnets(l), addresses(l.Attrs)...)...)
 		}
 	}
 	for _, l := range u.Deleted {
 		level := c.levelLocked(&c.gone)
 		if c.log.Enabled(ctx, level) {
-			c.log.Log(ctx, level, "peer gone", subnetsOf(l)...)
+			c.log.Log(ctx, level, "peer gone", Subnets(l)...)
 		}
 	}
 }
 
 // levelLocked counts a change, in rest if it has no line of its own.
-func (c *changeLog) levelLocked(rest *int) slog.Level {
+func (c *Log) levelLocked(rest *int) slog.Level {
 	if c.named < manyChanges {
 		c.named++
 		return slog.LevelInfo
@@ -90,11 +95,29 @@ func (c *changeLog) levelLocked(rest *int) slog.Level {
 }
 
 // sum ends the time and tells of what had no line.
-func (c *changeLog) sum() {
+func (c *Log) sum() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.changed+c.gone > 0 {
 		c.log.Info("more peers changed", "new_or_changed", c.changed, "gone", c.gone)
 	}
 	c.named, c.changed, c.gone, c.running = 0, 0, 0, false
+}
+
+// Subnets are a lease's subnets as attributes of a line in the log.
+func Subnets(l lease.Lease) []any {
+	attrs := []any{"subnet", l.Subnet}
+	if l.IPv6Subnet.IsValid() {
+		attrs = append(attrs, "ipv6_subnet", l.IPv6Subnet)
+	}
+	return attrs
+}
+
+// addresses are the owner's addresses in the same way.
+func addresses(a lease.Attrs) []any {
+	attrs := []any{"public_ip", a.PublicIP}
+	if a.PublicIPv6.IsValid() {
+		attrs = append(attrs, "public_ipv6", a.PublicIPv6)
+	}
+	return attrs
 }

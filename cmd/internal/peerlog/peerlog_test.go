@@ -1,4 +1,4 @@
-package daemon
+package peerlog
 
 import (
 	"bytes"
@@ -15,10 +15,10 @@ import (
 )
 
 // Few peers are named, of many there is one line a second.
-func TestChangeLog(t *testing.T) {
+func TestLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		c := &changeLog{log: slog.New(slog.NewTextHandler(&out, nil))}
+		c := New(slog.New(slog.NewTextHandler(&out, nil)))
 		lines := func(count int, words ...string) {
 			t.Helper()
 			synctest.Wait()
@@ -41,18 +41,18 @@ func TestChangeLog(t *testing.T) {
 			}
 			return all
 		}
-		c.tell(lease.Update{Leases: many(2), Deleted: many(1)})
+		c.Tell(lease.Update{Leases: many(2), Deleted: many(1)})
 		lines(3, "msg=peer subnet=10.0.1.0/24", `msg="peer gone" subnet=10.0.0.0/24`)
 		time.Sleep(changesTime)
 		lines(0)
 		for range 1000 {
-			c.tell(lease.Update{Leases: many(1)})
-			c.tell(lease.Update{Deleted: many(2)})
+			c.Tell(lease.Update{Leases: many(1)})
+			c.Tell(lease.Update{Deleted: many(2)})
 		}
 		lines(manyChanges)
 		time.Sleep(changesTime)
 		lines(1, fmt.Sprintf("new_or_changed=%d", 1000-7), fmt.Sprintf("gone=%d", 2000-13))
-		c.tell(lease.Update{Leases: many(1)})
+		c.Tell(lease.Update{Leases: many(1)})
 		lines(1, "msg=peer ")
 		time.Sleep(changesTime)
 		lines(0)
@@ -62,13 +62,13 @@ func TestChangeLog(t *testing.T) {
 // However many leases are no peers, there is one short line.
 func TestLeftOut(t *testing.T) {
 	var out bytes.Buffer
-	c := &changeLog{log: slog.New(slog.NewTextHandler(&out, nil))}
-	c.leftOut(errors.Join(nil, nil))
+	c := New(slog.New(slog.NewTextHandler(&out, nil)))
+	c.LeftOut(errors.Join(nil, nil))
 	var errs []error
 	for i := range 10000 {
 		errs = append(errs, fmt.Errorf("peer %d", i))
 	}
-	c.leftOut(errors.Join(errors.Join(errs...), nil))
+	c.LeftOut(errors.Join(errors.Join(errs...), nil))
 	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "count=10000") || !strings.Contains(text, "peer 4") || strings.Contains(text, "peer 5") {
 		t.Errorf("it says %.1000s", text)
 	}

@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/host"
+)
+
+// underlay follows the interface and the addresses that lead to the other hosts.
+type underlay struct {
+	log    *slog.Logger
+	wanted extiface.Wanted
+	ipv6   bool
+	// moved has the daemon go on with another interface or address.
+	moved func(ext extiface.Interface) error
+
+	mu  sync.Mutex // guards the rest
+	now extiface.Interface
+}
+
+// name is the interface's at the moment.
+func (u *underlay) name() string { return u.current().Name }
+
+func (u *underlay) current() extiface.Interface {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.now
+}
+
+func (u *underlay) part() host.Part {
+	return host.Part{Name: "underlay", Check: u.check, Repair: u.repair, Wakes: host.Is(host.Link, host.Address, host.Route)}
+}
+
+func (u *underlay) check(context.Context) []host.Fault {
+	now := u.current()
+	next, err := extiface.Follow(u.wanted, now, u.ipv6)
+	switch {
+	case err != nil:
+		return []host.Fault{{
+			What:   fmt.Sprintf("%s has lost the address %s, by which the other hosts reach this one: %v", now.Name, now.Address, err),
+			Remedy: "give it an address, which is taken at once", Stops: true,
+		}}
+	case next != now:
+		return []host.Fault{{What: now.Changes(next), Stops: next.Address != now.Address || next.AddressV6 != now.AddressV6}}
+	}
+	return nil
+}
+
+// repair takes over what has changed.
+func (u *underlay) repair(context.Context) error {
+	now := u.current()
+	next, err := extiface.Follow(u.wanted, now, u.ipv6)
+	if err != nil || next == now {
+		return nil // the check has said it
+	}
+	u.log.Info("the underlay has changed", "name", next.Name, "address", next.Address, "public_ip", next.PublicIP, "mtu", int(next.MTU))
+	if err := u.moved(next); err != nil {
+		return fmt.Errorf("follow the underlay to %s on %s: %w", next.Address, next.Name, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.now = next
+	return nil
+}

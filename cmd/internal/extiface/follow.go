@@ -1,0 +1,73 @@
+package extiface
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Follow returns what has become of a choice: the same interface under the name and
+// with the MTU that it has at the moment, as long as it has the chosen addresses;
+// otherwise what is to be chosen now, by w or, if only the interface's name has
+// changed, on that interface. It prefers what there is to what would be better. The
+// error says that nothing can be chosen.
+func Follow(w Wanted, now Interface, ipv6 bool) (Interface, error) {
+	all, err := list()
+	if err != nil {
+		return Interface{}, fmt.Errorf("look at the external interface: %w", err)
+	}
+	i := slices.IndexFunc(all, func(c candidate) bool {
+		return c.index == now.Index || now.Index == 0 && c.name == now.Name
+	})
+	if i >= 0 && all[i].has(now.Address) && (!ipv6 || all[i].has(now.AddressV6)) && all.public(w, now) {
+		now.Index, now.Name, now.MTU = all[i].index, all[i].name, all[i].mtu
+		return now, nil
+	}
+	next, err := Choose(w)
+	if err != nil && i >= 0 && all[i].name != now.Name {
+		// A name that was asked for is this interface's no longer.
+		w.Names, w.Patterns, w.CanReach = []string{all[i].name}, nil, netip.Addr{}
+		next, err = Choose(w)
+	}
+	if err == nil && ipv6 {
+		next, err = next.addIPv6(w)
+	}
+	return next, err
+}
+
+// has tells whether the interface has an address that can be used.
+func (c candidate) has(a netip.Addr) bool {
+	same := func(has netlink.Addr) bool { return address(has) == a }
+	return slices.ContainsFunc(c.addrs, same) || slices.ContainsFunc(c.addrsV6, same)
+}
+
+// public tells whether the public addresses still are what the choice made of
+// them: one that was given always is.
+func (all candidates) public(w Wanted, now Interface) bool {
+	return w.PublicIP.IsValid() || now.PublicIP == now.Address
+}
+
+// Changes are what has changed from one choice to the next, in words.
+func (i Interface) Changes(next Interface) string {
+	var words []string
+	for _, c := range []struct {
+		what        string
+		before, now any
+	}{
+		{"the interface", i.Name, next.Name},
+		{"its address", i.Address, next.Address},
+		{"its IPv6 address", i.AddressV6, next.AddressV6},
+		{"its MTU", i.MTU, next.MTU},
+	} {
+		if c.before != c.now {
+			words = append(words, fmt.Sprintf("%s is %v, no longer %v", c.what, c.now, c.before))
+		}
+	}
+	if len(words) == 0 {
+		return fmt.Sprintf("%s is another interface of that name", i.Name)
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,34 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/subnetfile"
+)
+
+// SubnetFile is the part that the subnet file at path is: want returns what is to
+// be in it at the moment. Where it is, is noted in the state directory first, since
+// it outlives the daemon. right is called when it is as wanted.
+func SubnetFile(stateDir, path string, want func() subnetfile.File, right func()) Part {
+	return Part{
+		Name: "subnet-file",
+		Check: func(context.Context) []Fault {
+			now, err := subnetfile.Read(path)
+			switch {
+			case err != nil:
+				return []Fault{{What: err.Error(), Stops: true}}
+			case now != want():
+				return []Fault{{What: fmt.Sprintf("%s doesn't have this host's subnet, by which the container runtime gives addresses", path), Stops: true}}
+			}
+			right()
+			return nil
+		},
+		Repair: func(context.Context) error {
+			recorded := hoststate.Update(stateDir, func(s *hoststate.State) { s.SubnetFile = path })
+			return errors.Join(want().Write(path), recorded)
+		},
+	}
+}

@@ -1,0 +1,115 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/tunnel"
+)
+
+// move is the change from one router to the next, on the same device.
+type move struct {
+	done chan struct{} // closed once the next router is in force, or can't be
+	err  error         // why it can't
+}
+
+// Move has the overlay reach the other hosts by ext from here on: with sockets on
+// its addresses and, if it has another MTU, with that. Packets wait meanwhile in
+// the device's queue. A device that can't be kept is made again. It returns once
+// Run goes on.
+func (v *Overlay) Move(ext extiface.Interface) error {
+	if err := v.checkMTU(ext); err != nil {
+		return err
+	}
+	begin := time.Now()
+	router, m := v.beginMove(ext)
+	if m == nil {
+		return nil // the device is being made, and the sockets with it
+	}
+	d, err := router.Release()
+	if errors.Is(err, tunnel.ErrNotReleased) {
+		err = errors.Join(tunnel.ErrUnderlayGone, router.Close())
+	} else if err == nil {
+		err = v.moveTo(d)
+	}
+	v.mu.Lock()
+	v.moving = nil
+	v.mu.Unlock()
+	m.err = err
+	close(m.done)
+	if err == nil {
+		v.log.Info("sockets moved", "address", ext.Address, "interface", ext.Name, "paused", time.Since(begin).Round(time.Microsecond))
+	}
+	return nil
+}
+
+// beginMove returns no move when there is no router to be moved.
+func (v *Overlay) beginMove(ext extiface.Interface) (*tunnel.Router, *move) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ext = ext
+	v.inner = outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
+	if v.down != nil || v.handed {
+		return nil, nil
+	}
+	v.moving = &move{done: make(chan struct{})}
+	return v.router, v.moving
+}
+
+// moveTo makes a router of the device's descriptors and of new sockets. It closes
+// what can't be used.
+func (v *Overlay) moveTo(d tunnel.Descriptors) (err error) {
+	closeAll(socketsOf(d))
+	if v.device, err = tunnel.AdoptDevice(d.Queues, v.opts.Offloads); err != nil {
+		closeAll(d.Queues)
+		return fmt.Errorf("%w: %w", tunnel.ErrDeviceGone, err)
+	}
+	if err = v.listen(); err == nil {
+		err = tunnel.ConfigureLink(v.name, v.link())
+	}
+	if err == nil {
+		err = v.startRouter()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", tunnel.ErrUnderlayGone, errors.Join(err, v.closeOpened()))
+	}
+	return nil
+}
+
+func socketsOf(d tunnel.Descriptors) []int {
+	fds := d.Sockets.Packet
+	for _, s := range d.Sockets.UDP {
+		fds = append(fds, s.Receive...)
+		for _, pool := range s.Send {
+			fds = append(fds, pool...)
+		}
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// awaitMove waits for the end of a move, if there is one, and returns why it
+// failed.
+func (v *Overlay) awaitMove(ctx context.Context) error {
+	v.mu.Lock()
+	m := v.moving
+	v.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	<-m.done
+	if ctx.Err() != nil {
+		return nil
+	}
+	return m.err
+}
