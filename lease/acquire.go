@@ -180,11 +180,22 @@ func (a *acquisition) reuse(ctx context.Context, l Lease) (Lease, error) {
 	if err := a.recall(&l); err != nil {
 		return Lease{}, err
 	}
-	if l.Attrs.Equal(a.own) {
+	if a.isUnknown(l) {
+		a.log.Warn("the registry has a lease for this host's public address that this host knows nothing of: taking it over; "+
+			"if another machine runs with that address, both will fight for it: give one of them an address of its own",
+			"subnet", l.Subnet, "public_ip", l.Attrs.PublicIP)
+	} else if l.Attrs.Equal(a.own) {
 		return a.reg.Renew(ctx, l, a.opts.TTL)
 	}
 	l.Attrs = a.own
 	return a.reg.Update(ctx, l, a.opts.TTL)
+}
+
+// isUnknown tells whether a lease that some host has used is this host's by its
+// address alone, although the host keeps records. Then the entry is written even if
+// it stays the same, so that another owner that is alive learns of it.
+func (a *acquisition) isUnknown(l Lease) bool {
+	return a.opts.Store != nil && l.Attrs.BackendType != "" && !a.recorded(l) && l.Subnet != a.opts.Previous
 }
 
 // clear removes this host's leases, none of which fits, and returns the others.

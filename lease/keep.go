@@ -29,6 +29,7 @@ type keeper struct {
 	own Lease // as we left it in the registry
 	// written is what the entry may say unless somebody else has written it.
 	written []Attrs
+	unsure  bool      // a write got no answer: it may have been made
 	doubt   bool      // the entry may not be what it should be
 	calm    time.Time // until when an entry that was put right is left alone
 	pause   time.Time // until when an attempt that failed isn't repeated
@@ -54,7 +55,7 @@ func newKeeper(m *Manager, own Lease) *keeper {
 func (k *keeper) record(l Lease) { k.recordSince(l, time.Now()) }
 
 func (k *keeper) recordSince(l Lease, renewed time.Time) {
-	k.own, k.written = l, []Attrs{l.Attrs}
+	k.own, k.written, k.unsure = l, []Attrs{l.Attrs}, false
 	k.held.Store(&held{l, renewed})
 	k.journal.hold(l, renewed)
 }
@@ -90,7 +91,7 @@ func (k *keeper) await(ctx context.Context) bool {
 		select {
 		case <-ctx.Done():
 		case <-k.changed:
-			k.pause = time.Time{} // it is worth an attempt
+			k.pause, k.calm = time.Time{}, time.Time{} // it is worth an attempt
 		case <-k.signs:
 			k.doubt = true
 		case <-t.C:
@@ -150,28 +151,39 @@ func (k *keeper) renew(ctx context.Context) error {
 		}
 		return err
 	}
-	l, err := k.reg.Renew(ctx, k.own, k.opts.TTL)
+	l, err := k.change(ctx, k.own, k.reg.Renew)
 	if err != nil {
 		return err
 	}
-	k.outage.answered()
-	k.record(l)
 	k.log.Debug("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
 	return nil
 }
 
+// operation is a registry's that changes the entry.
+type operation func(context.Context, Lease, time.Duration) (Lease, error)
+
 // write writes the own lease with the given attributes; with a time to live unless
 // the entry that stands is a reservation.
-func (k *keeper) write(ctx context.Context, a Attrs, write func(context.Context, Lease, time.Duration) (Lease, error)) (Lease, error) {
+func (k *keeper) write(ctx context.Context, a Attrs, op operation) (Lease, error) {
 	l := k.own
 	l.Attrs = a
 	if !slices.ContainsFunc(k.written, a.Equal) {
-		k.written = append(k.written, a) // even if no answer comes
+		k.written = append(k.written, a)
 	}
-	l, err := write(ctx, l, k.opts.TTL)
-	if err == nil {
+	return k.change(ctx, l, op)
+}
+
+// change takes note of the lease as it then stands in the registry.
+func (k *keeper) change(ctx context.Context, l Lease, op operation) (Lease, error) {
+	unsure := k.unsure
+	k.unsure = true
+	l, err := op(ctx, l, k.opts.TTL)
+	switch {
+	case err == nil:
 		k.outage.answered()
 		k.record(l)
+	case errors.Is(err, ErrConflict) || errors.Is(err, ErrExists):
+		k.unsure = unsure
 	}
 	return l, err
 }
@@ -195,14 +207,16 @@ func (k *keeper) resolve(ctx context.Context) error {
 	}
 	if now.Revision == 0 {
 		k.own.Permanent = false // a reservation that was taken back
-		return k.restore(ctx, "removed", k.reg.Create)
+		return k.restore(ctx, "removed", k.reg.Create, restorePause)
 	}
+	rewritten := k.own.Revision != 0 && k.own.Revision != now.Revision && !k.unsure
+	known := slices.ContainsFunc(k.written, now.Attrs.Equal)
 	k.own.Revision, k.own.ID, k.own.Permanent = now.Revision, now.ID, now.Permanent
-	if slices.ContainsFunc(k.written, now.Attrs.Equal) {
+	if known && !rewritten {
 		k.own.Attrs = now.Attrs
 		return k.renew(ctx)
 	}
-	return k.restore(ctx, "overwritten", k.reg.Update)
+	return k.restore(ctx, "overwritten", k.reg.Update, k.contest.written(k.opts.Now(), now))
 }
 
 // isOurs tells whether the entry of our subnet is of this host: by its address, or
@@ -212,14 +226,17 @@ func (k *keeper) isOurs(a Attrs) bool {
 		slices.ContainsFunc(k.written, func(w Attrs) bool { return a.SameHost(w) || a.sameOwner(w) })
 }
 
-// restore writes the own lease again.
-func (k *keeper) restore(ctx context.Context, cause string, write func(context.Context, Lease, time.Duration) (Lease, error)) error {
-	l, err := k.write(ctx, *k.wanted.Load(), write)
+// restore writes the own lease again, and leaves it alone for some time then.
+func (k *keeper) restore(ctx context.Context, cause string, op operation, calm time.Duration) error {
+	l, err := k.write(ctx, *k.wanted.Load(), op)
 	if err != nil {
 		return err
 	}
 	k.log.Warn("own lease put back", "subnet", l.Subnet, "cause", cause)
-	k.calm = k.opts.Now().Add(restorePause)
+	if words := k.conflict(); words != "" {
+		k.log.Warn("two hosts have one lease", "error", words)
+	}
+	k.calm = k.opts.Now().Add(calm)
 	return nil
 }
 

@@ -48,11 +48,12 @@ type Options struct {
 
 // Manager takes this host's lease, keeps it and follows the others'.
 type Manager struct {
-	reg    Registry // immutable, as all below
-	log    *slog.Logger
-	opts   Options
-	outage *outage
-	watch  *watching
+	reg     Registry // immutable, as all below
+	log     *slog.Logger
+	opts    Options
+	outage  *outage
+	watch   *watching
+	contest contest
 	// earlier is what Store had at the start, nil if that can't be used.
 	earlier func() *earlier
 	journal *journal // nil without a Store

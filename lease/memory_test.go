@@ -268,6 +268,12 @@ func (l *link) Watch(ctx context.Context, from int64, report func(lease.Update))
 	return err
 }
 
+func (m *memory) revisionNow() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.revision
+}
+
 // shelf is a lease.Store.
 type shelf struct {
 	mu    sync.Mutex
@@ -276,6 +282,8 @@ type shelf struct {
 	err   error         // of both calls
 	takes time.Duration // to save
 }
+
+func (s *shelf) String() string { return "/state/leases.json" }
 
 func (s *shelf) Load() (*lease.State, error) {
 	s.mu.Lock()

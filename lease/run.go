@@ -136,4 +136,7 @@ func (f *follower) isOwn(l Lease) bool {
 	return l.Subnet == f.own.Subnet && l.IPv6Subnet == f.own.IPv6Subnet
 }
 
-func (f *follower) isAsWanted(own Lease) bool { return own.Attrs.Equal(*f.wanted.Load()) }
+// isAsWanted tells whether the entry says what we want it to, by our own writing.
+func (f *follower) isAsWanted(own Lease) bool {
+	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.held.Load().lease.Revision
+}

@@ -23,6 +23,9 @@ type Status struct {
 	Lease Lease
 	// Renewed is when this process last took, renewed or restored Lease.
 	Renewed time.Time
+	// Conflict says in words that another host claims our subnet as well and both
+	// write the entry, "" if none does.
+	Conflict string
 	// Watched is since when the leases are watched without a gap, zero while
 	// they are not: what Run reported last may be out of date then.
 	Watched time.Time
@@ -41,6 +44,7 @@ func (m *Manager) Status() Status {
 	var s Status
 	m.outage.fill(&s)
 	m.watch.fill(&s)
+	s.Conflict = m.conflict()
 	if h := m.held.Load(); h != nil {
 		s.Lease, s.Renewed = h.lease, h.since
 	}

@@ -4,6 +4,8 @@ package leasefile
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"uvxlan/cmd/internal/atomicfile"
@@ -33,6 +36,25 @@ type Store struct {
 	// Prefix is the etcd key prefix of the network. What was stored of another
 	// network isn't used.
 	Prefix string
+	// Machine identifies the machine, see [MachineID]; empty if nothing does. What
+	// another machine has stored, of which this one is a clone, isn't used.
+	Machine string
+}
+
+// String is the file's path.
+func (s Store) String() string { return Path(s.Dir) }
+
+// MachineID is this machine's, as systemd has it (machine-id(5)); empty if it has
+// none.
+func MachineID() string {
+	text, err := os.ReadFile("/etc/machine-id")
+	id := strings.TrimSpace(string(text))
+	if err != nil || len(id) != 32 { // it may say uninitialized
+		return ""
+	}
+	// It is confidential: only a hash of it leaves its file.
+	sum := sha256.Sum256([]byte("uvxlan leases " + id))
+	return hex.EncodeToString(sum[:16])
 }
 
 var _ lease.Store = Store{}
@@ -41,6 +63,7 @@ var _ lease.Store = Store{}
 type file struct {
 	Version int             `json:"version"`
 	Prefix  string          `json:"prefix"`
+	Machine string          `json:"machine,omitempty"`
 	AsOf    time.Time       `json:"as_of"`
 	Config  json.RawMessage `json:"config"`
 	// Own is left away when the lease is lost.
@@ -58,7 +81,7 @@ type own struct {
 
 // Save implements [lease.Store].
 func (s Store) Save(state lease.State) error {
-	f := file{Version: version, Prefix: s.Prefix, AsOf: state.AsOf, Config: state.Config, Peers: map[string]lease.Attrs{}}
+	f := file{Version: version, Prefix: s.Prefix, Machine: s.Machine, AsOf: state.AsOf, Config: state.Config, Peers: map[string]lease.Attrs{}}
 	if l := state.Own; l.Subnet.IsValid() {
 		f.Own = &own{Key: l.Key(), Value: l.Attrs, Renewed: state.Renewed, Expires: l.Expires, Reserved: l.Permanent}
 	}
@@ -100,7 +123,7 @@ func (s Store) Load() (*lease.State, error) {
 	}
 	var f file
 	if err == nil {
-		err = f.read(text, s.Prefix)
+		err = f.read(text, s)
 	}
 	var state *lease.State
 	if err == nil {
@@ -113,7 +136,7 @@ func (s Store) Load() (*lease.State, error) {
 }
 
 // read looks at the version first: what follows may have another form.
-func (f *file) read(text []byte, prefix string) error {
+func (f *file) read(text []byte, s Store) error {
 	var form struct {
 		Version int `json:"version"`
 	}
@@ -126,8 +149,11 @@ func (f *file) read(text []byte, prefix string) error {
 	if err := json.Unmarshal(text, f); err != nil {
 		return err
 	}
-	if f.Prefix != prefix {
-		return fmt.Errorf("it is of the network at %s, not %s", f.Prefix, prefix)
+	if f.Prefix != s.Prefix {
+		return fmt.Errorf("it is of the network at %s, not %s", f.Prefix, s.Prefix)
+	}
+	if f.Machine != "" && s.Machine != "" && f.Machine != s.Machine {
+		return errors.New("another machine has written it, of which this one is a clone")
 	}
 	return nil
 }

@@ -108,6 +108,28 @@ func TestWhatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// A clone of a machine has its state directory as well.
+func TestAnotherMachinesFile(t *testing.T) {
+	dir := t.TempDir()
+	at := func(machine string) leasefile.Store {
+		return leasefile.Store{Dir: dir, Prefix: prefix, Machine: machine}
+	}
+	if err := at("one").Save(sample(1)); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := at("two").Load(); s != nil || err == nil || !strings.Contains(err.Error(), "another machine") {
+		t.Errorf("on a clone: %+v, %v", s, err)
+	}
+	for _, same := range []string{"one", ""} {
+		if s, err := at(same).Load(); s == nil || err != nil {
+			t.Errorf("on machine %q: %+v, %v", same, s, err)
+		}
+	}
+	if id := leasefile.MachineID(); id != leasefile.MachineID() || id != "" && len(id) != 32 {
+		t.Errorf("this machine is %q", id)
+	}
+}
+
 func BenchmarkSave(b *testing.B) {
 	store, s := leasefile.Store{Dir: b.TempDir(), Prefix: prefix}, sample(10_000)
 	for b.Loop() {
