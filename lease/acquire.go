@@ -31,8 +31,8 @@ var ErrNoSubnet = errors.New("out of subnets")
 // another host was faster. Nothing renews the lease until [Manager.Run].
 //
 // With a Store, an earlier run's lease counts as previous, for its attributes
-// and its subnets, and while the registry doesn't answer it is what Acquire
-// returns, expired or not: Run finds out first whether it is still ours.
+// and its subnets, and while the registry doesn't answer and the lease hasn't run
+// out it is what Acquire returns: Run finds out first whether it is still ours.
 func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous *Lease) (Attrs, error)) (Lease, error) {
 	a := acquisition{Manager: m, cfg: cfg, attrs: attrs}
 	if err := a.prepare(); err != nil {

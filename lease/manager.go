@@ -38,6 +38,10 @@ type Options struct {
 	// Patience is how long the registry is waited for before the manager starts
 	// from what Store has; zero means DefaultPatience.
 	Patience time.Duration
+	// UseExpired starts from what Store has even if the lease in it has run out and
+	// its subnet may be another host's by now. Otherwise only the registry can tell,
+	// and is waited for.
+	UseExpired bool
 	// Pick chooses one of n free subnets; the default is uniformly random. It is
 	// for tests.
 	Pick func(n int) int
@@ -63,6 +67,7 @@ type Manager struct {
 	signs   chan struct{}         // holds one: the own entry isn't what it should be
 
 	held     atomic.Pointer[held]
+	refused  atomic.Pointer[earlier] // what this run may not start from, while it waits for the registry
 	fallback atomic.Pointer[earlier] // what this run started from, until the registry answers
 }
 
@@ -102,8 +107,9 @@ func NewManager(o Options) (*Manager, error) {
 
 // Config reads the cluster's configuration. It waits while the registry doesn't
 // answer or nobody has written a configuration yet; a configuration that is
-// wrong is an error at once. With a Store that has an earlier run's state, a
-// registry that doesn't answer is waited for only as long as Patience says: then
+// wrong is an error at once. With a Store that has an earlier run's state and a lease
+// that hasn't run out, a registry that doesn't answer is waited for only as long as
+// Patience says: then
 // the configuration is the earlier run's, and so are the lease that
 // [Manager.Acquire] returns and the leases that [Manager.Run] first reports.
 func (m *Manager) Config(ctx context.Context) (*Config, error) {

@@ -32,10 +32,14 @@ type life struct {
 }
 
 // live starts a host at the address, which waits as long as it must.
-func live(t *testing.T, r lease.Registry, s lease.Store, ip string) *life {
+func live(t *testing.T, r lease.Registry, s lease.Store, ip string, with ...func(*lease.Options)) *life {
 	t.Helper()
 	l := &life{t: t, log: &bytes.Buffer{}, done: make(chan error, 1), table: map[netip.Prefix]lease.Lease{}}
-	l.m = manager(t, lease.Options{Registry: r, Store: s, Pick: func(int) int { return 0 }, Logger: slog.New(slog.NewTextHandler(l.log, nil))})
+	o := lease.Options{Registry: r, Store: s, Pick: func(int) int { return 0 }, Logger: slog.New(slog.NewTextHandler(l.log, nil))}
+	for _, change := range with {
+		change(&o)
+	}
+	l.m = manager(t, o)
 	ctx, cancel := context.WithCancel(t.Context())
 	l.end = cancel
 	mac := strings.Repeat("02:", 5) + ip[len(ip)-2:]
@@ -230,7 +234,7 @@ func TestStartWithoutTheRegistry(t *testing.T) {
 				way.cut()
 				pause(c.away)
 				begin := time.Now()
-				h := live(t, way, s, "192.168.14.21")
+				h := live(t, way, s, "192.168.14.21", func(o *lease.Options) { o.UseExpired = c.away > 24*time.Hour })
 				if took := time.Since(begin); took > lease.DefaultPatience || !h.own.Equal(own) || !h.own.Expires.Equal(own.Expires) {
 					t.Errorf("after %s the lease is %+v, was %+v", took, h.own, own)
 				}
@@ -270,6 +274,50 @@ func TestStartWithoutTheRegistry(t *testing.T) {
 				if last := s.last(); len(last.Peers) != 2 || !last.Own.Equal(own) || time.Since(last.AsOf) > time.Second {
 					t.Errorf("stored %+v", last)
 				}
+			})
+		})
+	}
+}
+
+// A lease that has run out may be another's: only the registry can tell.
+func TestExpiredStoredLeaseWaits(t *testing.T) {
+	for name, c := range map[string]struct {
+		away   time.Duration // since the earlier run
+		words  string        // why it isn't used
+		taken  bool          // by another host meanwhile
+		subnet string
+	}{
+		"free":          {30 * time.Hour, "the stored lease on 172.7.1.0/24 ran out 6h", false, "172.7.1.0/24"},
+		"taken":         {30 * time.Hour, "the stored lease on 172.7.1.0/24 ran out 6h", true, "172.7.2.0/24"},
+		"clock reset":   {-time.Hour, "clock is behind", false, "172.7.1.0/24"},
+		"just in time":  {23 * time.Hour, "", false, "172.7.1.0/24"},
+		"while waiting": {24*time.Hour - 2*time.Second, "ran out 1s ago", true, "172.7.2.0/24"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, s := newMemory(network), &shelf{}
+				own := earlier(t, m, s)
+				way := newLink(m)
+				way.cut()
+				if c.away < 0 {
+					s.state.AsOf, s.state.Own.Expires = s.state.AsOf.Add(-c.away), s.state.Own.Expires.Add(-c.away)
+				} else {
+					pause(c.away)
+				}
+				h := live(t, way, s, "192.168.14.21")
+				st := h.m.Status()
+				if (c.words == "") != h.own.Subnet.IsValid() || (c.words == "") != (st.Refused == "") || !strings.Contains(h.log.String(), c.words) {
+					t.Errorf("it has %s and says %q\n%s", h.own.Subnet, st.Refused, h.log)
+				}
+				if c.taken {
+					m.put(peer(own.Subnet.String(), "192.168.14.66"), time.Hour)
+				}
+				way.restore()
+				pause(10 * time.Second)
+				if st := h.m.Status(); h.own.Subnet.String() != c.subnet || !m.entry(t, h.own).Equal(st.Lease) || st.Refused != "" {
+					t.Errorf("it has %s, want %s; status %+v", h.own.Subnet, c.subnet, st)
+				}
+				h.stop()
 			})
 		})
 	}

@@ -26,6 +26,9 @@ type Status struct {
 	// Conflict says in words that another host claims our subnet as well and both
 	// write the entry, "" if none does.
 	Conflict string
+	// Refused says in words why the manager waits for the registry although an
+	// earlier run has stored a lease, "" if it doesn't.
+	Refused string
 	// Watched is since when the leases are watched without a gap, zero while
 	// they are not: what Run reported last may be out of date then.
 	Watched time.Time
@@ -45,6 +48,9 @@ func (m *Manager) Status() Status {
 	m.outage.fill(&s)
 	m.watch.fill(&s)
 	s.Conflict = m.conflict()
+	if e := m.refused.Load(); e != nil {
+		s.Refused = m.refusal(e)
+	}
 	if h := m.held.Load(); h != nil {
 		s.Lease, s.Renewed = h.lease, h.since
 	}

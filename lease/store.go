@@ -77,6 +77,34 @@ func newEarlier(s State) (*earlier, error) {
 	return &earlier{s, c}, nil
 }
 
+// clockTolerance is how far back a clock may be set without a reason to doubt it.
+const clockTolerance = time.Minute
+
+// refusal says in words why no run may start from a stored state without asking the
+// registry, "" if it may.
+func (m *Manager) refusal(e *earlier) string {
+	now, end := m.opts.Now().Round(0), e.Own.Expires
+	if end.IsZero() {
+		end = e.Renewed.Add(m.opts.TTL)
+	}
+	switch {
+	case m.opts.UseExpired || e.Own.Permanent:
+		return ""
+	case now.Before(e.AsOf.Add(-clockTolerance)):
+		return fmt.Sprintf("the stored lease on %s may have run out: this host's clock is behind the time at which it was stored", e.Own.Subnet)
+	case !now.Before(end):
+		return fmt.Sprintf("the stored lease on %s ran out %s ago, and the subnet may be another host's", e.Own.Subnet, now.Sub(end).Round(time.Second))
+	}
+	return ""
+}
+
+// refuse takes note that the registry is waited for in spite of a stored state.
+func (m *Manager) refuse(e *earlier, why string) {
+	if m.refused.Swap(e) != e {
+		m.log.Warn("waiting for the lease registry", "error", why)
+	}
+}
+
 // patiently repeats op while the registry doesn't answer. If there is a state to
 // fall back on it gives up after some time and returns true, unless the registry
 // has answered meanwhile, if only that something is missing.
@@ -90,7 +118,12 @@ func (m *Manager) patiently(ctx context.Context, fallback *earlier, answered fun
 		}
 		if !answered() {
 			m.outage.silent(m.opts.Patience)
-			return true, nil
+			why := m.refusal(fallback)
+			if why == "" {
+				return true, nil
+			}
+			m.refuse(fallback, why)
+			defer m.refused.Store(nil)
 		}
 	}
 	return false, m.persist(ctx, func() error { return op(ctx) })
