@@ -53,6 +53,7 @@ func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous 
 		}
 		if err == nil {
 			m.endFallBack(ctx)
+			l.Renewed = m.opts.Now()
 			return l, nil
 		}
 		if !errors.Is(err, ErrExists) && !errors.Is(err, ErrConflict) {
@@ -117,7 +118,7 @@ func (a *acquisition) isOwn(l Lease) bool { return a.recorded(l) || l.Attrs.Same
 func (a *acquisition) storedLease() Lease {
 	a.fallBack(a.stored)
 	l := a.stored.Own
-	l.Attrs = a.own
+	l.Attrs, l.Renewed = a.own, a.stored.Renewed
 	return l
 }
 
@@ -262,7 +263,7 @@ func (a *acquisition) claim(ctx context.Context, l Lease) (Lease, error) {
 		return Lease{}, err
 	}
 	for _, o := range all {
-		if o.Key() != l.Key() && o.Overlaps(l) && o.Revision < l.Revision {
+		if o.Key() != l.Key() && o.Overlaps(l) && o.Created < l.Created {
 			if err := a.persist(ctx, func() error { return a.reg.Delete(ctx, l) }); err != nil {
 				return Lease{}, err
 			}

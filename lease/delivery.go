@@ -94,20 +94,22 @@ func (d *delivery) missing(now []Lease) (out []Lease) {
 	return out
 }
 
-// pass passes a change on.
+// pass passes a change on. A lease that is written again as it was, as flannel's
+// hosts do to renew it, is none.
 func (d *delivery) pass(u Update) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hold(u.Deleted, watchGrace)
 	d.settle(u)
 	u.Deleted = nil
-	if len(u.Leases) == 0 {
-		return
-	}
-	for _, l := range u.Leases {
+	u.Leases = slices.DeleteFunc(u.Leases, func(l Lease) bool {
+		before, known := d.table[subnetsOf(l)]
 		d.table[subnetsOf(l)] = l
+		return known && before.Equal(l)
+	})
+	if len(u.Leases) > 0 {
+		d.report(u)
 	}
-	d.report(u)
 }
 
 // hold holds deletions back for some time; mu is held.

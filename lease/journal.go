@@ -52,8 +52,8 @@ func (j *journal) configured(config []byte) {
 	j.change(func() { j.state.Config = config })
 }
 
-func (j *journal) hold(own Lease, renewed time.Time) {
-	j.change(func() { j.state.Own, j.state.Renewed = own, renewed })
+func (j *journal) hold(own Lease) {
+	j.change(func() { j.state.Own, j.state.Renewed = own, own.Renewed })
 }
 
 // lose forgets the lease, so that no later run starts with it.

@@ -39,25 +39,22 @@ type keeper struct {
 // hasn't told of.
 func newKeeper(m *Manager, own Lease) *keeper {
 	k := &keeper{Manager: m, doubt: !own.Permanent && own.Expires.IsZero()}
-	renewed := time.Now()
-	e := m.fallback.Load()
-	if e != nil {
-		k.doubt, renewed = true, e.Renewed
+	if own.Renewed.IsZero() {
+		own.Renewed = m.opts.Now()
 	}
-	k.recordSince(own, renewed)
-	if e != nil {
+	k.record(own)
+	if e := m.fallback.Load(); e != nil {
+		k.doubt = true
 		k.written = append(k.written, e.Own.Attrs)
 	}
 	return k
 }
 
 // record takes note of the lease as it stands in the registry.
-func (k *keeper) record(l Lease) { k.recordSince(l, time.Now()) }
-
-func (k *keeper) recordSince(l Lease, renewed time.Time) {
+func (k *keeper) record(l Lease) {
 	k.own, k.written, k.unsure = l, []Attrs{l.Attrs}, false
-	k.held.Store(&held{l, renewed})
-	k.journal.hold(l, renewed)
+	k.held.Store(&l)
+	k.journal.hold(l)
 }
 
 func (k *keeper) run(ctx context.Context) error {
@@ -181,6 +178,7 @@ func (k *keeper) change(ctx context.Context, l Lease, op operation) (Lease, erro
 	switch {
 	case err == nil:
 		k.outage.answered()
+		l.Renewed = k.opts.Now()
 		k.record(l)
 	case errors.Is(err, ErrConflict) || errors.Is(err, ErrExists):
 		k.unsure = unsure
@@ -211,7 +209,7 @@ func (k *keeper) resolve(ctx context.Context) error {
 	}
 	rewritten := k.own.Revision != 0 && k.own.Revision != now.Revision && !k.unsure
 	known := slices.ContainsFunc(k.written, now.Attrs.Equal)
-	k.own.Revision, k.own.ID, k.own.Permanent = now.Revision, now.ID, now.Permanent
+	k.own.Revision, k.own.Created, k.own.ID, k.own.Permanent = now.Revision, now.Created, now.ID, now.Permanent
 	if known && !rewritten {
 		k.own.Attrs = now.Attrs
 		return k.renew(ctx)

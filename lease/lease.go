@@ -14,8 +14,9 @@ type Lease struct {
 	// Attrs says who the owner is and how it is reached.
 	Attrs Attrs
 
-	// Revision is the registry's revision of the entry when it was read.
-	Revision int64
+	// Revision is the registry's revision of the entry when it was read, and Created
+	// that at which the entry came to be: renewals don't change it.
+	Revision, Created int64
 	// ID is the registry's handle of the time to live that the entry hangs on,
 	// zero if it has none.
 	ID int64
@@ -24,6 +25,9 @@ type Lease struct {
 	// Expires is when the entry goes unless it is renewed. Zero means never or
 	// unknown; it is known only for a lease that this process took or renewed.
 	Expires time.Time
+	// Renewed is when the lease was last taken, renewed or restored, as far as it is
+	// known like Expires.
+	Renewed time.Time
 }
 
 // Equal reports whether both leases have the same subnets and attributes.

@@ -66,7 +66,7 @@ type Manager struct {
 	changed chan struct{}         // holds one: wanted has changed
 	signs   chan struct{}         // holds one: the own entry isn't what it should be
 
-	held     atomic.Pointer[held]
+	held     atomic.Pointer[Lease]   // the own lease as it stands in the registry
 	refused  atomic.Pointer[earlier] // what this run may not start from, while it waits for the registry
 	fallback atomic.Pointer[earlier] // what this run started from, until the registry answers
 }

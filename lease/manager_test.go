@@ -509,24 +509,30 @@ func TestRunReadsEverythingAgainAfterCompaction(t *testing.T) {
 	}
 }
 
-// rival takes the same IPv6 subnet just before we create our lease.
+// rival takes the same IPv6 subnet just before we create our lease, and renews its
+// own just after, as flannel does.
 type rival struct {
 	lease.Registry
-	once sync.Once
+	take, renew sync.Once
+	its         lease.Lease
 }
 
 func (r *rival) Create(ctx context.Context, l lease.Lease, ttl time.Duration) (lease.Lease, error) {
 	var err error
-	r.once.Do(func() {
+	r.take.Do(func() {
 		other := l
 		other.Subnet = netip.MustParsePrefix("172.7.77.0/24")
 		other.Attrs, _ = host("192.168.14.77", "02:00:00:00:00:77")(nil)
-		_, err = r.Registry.Create(ctx, other, ttl)
+		r.its, err = r.Registry.Create(ctx, other, ttl)
 	})
 	if err != nil {
 		return l, err
 	}
-	return r.Registry.Create(ctx, l, ttl)
+	l, err = r.Registry.Create(ctx, l, ttl)
+	if err == nil {
+		r.renew.Do(func() { _, err = r.Update(ctx, r.its, ttl) })
+	}
+	return l, err
 }
 
 func TestTheLaterOfTwoGivesUpACommonIPv6Subnet(t *testing.T) {

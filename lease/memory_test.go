@@ -65,6 +65,10 @@ func (m *memory) putLocked(l lease.Lease, ttl time.Duration) lease.Lease {
 	m.revision++
 	l.Revision, l.Permanent = m.revision, ttl == 0
 	l = m.extend(l, ttl)
+	l.Created = l.Revision
+	if before, ok := m.entries[l.Key()]; ok {
+		l.Created = before.Created
+	}
 	told := l // others don't see its end
 	told.Expires = time.Time{}
 	m.entries[l.Key()] = told

@@ -26,6 +26,9 @@ const steadyAfter = 2 * backoffMax
 //
 // [Manager.Publish] changes what the own lease says meanwhile.
 //
+// A lease that another process hands over, with all its fields, is gone on with as
+// if this one had taken it.
+//
 // With a Store, what is reported is saved soon after, at most once a second, and
 // when Run ends.
 func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error {
@@ -138,5 +141,5 @@ func (f *follower) isOwn(l Lease) bool {
 
 // isAsWanted tells whether the entry says what we want it to, by our own writing.
 func (f *follower) isAsWanted(own Lease) bool {
-	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.held.Load().lease.Revision
+	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.held.Load().Revision
 }

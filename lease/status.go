@@ -21,7 +21,8 @@ type Status struct {
 	LastErrAt time.Time
 	// Lease is the lease that Run keeps; zero outside Run.
 	Lease Lease
-	// Renewed is when this process last took, renewed or restored Lease.
+	// Renewed is when this process, or the one that handed Lease over to it, last
+	// took, renewed or restored Lease.
 	Renewed time.Time
 	// Conflict says in words that another host claims our subnet as well and both
 	// write the entry, "" if none does.
@@ -51,16 +52,10 @@ func (m *Manager) Status() Status {
 	if e := m.refused.Load(); e != nil {
 		s.Refused = m.refusal(e)
 	}
-	if h := m.held.Load(); h != nil {
-		s.Lease, s.Renewed = h.lease, h.since
+	if l := m.held.Load(); l != nil {
+		s.Lease, s.Renewed = *l, l.Renewed
 	}
 	return s
-}
-
-// held is the own lease as it stands in the registry.
-type held struct {
-	lease Lease
-	since time.Time // it was written or renewed
 }
 
 // watching knows whether the leases are watched, how old they are otherwise, and

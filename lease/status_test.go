@@ -32,11 +32,11 @@ func TestStatusTellsOfTheWatch(t *testing.T) {
 	if st := m.Status(); st.Connected || st.Failures != 0 || !st.Since.IsZero() || !st.Watched.IsZero() {
 		t.Errorf("before the first attempt %+v", st)
 	}
+	begun := time.Now()
 	own, err := m.Acquire(t.Context(), parse(t, network), host("192.168.14.21", "02:00:00:00:00:21"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun := time.Now()
 	r := run(t, m, own)
 	r.next()
 	watched := func(s lease.Status) bool { return !s.Watched.IsZero() }

@@ -88,7 +88,7 @@ func (r *Registry) read(kv *mvccpb.KeyValue) (lease.Lease, bool) {
 		r.junk.add(string(kv.Key), kv.ModRevision, err)
 		return lease.Lease{}, false
 	}
-	l.Revision, l.ID, l.Permanent = kv.ModRevision, kv.Lease, kv.Lease == 0
+	l.Revision, l.Created, l.ID, l.Permanent = kv.ModRevision, kv.CreateRevision, kv.Lease, kv.Lease == 0
 	return l, true
 }
 

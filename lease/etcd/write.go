@@ -28,6 +28,7 @@ func (r *Registry) Create(ctx context.Context, l lease.Lease, ttl time.Duration)
 		free := clientv3.Compare(clientv3.CreateRevision(r.key(v4)), "=", 0).WithPrefix()
 		l.ID = 0
 		l, err = r.put(ctx, c, l, ttl, free, lease.ErrExists)
+		l.Created = l.Revision
 		return err
 	})
 	return l, err
