@@ -59,6 +59,7 @@ type flags struct {
 	etcd        etcd.Options
 	embedded    bool
 	stateDir    string
+	expired     string
 	ifaces      flagenv.List
 	publicIP    netip.Addr
 	subnetFile  string
@@ -102,6 +103,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.StringVar(&f.stateDir, "state-dir", daemon.DefaultStateDir, "`directory` of what outlives the daemon, one for each: lock, record of changes to the host, the embedded etcd's data")
 	fs.Var(&f.ifaces, "iface", "`name or address` of the interface to the other hosts, may be repeated (default: of the default route)")
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
+	fs.StringVar(&f.expired, "stored-lease-expired", "wait", "what a start without etcd does with a stored lease that has run out: `wait` for etcd, or use it although its subnet may be another host's")
 	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")
 	fs.TextVar(&f.healthIP, "healthz-ip", netip.IPv4Unspecified(), "`address` that /healthz, /readyz and /metrics are answered on")
 	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
@@ -152,6 +154,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	})
 	if f.offload != "auto" && f.offload != "on" && f.offload != "off" {
 		errs = append(errs, fmt.Errorf("-offload %q: must be auto, on or off", f.offload))
+	}
+	if f.expired != "wait" && f.expired != "use" {
+		errs = append(errs, fmt.Errorf("-stored-lease-expired %q: must be wait or use", f.expired))
 	}
 	if _, err := tunnel.ParseOffloads(f.noOffload); err != nil {
 		errs = append(errs, fmt.Errorf("-offload-disable: %w", err))
@@ -223,6 +228,7 @@ func (f *flags) options() daemon.Options {
 	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
 	o.Interface.Names, o.Interface.PublicIP, o.Interface.PublicIPv6 = f.ifaces, f.publicIP, f.publicIPv6
 	o.Interface.Patterns, o.Interface.CanReach = f.ifacePattern, f.canReach
+	o.UseExpired = f.expired == "use"
 	o.RenewMargin, o.Blackhole = time.Duration(f.renewMargin)*time.Minute, f.blackhole
 	return o
 }

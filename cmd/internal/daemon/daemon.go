@@ -229,7 +229,7 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 func newManager(o Options, registry lease.Registry) (*lease.Manager, error) {
 	earlier := previous(o)
 	return lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o),
+		Registry: registry, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o), UseExpired: o.UseExpired,
 		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
 	})
 }

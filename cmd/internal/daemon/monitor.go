@@ -216,8 +216,11 @@ func waitingFor(p parts) string {
 	if p.config != nil {
 		what = "the device and a lease"
 	}
-	if p.health.Err != nil {
-		return fmt.Sprintf("waiting for %s: %v", what, p.health.Err)
+	switch h := p.health; {
+	case h.Refused != "" && h.Err != nil:
+		return fmt.Sprintf("%s: waiting for etcd: %v", h.Refused, h.Err)
+	case h.Err != nil:
+		return fmt.Sprintf("waiting for %s: %v", what, h.Err)
 	}
 	return "waiting for " + what
 }

@@ -52,6 +52,7 @@ func TestJudge(t *testing.T) {
 		{name: "stopping", parts: parts{health: up, config: config, network: network, ready: true, stopping: true}, reason: "stops"},
 		{name: "at the start", reason: "waiting for the network configuration"},
 		{name: "before etcd", parts: parts{health: lease.Status{Err: down}}, reason: "waiting for the network configuration: connection refused"},
+		{name: "a lease that has run out", parts: parts{health: lease.Status{Err: down, Refused: "it ran out"}}, reason: "it ran out: waiting for etcd: connection refused"},
 		{name: "before a lease", parts: parts{health: lease.Status{Connected: true}, config: config}, reason: "waiting for the device and a lease"},
 	} {
 		s := control.Status{Now: time.Now(), Etcd: etcdOf(c.parts.health, 0), Watch: watchOf(c.parts.health), Lease: leaseOf(c.parts.health)}

@@ -47,6 +47,8 @@ type Options struct {
 	// RenewMargin is how long before its end the lease is renewed; 0 means
 	// lease.DefaultRenewMargin.
 	RenewMargin time.Duration
+	// UseExpired starts without etcd from a stored lease that has run out.
+	UseExpired bool
 	// Blackhole drops what is sent to our subnet while nothing on the host has a
 	// route to it.
 	Blackhole bool
