@@ -17,7 +17,9 @@ import (
 
 // storeOf is where the leases are for a start without etcd.
 func storeOf(o Options) leasefile.Store {
-	return leasefile.Store{Dir: o.StateDir, Prefix: strings.TrimRight(cmp.Or(o.Etcd.Prefix, etcd.DefaultPrefix), "/")}
+	return leasefile.Store{
+		Dir: o.StateDir, Prefix: strings.TrimRight(cmp.Or(o.Etcd.Prefix, etcd.DefaultPrefix), "/"), Machine: leasefile.MachineID(),
+	}
 }
 
 // withdraw takes back what other daemons leave when they end, since another host

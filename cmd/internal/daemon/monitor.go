@@ -190,6 +190,9 @@ func judge(s *control.Status, p parts) {
 	if p.network == nil {
 		return
 	}
+	if p.health.Conflict != "" {
+		s.Notes = append(s.Notes, p.health.Conflict)
+	}
 	switch {
 	case !s.Etcd.Up && !s.Watch.AsOf.IsZero():
 		s.Notes = append(s.Notes, "etcd doesn't answer: packets flow by the leases "+s.AgeWords())

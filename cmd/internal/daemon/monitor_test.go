@@ -40,6 +40,7 @@ func TestJudge(t *testing.T) {
 		{name: "ready", parts: parts{health: up, config: config, network: network, ready: true}},
 		{name: "a reservation", parts: parts{health: with(func(s *lease.Status) { s.Lease = reserved }), config: config, network: network, ready: true}},
 		{name: "etcd away", parts: parts{health: with(func(s *lease.Status) { s.Connected, s.Watched = false, time.Time{} }), config: config, network: network, ready: true}, note: away},
+		{name: "a clone", parts: parts{health: with(func(s *lease.Status) { s.Conflict = "another host claims it" }), config: config, network: network, ready: true}, note: "another host claims it"},
 		{name: "between watches", parts: parts{health: with(func(s *lease.Status) { s.Watched = time.Time{} }), config: config, network: network, ready: true}, note: unwatched},
 		{
 			name:  "etcd away too long",
