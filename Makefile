@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak chaos bench bench-quick scale tools clean
+.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale tools clean
 
 all: build
 
@@ -63,6 +63,11 @@ soak: tools
 CHAOS ?= 100
 chaos: tools
 	UVXLAN_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationChaos$$' ./bench/e2e/restart/
+
+## reloads: RELOADS handovers of each model under numbered packets, none lost
+RELOADS ?= 200
+reloads: tools
+	UVXLAN_RELOADS=$(RELOADS) $(GO) test -count=1 -v -timeout 2h -run '^TestIntegrationReloadLosesNothing$$' ./bench/e2e/handover/
 
 ## bench: uvxlan against kernel VXLAN and others, in one run
 bench: $(BIN)/uvxland tools

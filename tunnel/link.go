@@ -21,9 +21,12 @@ import (
 // are told from anybody else's (rtnetlink(7), rtm_protocol).
 const RouteProtocol = 89
 
-// DefaultQueueLen is the number of packets the kernel queues for a device's
-// reader: the usual 500 overflow while a worker is busy with one batch.
-const DefaultQueueLen = 2000
+// DefaultQueueLen is the number of packets the kernel queues for each of a
+// device's readers. It bridges a handover from one process to another: 100 ms at
+// 100,000 packets a second, should the other one wait that long for a CPU. To set
+// another length on a device that carries packets loses some of them: the kernel
+// takes its transmit queues down meanwhile.
+const DefaultQueueLen = 10_000
 
 // ErrRouteExists says that another interface has the route to one of the
 // overlay's networks: remove that route or choose another network.
@@ -41,6 +44,7 @@ type LinkConfig struct {
 	// MTU is the inner MTU.
 	MTU encap.InnerMTU
 	// QueueLen is the transmit queue's length in packets; 0 means DefaultQueueLen.
+	// That of an interface that is up stays as it is.
 	QueueLen int
 	// LooseReversePath lets packets in whose way back leads by another interface,
 	// as with [DirectRoute] where only one of two hosts finds the other on-link.
@@ -77,7 +81,7 @@ func PrepareLink(name string, c LinkConfig) error {
 	return configure(name, []step{
 		{"set sysctl", func(netlink.Link) error { return setSysctls(c.sysctls(name)) }},
 		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
-		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, c.queueLen()) }},
+		{"set queue length", func(l netlink.Link) error { return setQueueLen(l, c.queueLen()) }},
 		{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.routes()) }},
 	})
 }
@@ -118,14 +122,6 @@ func CheckLink(name string, c LinkConfig) (wrong []error) {
 	return append(wrong, wrongRoutes(link, c)...)
 }
 
-// SetQueueLen sets the transmit queue's length of the interface name in packets, in
-// the calling thread's network namespace. What no longer fits is dropped.
-func SetQueueLen(name string, packets int) error {
-	return configure(name, []step{
-		{"set queue length", func(l netlink.Link) error { return netlink.LinkSetTxQLen(l, packets) }},
-	})
-}
-
 // step is one setting of an interface.
 type step struct {
 	what string
@@ -143,6 +139,14 @@ func configure(name string, steps []step) error {
 		}
 	}
 	return nil
+}
+
+// setQueueLen leaves an interface alone that is up, and so may carry packets.
+func setQueueLen(l netlink.Link, packets int) error {
+	if l.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	return netlink.LinkSetTxQLen(l, packets)
 }
 
 func findLink(name string) (netlink.Link, error) {

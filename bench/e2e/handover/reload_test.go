@@ -84,6 +84,9 @@ func signalDaemon(t *testing.T, d *cluster.Daemon, s unix.Signal) {
 	}
 }
 
+// backlog is the place of what arrived for a CPU that was busy.
+const backlog = "backlog"
+
 // queueDrops is what the kernel's queues on the way from kb21's container to
 // kb22's have dropped so far, by place.
 func queueDrops(t *testing.T, w *e2e.World) map[string]uint64 {
@@ -109,7 +112,7 @@ func queueDrops(t *testing.T, w *e2e.World) map[string]uint64 {
 		if err != nil {
 			t.Fatal(err)
 		}
-		drops["backlog"] += n
+		drops[backlog] += n
 	}
 	return drops
 }
@@ -137,18 +140,19 @@ func socketDrops(t *testing.T, n *lab.Node) (sum uint64) {
 	return sum
 }
 
-// A stream of 100,000 small datagrams a second loses nothing while the daemons of
-// both ends reload, but what a queue of the kernel had no room for: each that is
-// lost is in a queue's count. How many that are is the machine's affair, since the
-// programs start while both CPUs are at work.
+// A stream of 20,000 small datagrams a second loses nothing while the daemons of
+// both ends reload, neither in the device's queue nor in the daemons' sockets, even
+// if the programs wait for a CPU. What iperf3's own socket or a CPU's backlog had
+// no room for is not theirs.
 func TestIntegrationReloadUDP(t *testing.T) {
 	w := newReloadWorld(t)
 	daemons := w.Start("kb21", "kb22")
 	w.Mesh("kb21", "kb22")
 	from, to := w.Container("kb21"), w.Container("kb22")
+	const rate = 20_000
 	stream := iperf.Test{
 		Server: to.Node, Client: from.Node, To: to.Address, Duration: 2 * time.Second,
-		UDP: true, Length: 64, Bandwidth: 100_000 * 64 * 8,
+		UDP: true, Length: 64, Bandwidth: rate * 64 * 8,
 	}
 	for _, reloads := range []int{0, 4} {
 		before := queueDrops(t, w)
@@ -162,26 +166,24 @@ func TestIntegrationReloadUDP(t *testing.T) {
 			}
 		})
 		for n := range reloads {
-			awaitPackets(t, w.Host("kb21"), "flannel.1", sent+uint64(10_000*(n+1)))
+			awaitPackets(t, w.Host("kb21"), "flannel.1", sent+uint64(rate/10*(n+1)))
 			t.Logf("%s: packets waited %s", daemons[n%2].Host.Name, reloadDaemon(t, daemons[n%2]))
 		}
 		running.Wait()
-		queues, receiver := int64(0), int64(0)
+		others := int64(0)
 		for place, n := range queueDrops(t, w) {
 			n := int64(n - before[place])
-			if place == to.Name+" sockets" {
-				receiver += n // iperf3 was too slow for them
-			} else {
-				queues += n
+			if place == to.Name+" sockets" || place == backlog {
+				others += n
 			}
 			if n > 0 {
 				t.Logf("%s: %d dropped", place, n)
 			}
 		}
-		t.Logf("%d reloads: of %d datagrams, %.0f a second, %d were lost: %d in iperf3's own socket, %d in queues on the way",
-			reloads, result.Packets, float64(result.Packets)/result.Seconds, result.Lost, receiver, queues)
-		if result.Packets < 50_000 || result.Lost > receiver+queues {
-			t.Errorf("%d reloads: too many are lost", reloads)
+		t.Logf("%d reloads: of %d datagrams, %.0f a second, %d were lost, %d of them by iperf3 or a CPU's backlog",
+			reloads, result.Packets, float64(result.Packets)/result.Seconds, result.Lost, others)
+		if result.Packets < rate/2 || result.Lost > others {
+			t.Errorf("%d reloads: %d datagrams are lost on the way", reloads, result.Lost-others)
 		}
 	}
 }

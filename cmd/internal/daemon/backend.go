@@ -40,8 +40,6 @@ type backend interface {
 	// Release stops to carry packets, and has Run and Close leave all that is open
 	// as it is. It returns since when packets wait.
 	Release() (time.Time, error)
-	// Settle ends what was for the time of a handover.
-	Settle()
 	// Close removes what shouldn't outlive the process.
 	Close()
 }

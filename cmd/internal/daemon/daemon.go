@@ -210,7 +210,7 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.Apply) })
 	group.Go(func() error { return rules.run(ctx) })
-	group.Go(func() error { return before.AwaitEnd(ctx, network.Settle) })
+	group.Go(func() error { return before.AwaitEnd(ctx) })
 	group.Go(func() error {
 		if after = r.run(ctx); after != nil {
 			return errReloading

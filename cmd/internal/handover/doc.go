@@ -1,5 +1,5 @@
-// Package reload puts the program on disk into the place of the running one, which
-// keeps its process id, its descriptors and whatever state it hands over.
+// Package handover puts the program on disk into the place of the running one,
+// which keeps its process id, its descriptors and whatever state it hands over.
 //
 // There is no way back from an exec, so the new program first shows what it can:
 // it is started as a child, the standby, which takes the state and the descriptors

@@ -120,24 +120,15 @@ func (e *State) TakeLock(dir string) (*hoststate.Lock, error) {
 	return hoststate.Adopt(e.Lock, dir)
 }
 
-// settleAfter is how long after a reload the backend is told that it is over.
-const settleAfter = time.Second
-
-// AwaitEnd waits for the end of the standby's process, if there is one, and of the
-// handover; then it calls over. It returns when ctx ends as well.
-func (e *State) AwaitEnd(ctx context.Context, over func()) error {
+// AwaitEnd waits for the end of the standby's process, if there is one, or that of
+// ctx.
+func (e *State) AwaitEnd(ctx context.Context) error {
 	if e == nil {
 		return nil
 	}
 	select {
 	case <-e.stopped:
 		e.standby.Reap()
-	case <-ctx.Done():
-		return nil
-	}
-	select {
-	case <-time.After(settleAfter):
-		over()
 	case <-ctx.Done():
 	}
 	return nil

@@ -111,9 +111,6 @@ func (g *Gateway) HandOver(e *handover.State) error {
 // Release does nothing: the routes stay.
 func (g *Gateway) Release() (time.Time, error) { return time.Now(), nil }
 
-// Settle does nothing.
-func (g *Gateway) Settle() {}
-
 // inForce are the routes at the moment.
 func (g *Gateway) inForce() *tunnel.Gateway {
 	g.mu.Lock()

@@ -95,38 +95,17 @@ func (v *Overlay) HandOver(e *handover.State) error {
 	return nil
 }
 
-// reloadQueueLen is the device's queue while packets wait: 100 ms at 100,000 packets
-// a second, should the other process be kept from its start for that long.
-const reloadQueueLen = 5 * tunnel.DefaultQueueLen
-
 // Release stops the router in favour of another process.
 func (v *Overlay) Release() (time.Time, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.setQueueLen(reloadQueueLen)
 	begin := time.Now()
 	v.handed = true // before run sees the router end
 	if _, err := v.router.Release(); err != nil {
 		v.handed = false
-		v.setQueueLen(tunnel.DefaultQueueLen)
 		return begin, err
 	}
 	return begin, nil
-}
-
-// Settle gives the device its usual queue, once that has had time to become empty.
-func (v *Overlay) Settle() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.handed {
-		v.setQueueLen(tunnel.DefaultQueueLen)
-	}
-}
-
-func (v *Overlay) setQueueLen(packets int) {
-	if err := tunnel.SetQueueLen(v.name, packets); err != nil {
-		v.log.Warn("the device's queue keeps its length", "error", err)
-	}
 }
 
 // isHanded tells whether another process carries the packets.
