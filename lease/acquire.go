@@ -41,6 +41,7 @@ func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous 
 	if a.stored != nil && m.fallback.Load() != nil {
 		return a.storedLease(), nil
 	}
+	var same conflicts
 	race := backoff{min: 5 * time.Millisecond, max: time.Second}
 	for {
 		var l Lease
@@ -60,6 +61,9 @@ func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous 
 			return l, fmt.Errorf("acquire lease: %w", err)
 		}
 		m.log.Debug("another host was faster; choosing again", "error", err)
+		if same.add(a.tried.Subnet) {
+			a.giveUp(err)
+		}
 		if err := race.wait(ctx); err != nil {
 			return Lease{}, err
 		}
@@ -75,7 +79,10 @@ type acquisition struct {
 	// former are the subnets of this host's leases that were removed.
 	former []netip.Prefix
 
-	record *Lease   // the lease of the earlier run, nil if there is none
+	record   *Lease         // the lease of the earlier run, nil if there is none
+	tried    Lease          // what was to be created last
+	unusable []netip.Prefix // subnets that can't be had although no lease has them
+
 	stored *earlier // what can be used without the registry
 	listed bool     // the registry has answered
 }
@@ -108,7 +115,7 @@ func (a *acquisition) prepare() error {
 // recorded tells whether the host's own record says that a lease is its own. The
 // address doesn't count: it may have changed since.
 func (a *acquisition) recorded(l Lease) bool {
-	return a.record != nil && l.Subnet == a.record.Subnet && l.Attrs.sameOwner(a.record.Attrs)
+	return a.record != nil && l.Subnet == a.record.Subnet && (l.Damaged || l.Attrs.sameOwner(a.record.Attrs))
 }
 
 // isOwn tells whether a lease is this host's, by its record or by its address.
@@ -130,12 +137,39 @@ func (a *acquisition) recall(previous *Lease) (err error) {
 	return nil
 }
 
+// conflicts counts those on end over one subnet; the zero Prefix stands for the own
+// entry.
+type conflicts struct {
+	over  netip.Prefix
+	count int
+}
+
+// add reports whether there are many.
+func (c *conflicts) add(over netip.Prefix) bool {
+	if c.over != over {
+		*c = conflicts{over: over}
+	}
+	c.count++
+	return c.count%manyConflicts == 0
+}
+
+// giveUp does without the subnet that was tried last, after many conflicts: what is
+// in its way may be no host, but something that isn't a lease.
+func (a *acquisition) giveUp(err error) {
+	if !a.tried.Subnet.IsValid() {
+		a.log.Warn("own lease can't be taken: something else writes its entry", "error", err)
+		return
+	}
+	a.log.Warn("choosing another subnet: this one can't be taken although no lease has it", "subnet", a.tried.Subnet, "error", err)
+	a.unusable = append(a.unusable, a.tried.Subnet)
+}
+
 func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
 	all, _, err := a.reg.List(ctx)
 	if err != nil {
 		return Lease{}, err
 	}
-	a.listed = true
+	a.listed, a.tried = true, Lease{}
 	if l, ok := a.reusable(all); ok {
 		return a.reuse(ctx, l)
 	}
@@ -178,6 +212,11 @@ func (a *acquisition) reusable(all []Lease) (found Lease, ok bool) {
 }
 
 func (a *acquisition) reuse(ctx context.Context, l Lease) (Lease, error) {
+	if l.Damaged {
+		a.log.Warn("own lease is damaged in the registry: putting it right", "subnet", l.Subnet)
+		l.Attrs, l.Damaged, l.Permanent = a.own, false, a.record.Permanent
+		return a.reg.Update(ctx, l, a.opts.TTL)
+	}
 	if err := a.recall(&l); err != nil {
 		return Lease{}, err
 	}
@@ -209,8 +248,10 @@ func (a *acquisition) clear(ctx context.Context, all []Lease) ([]Lease, error) {
 			continue
 		}
 		a.log.Info("removing own lease that does not fit the configuration", "subnet", l.Subnet)
-		if err := a.recall(&l); err != nil {
-			return nil, err
+		if !l.Damaged {
+			if err := a.recall(&l); err != nil {
+				return nil, err
+			}
 		}
 		if err := a.reg.Delete(ctx, l); err != nil {
 			return nil, err
@@ -222,7 +263,7 @@ func (a *acquisition) clear(ctx context.Context, all []Lease) ([]Lease, error) {
 
 // choose finds a subnet of the pool: one that this host had, or any free one.
 func (a *acquisition) choose(p pool, all []Lease) (netip.Prefix, error) {
-	var taken []netip.Prefix
+	taken := slices.Clone(a.unusable)
 	for _, l := range all {
 		for _, n := range []netip.Prefix{l.Subnet, l.IPv6Subnet} {
 			if n.Overlaps(p.network) {
@@ -250,6 +291,7 @@ func (a *acquisition) choose(p pool, all []Lease) (netip.Prefix, error) {
 // clash in IPv6 alone is under another key, so it is looked for afterwards, and
 // the later of the two gives way.
 func (a *acquisition) claim(ctx context.Context, l Lease) (Lease, error) {
+	a.tried = l
 	l, err := a.reg.Create(ctx, l, a.opts.TTL)
 	if err != nil || !l.IPv6Subnet.IsValid() {
 		return l, err

@@ -62,6 +62,7 @@ func (d *delivery) all() []Lease {
 func (d *delivery) reset(u Update) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	u.Leases = d.readable(u.Leases)
 	missing := d.missing(u.Leases)
 	u.Leases = slices.Concat(u.Leases, missing)
 	d.table = make(map[subnets]Lease, len(u.Leases))
@@ -72,6 +73,21 @@ func (d *delivery) reset(u Update) int {
 	d.hold(missing, resetGrace)
 	d.report(u)
 	return len(missing)
+}
+
+// readable puts what was known in the place of damaged leases.
+func (d *delivery) readable(all []Lease) []Lease {
+	out := make([]Lease, 0, len(all))
+	for _, l := range all {
+		known := true
+		if l.Damaged {
+			l, known = d.table[subnetsOf(l)]
+		}
+		if known {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // missing are the leases of the table that share no subnet with those that there

@@ -19,6 +19,8 @@ const (
 	// lookInterval bounds each wait: a timer stands still while the machine is
 	// suspended, and a lease does not.
 	lookInterval = 30 * time.Second
+	// manyConflicts on end, whoever has them, have a cause that doesn't pass.
+	manyConflicts = 8
 )
 
 // keeper is the writing half of Run: it renews the own lease in time, writes what
@@ -28,11 +30,12 @@ type keeper struct {
 	*Manager
 	own Lease // as we left it in the registry
 	// written is what the entry may say unless somebody else has written it.
-	written []Attrs
-	unsure  bool      // a write got no answer: it may have been made
-	doubt   bool      // the entry may not be what it should be
-	calm    time.Time // until when an entry that was put right is left alone
-	pause   time.Time // until when an attempt that failed isn't repeated
+	written   []Attrs
+	unsure    bool      // a write got no answer: it may have been made
+	doubt     bool      // the entry may not be what it should be
+	conflicts int       // on end
+	calm      time.Time // until when an entry that was put right is left alone
+	pause     time.Time // until when an attempt that failed isn't repeated
 }
 
 // newKeeper doubts a lease whose expiry nobody knows, and one that the registry
@@ -66,15 +69,26 @@ func (k *keeper) run(ctx context.Context) error {
 			return err
 		case err == nil || ctx.Err() != nil:
 			b.reset()
-			k.pause = time.Time{}
+			k.pause, k.conflicts = time.Time{}, 0
 		default:
-			if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
-				k.outage.failed(err)
-			}
+			k.failed(err)
 			k.pause = k.opts.Now().Add(b.next())
 		}
 	}
 	return nil
+}
+
+// failed takes note of an attempt that came to nothing. A conflict is usual, since
+// others write as well, but not many of them on end.
+func (k *keeper) failed(err error) {
+	if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
+		k.conflicts = 0
+		k.outage.failed(err)
+		return
+	}
+	if k.conflicts++; k.conflicts%manyConflicts == 0 {
+		k.log.Warn("own lease can't be put right: something else is under its key", "subnet", k.own.Subnet, "error", err)
+	}
 }
 
 // await returns when there is something to do; false if ctx ended.
@@ -195,13 +209,13 @@ func (k *keeper) resolve(ctx context.Context) error {
 	k.outage.answered()
 	now := Lease{}
 	for _, l := range all {
-		if !l.Overlaps(k.own) {
-			continue
-		}
-		if l.Key() != k.own.Key() || !k.isOurs(l.Attrs) {
+		switch own := l.Key() == k.own.Key(); {
+		case !l.Overlaps(k.own):
+		case own && (l.Damaged || k.isOurs(l.Attrs)):
+			now = l
+		case !l.Damaged:
 			return k.lost(l)
 		}
-		now = l
 	}
 	if now.Revision == 0 {
 		k.own.Permanent = false // a reservation that was taken back
@@ -209,7 +223,11 @@ func (k *keeper) resolve(ctx context.Context) error {
 	}
 	rewritten := k.own.Revision != 0 && k.own.Revision != now.Revision && !k.unsure
 	known := slices.ContainsFunc(k.written, now.Attrs.Equal)
-	k.own.Revision, k.own.Created, k.own.ID, k.own.Permanent = now.Revision, now.Created, now.ID, now.Permanent
+	k.own.Revision, k.own.Created, k.own.ID = now.Revision, now.Created, now.ID
+	if now.Damaged {
+		return k.restore(ctx, "damaged", k.reg.Update, restorePause)
+	}
+	k.own.Permanent = now.Permanent
 	if known && !rewritten {
 		k.own.Attrs = now.Attrs
 		return k.renew(ctx)

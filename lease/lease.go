@@ -22,6 +22,9 @@ type Lease struct {
 	ID int64
 	// Permanent marks a reservation: an entry without a time to live.
 	Permanent bool
+	// Damaged marks an entry whose value can't be read, by somebody's mistake: Attrs
+	// is zero, and the subnet is taken nevertheless.
+	Damaged bool
 	// Expires is when the entry goes unless it is renewed. Zero means never or
 	// unknown; it is known only for a lease that this process took or renewed.
 	Expires time.Time

@@ -27,8 +27,8 @@ type Registry interface {
 	// Config returns the configuration as it was written, or ErrNoConfig.
 	Config(ctx context.Context) ([]byte, error)
 
-	// List returns all leases and the revision they were read at. Entries that
-	// can't be read as leases are left out.
+	// List returns all leases and the revision they were read at. Entries whose key
+	// isn't a lease's are left out; those whose value isn't are Damaged.
 	List(ctx context.Context) (all []Lease, revision int64, err error)
 
 	// Create stores a lease if its subnet isn't stored yet, else ErrExists. The

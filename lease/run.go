@@ -128,7 +128,8 @@ func (f *follower) change(u Update) {
 	if slices.ContainsFunc(u.Leases, other) || slices.ContainsFunc(u.Deleted, f.isOwn) {
 		f.touched()
 	}
-	u.Leases = slices.DeleteFunc(u.Leases, f.isOwn)
+	// A peer's entry that is damaged changes nothing: it says nothing.
+	u.Leases = slices.DeleteFunc(u.Leases, func(l Lease) bool { return f.isOwn(l) || l.Damaged })
 	u.Deleted = slices.DeleteFunc(u.Deleted, f.isOwn)
 	if len(u.Leases)+len(u.Deleted) > 0 {
 		f.out.pass(u)

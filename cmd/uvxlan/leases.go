@@ -23,7 +23,9 @@ type leaseRow struct {
 	// MACv6 is that of IPv6 frames.
 	MACv6 string `json:"ipv6_mac,omitempty"`
 	// Reserved marks one that never expires.
-	Reserved bool  `json:"reserved"`
+	Reserved bool `json:"reserved"`
+	// Damaged marks one whose value can't be read.
+	Damaged  bool  `json:"damaged,omitempty"`
 	Revision int64 `json:"revision"`
 }
 
@@ -69,7 +71,7 @@ func (p *printer) leases(all []lease.Lease) error {
 func newLeaseRow(l lease.Lease) leaseRow {
 	r := leaseRow{
 		Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, PublicIP: l.Attrs.PublicIP, PublicIPv6: l.Attrs.PublicIPv6,
-		Backend: l.Attrs.BackendType, Reserved: l.Permanent, Revision: l.Revision,
+		Backend: l.Attrs.BackendType, Reserved: l.Permanent && !l.Damaged, Damaged: l.Damaged, Revision: l.Revision,
 	}
 	if data, err := l.Attrs.VXLAN(); err == nil {
 		r.MAC = data.VtepMAC
@@ -95,7 +97,10 @@ func (r leaseRow) cells() []string {
 	if r.MACv6 != "" && r.MACv6 != r.MAC {
 		mac += " " + r.MACv6
 	}
-	if r.Reserved {
+	switch {
+	case r.Damaged:
+		kind = "damaged"
+	case r.Reserved:
 		kind = "reservation"
 	}
 	return []string{subnet, ip, orDash(r.Backend), mac, kind}

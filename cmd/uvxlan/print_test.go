@@ -138,6 +138,7 @@ func TestPrintLeases(t *testing.T) {
 	p := printer{out: &out}
 	err := p.leases([]lease.Lease{
 		{Subnet: netip.MustParsePrefix("172.7.31.0/24"), Permanent: true},
+		{Subnet: netip.MustParsePrefix("172.7.32.0/24"), Permanent: true, Damaged: true},
 		{Subnet: netip.MustParsePrefix("172.7.9.0/24"), Attrs: lease.Attrs{
 			PublicIP: netip.MustParseAddr("192.168.14.22"), BackendType: "vxlan", BackendData: json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:22"}`),
 		}},
@@ -145,6 +146,7 @@ func TestPrintLeases(t *testing.T) {
 	want := `SUBNET         PUBLIC IP      BACKEND  VTEP MAC           KIND
 172.7.9.0/24   192.168.14.22  vxlan    02:00:00:00:00:22  lease
 172.7.31.0/24  -              -        -                  reservation
+172.7.32.0/24  -              -        -                  damaged
 `
 	if err != nil || out.String() != want {
 		t.Errorf("it printed\n%swant\n%s%v", &out, want, err)

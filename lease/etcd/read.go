@@ -78,18 +78,20 @@ func (r *Registry) page(ctx context.Context, c *clientv3.Client, l *listing) err
 	return nil
 }
 
-// read returns the lease that an entry is. One that is none is junk.
+// read returns the lease that an entry is; false if its key is none's. What isn't a
+// lease is junk.
 func (r *Registry) read(kv *mvccpb.KeyValue) (lease.Lease, bool) {
 	l, err := r.subnets(kv)
-	if err == nil {
+	isKey := err == nil
+	if isKey {
+		l.Revision, l.Created, l.ID, l.Permanent = kv.ModRevision, kv.CreateRevision, kv.Lease, kv.Lease == 0
 		err = l.Attrs.UnmarshalJSON(kv.Value)
+		l.Damaged = err != nil
 	}
 	if err != nil {
 		r.junk.add(string(kv.Key), kv.ModRevision, err)
-		return lease.Lease{}, false
 	}
-	l.Revision, l.Created, l.ID, l.Permanent = kv.ModRevision, kv.CreateRevision, kv.Lease, kv.Lease == 0
-	return l, true
+	return l, isKey
 }
 
 // subnets reads the key alone, which is all that a deletion has.

@@ -161,7 +161,8 @@ func TestJunkIsIgnoredWarnedAboutOnceAndCounted(t *testing.T) {
 	var rev int64
 	for range 2 {
 		var all []lease.Lease
-		if all, rev, err = r.List(ctx); err != nil || len(all) != 1 || all[0].Key() != "10.5.1.0-24" {
+		if all, rev, err = r.List(ctx); err != nil || len(all) != 2 || all[0].Key() != "10.5.1.0-24" || all[0].Damaged ||
+			all[1].Key() != "10.5.2.0-24" || !all[1].Damaged || all[1].Revision == 0 {
 			t.Fatalf("listed %+v, %v", all, err)
 		}
 	}
@@ -181,8 +182,16 @@ func TestJunkIsIgnoredWarnedAboutOnceAndCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if u := <-seen; u.Reset || len(u.Leases) != 1 || len(u.Deleted) != 0 || u.Leases[0].Key() != "10.5.9.0-24" {
-		t.Errorf("reported %+v", u)
+	var reported []lease.Lease
+	for len(reported) < 2 {
+		u := <-seen
+		if u.Reset || len(u.Deleted) != 0 {
+			t.Errorf("reported %+v", u)
+		}
+		reported = append(u.Leases, reported...) // each update has the last first
+	}
+	if len(reported) != 2 || reported[0].Key() != "10.5.9.0-24" || reported[1].Key() != "10.5.1.0-24" || !reported[1].Damaged {
+		t.Errorf("reported %+v", reported)
 	}
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
