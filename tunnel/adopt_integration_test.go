@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -163,23 +164,30 @@ func TestIntegrationReleaseLosesNothing(t *testing.T) {
 			takeAll(t, in.(*net.UDPConn))
 			out := inside(a.machine, func() (net.Conn, error) { return net.Dial("udp4", in.LocalAddr().String()) })
 			defer out.Close()
-			const count, pause = 2000, 100 * time.Microsecond
+			// No more are on their way than any queue has room for.
+			const count, pause, inFlight = 2000, 100 * time.Microsecond, 200
+			var arrived atomic.Uint32
 			var sending sync.WaitGroup
+			defer sending.Wait()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
 			sending.Go(func() {
 				for i := range uint32(count) {
+					for i >= arrived.Load()+inFlight && ctx.Err() == nil {
+						time.Sleep(pause)
+					}
 					if _, err := out.Write(binary.BigEndian.AppendUint32(nil, i)); err != nil {
 						t.Error(err)
 					}
 					time.Sleep(pause)
 				}
 			})
-			defer sending.Wait()
 			before := openDescriptors(t)
 			handovers := 0
 			var got [count]bool
 			buf := make([]byte, 64)
 			for received := range count {
-				must(t, in.SetReadDeadline(time.Now().Add(5*time.Second)))
+				must(t, in.SetReadDeadline(time.Now().Add(patience)))
 				n, _, err := in.ReadFrom(buf)
 				if err != nil {
 					t.Fatalf("after %d of %d packets and %d handovers: %v", received, count, handovers, err)
@@ -189,6 +197,7 @@ func TestIntegrationReleaseLosesNothing(t *testing.T) {
 					t.Errorf("packet %d came twice", i)
 				}
 				got[i] = true
+				arrived.Add(1)
 				if received%200 == 100 {
 					[]*vtep{a, b}[handovers%2].handOver(direct)
 					handovers++

@@ -72,7 +72,7 @@ func swapped(p []byte) []byte {
 // read waits for a packet on any of the device's queues.
 func (s *subject) read() ([]byte, Offload) {
 	s.t.Helper()
-	p, o, err := s.tryRead(5 * time.Second)
+	p, o, err := s.tryRead(patience)
 	must(s.t, err)
 	return p, o
 }

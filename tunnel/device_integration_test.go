@@ -120,7 +120,7 @@ func testSuperpackets(s *subject) {
 	if together := packets < count; together != s.device.Offloads().Has(OffloadUSO) {
 		s.t.Errorf("%d packets came with offloads %s", packets, s.device.Offloads())
 	}
-	must(s.t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+	must(s.t, conn.SetReadDeadline(time.Now().Add(patience)))
 	for i := range want {
 		n, err := conn.Read(make([]byte, MaxPacket))
 		if err != nil || n != want[i] {
@@ -174,7 +174,7 @@ func testRemoved(s *subject) {
 		if !errors.Is(err, ErrDeviceGone) {
 			s.t.Errorf("run: %v, want %v", err, ErrDeviceGone)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		s.t.Error("the router didn't notice")
 	}
 	must(s.t, r.Close())

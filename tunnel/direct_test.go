@@ -178,7 +178,7 @@ func diversion(t *testing.T, joinUDP bool) (*outbound, *entry, *net.UDPConn) {
 func received(t *testing.T, conn *net.UDPConn) []byte {
 	t.Helper()
 	buf := make([]byte, MaxPacket)
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := conn.Read(buf)

@@ -76,7 +76,7 @@ func checkLeaks(t *testing.T, routers int, open func(i int)) {
 		open(i)
 	}
 	took, after := time.Since(started), inUse(t)
-	for deadline := time.Now().Add(5 * time.Second); after.grew(before) && time.Now().Before(deadline); after = inUse(t) {
+	for deadline := time.Now().Add(20 * time.Second); after.grew(before) && time.Now().Before(deadline); after = inUse(t) {
 		time.Sleep(10 * time.Millisecond) // the runtime ends threads and goroutines when it likes
 	}
 	if after.grew(before) {
@@ -172,7 +172,7 @@ func askNobody(t *testing.T, r *tunnel.Router) {
 	if _, err := c.Write([]byte("?")); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		s := r.Stats()
 		if s.Drop(tunnel.DropNoRoute) > 0 {
 			return

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,7 +108,7 @@ func (q *memoryQueue) send(t testing.TB, packet []byte) {
 // receive waits for a packet from the device.
 func (q *memoryQueue) receive(t testing.TB) ([]byte, Offload) {
 	t.Helper()
-	wait := unix.NsecToTimespec(int64(5 * time.Second))
+	wait := unix.NsecToTimespec(int64(patience))
 	n, err := pollFor([]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}, &wait)
 	if err != nil || n == 0 {
 		t.Fatalf("no packet from the device: %v", errors.Join(err, os.ErrDeadlineExceeded))

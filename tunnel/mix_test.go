@@ -169,7 +169,7 @@ func (c *cable) takes(o Offload, tcp, udp Offloads) bool {
 // settle waits until all that was sent has arrived.
 func (c *cable) settle(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); c.count > 0; {
+	for deadline := time.Now().Add(patience); c.count > 0; {
 		c.advance(t)
 		for _, n := range c.ends {
 			for p := c.pending(t, n); p != nil; p = c.pending(t, n) {

@@ -101,10 +101,13 @@ func join(a, b *machine, name, network string) {
 	}
 }
 
+// patience bounds what should take a moment, on a loaded machine.
+const patience = 20 * time.Second
+
 // await waits until something that nobody tells of is so.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}
@@ -149,7 +152,7 @@ func tapWire(h *machine, name string) *wiretap {
 func (w *wiretap) next() capture {
 	w.t.Helper()
 	for buf := make([]byte, MaxPacket+100); ; {
-		limit := unix.NsecToTimespec(int64(5 * time.Second))
+		limit := unix.NsecToTimespec(int64(patience))
 		n, err := pollFor([]unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}}, &limit)
 		if err != nil || n == 0 {
 			w.t.Fatalf("no packet came: %v", errors.Join(err, os.ErrDeadlineExceeded))

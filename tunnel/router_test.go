@@ -160,7 +160,7 @@ func TestRouterCarriesPackets(t *testing.T) {
 // waitStats waits until the counters, which follow each batch, are as wanted.
 func waitStats(t testing.TB, n *node, want func(Stats) bool) Stats {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		s := n.Stats()
 		if want(s) {
 			return s
@@ -219,7 +219,7 @@ func (w *wire) send(t testing.TB, header encap.FrameHeader, payload []byte) {
 func (w *wire) receive(t testing.TB) (f encap.Frame) {
 	t.Helper()
 	buf := make([]byte, MaxPacket)
-	if err := w.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := w.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := w.Read(buf)
@@ -261,7 +261,7 @@ func TestInboundKnowsPeersAddedBefore(t *testing.T) {
 		done <- err
 	}()
 	receiving := fmt.Sprint(unix.SYS_RECVMMSG, " ")
-	for deadline := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
 		call, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread.Load()))
 		if err == nil && strings.HasPrefix(string(call), receiving) {
 			break

@@ -36,7 +36,7 @@ func expect(t *testing.T, c *net.UDPConn, want [][]byte) {
 	t.Helper()
 	buf := make([]byte, MaxPacket)
 	for i, w := range want {
-		if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := c.Read(buf)

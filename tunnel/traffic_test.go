@@ -12,7 +12,7 @@ import (
 func awaitTraffic(t *testing.T, n *node, peer Peer, want PeerTraffic) PeerTraffic {
 	t.Helper()
 	var got PeerTraffic
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
 		got = n.Traffic(peer.Subnet)
 		seen := got.LastSeen
 		want.LastSeen = seen

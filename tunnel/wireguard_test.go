@@ -24,7 +24,7 @@ func (f channelFar) send(p []byte) error {
 	select {
 	case f.c.Outbound <- p:
 		return nil
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		return os.ErrDeadlineExceeded
 	}
 }
@@ -37,7 +37,7 @@ func (f channelFar) receive() []byte {
 			if p[9] == testProto {
 				return p
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			f.t.Fatal("no packet from the device")
 		}
 	}
@@ -121,7 +121,7 @@ func wrap(t *testing.T, s *scriptedTUN) *subject {
 func (s *subject) collect(n int) (packets []uint32, lost int) {
 	s.t.Helper()
 	for len(packets)+lost < n {
-		switch p, _, err := s.tryRead(5 * time.Second); {
+		switch p, _, err := s.tryRead(patience); {
 		case errors.Is(err, unix.ENOBUFS):
 			lost++
 		case err != nil:
@@ -149,7 +149,7 @@ func TestWireGuardWriteThatNeedsItsReader(t *testing.T) {
 	select {
 	case err := <-written:
 		must(t, err)
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("Write waits for its reader, which waits for room")
 	}
 	packets, lost := s.collect(answers)
@@ -197,7 +197,7 @@ func TestWireGuardReadErrors(t *testing.T) {
 	dev.reads <- scriptedRead{packets, tun.ErrTooManySegments}
 	dev.reads <- scriptedRead{packets: [][]byte{{}, {0x45, 3}}}
 	for i, want := range []any{unix.EBADMSG, byte(1), byte(2), unix.EBADMSG, byte(3)} {
-		p, _, err := s.tryRead(5 * time.Second)
+		p, _, err := s.tryRead(patience)
 		if code, isError := want.(unix.Errno); isError {
 			if !errors.Is(err, code) {
 				t.Errorf("read %d: %v, want %v", i, err, code)
@@ -208,7 +208,7 @@ func TestWireGuardReadErrors(t *testing.T) {
 	}
 	dev.reads <- scriptedRead{err: os.ErrClosed}
 	for range 2 {
-		if _, _, err := s.tryRead(5 * time.Second); !errors.Is(deviceError(err), ErrDeviceGone) {
+		if _, _, err := s.tryRead(patience); !errors.Is(deviceError(err), ErrDeviceGone) {
 			t.Errorf("after the end: %v", err)
 		}
 	}
@@ -245,7 +245,7 @@ func TestWireGuardCloseWhileFull(t *testing.T) {
 	select {
 	case err := <-done:
 		must(t, err)
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("Close waits for a reader that waits for room")
 	}
 }

