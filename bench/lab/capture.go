@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,8 +19,9 @@ const (
 	snapLength = 256
 	// largestFrame is a superpacket with its headers.
 	largestFrame = 1<<16 + snapLength
-	// captureBuffer is asked for so that a benchmark's rate loses nothing.
-	captureBuffer = 16 << 20
+	// captureBuffer is asked for so that a benchmark's rate loses nothing, even
+	// where the capture waits for a CPU.
+	captureBuffer = 256 << 20
 )
 
 // Packet is a frame that passed an interface, possibly a superpacket.
@@ -42,6 +44,8 @@ type Capture struct {
 	mu      sync.Mutex // guards what follows
 	packets []Packet
 	changed chan struct{} // closed and replaced when packets grows
+	read    int           // packets that were kept or not
+	passed  int           // packets that the kernel counts, dropped ones included
 	drops   int
 	err     error
 }
@@ -59,7 +63,7 @@ func (n *Node) Capture(ctx context.Context, iface string, keep func(Packet) bool
 		return nil, fmt.Errorf("capture on %s in %s: %w", iface, n.Name, err)
 	}
 	c := &Capture{file: f, keep: keep, changed: make(chan struct{})}
-	c.wg.Go(c.read)
+	c.wg.Go(c.run)
 	c.stop = context.AfterFunc(ctx, func() { f.Close() })
 	return c, nil
 }
@@ -98,14 +102,14 @@ func interfaceIndex(fd int, name string) (int, error) {
 	return int(ifr.Uint32()), nil
 }
 
-// read records until the socket is closed.
-func (c *Capture) read() {
+// run records until the socket is closed.
+func (c *Capture) run() {
 	raw, err := c.file.SyscallConn()
 	buf := make([]byte, largestFrame)
 	for err == nil {
 		var p Packet
-		if p, err = receive(raw, buf); err == nil && (c.keep == nil || c.keep(p)) {
-			c.record(p)
+		if p, err = receive(raw, buf); err == nil {
+			c.record(p, c.keep == nil || c.keep(p))
 		}
 		if errors.Is(err, unix.ENETDOWN) {
 			err = nil // reported once when the interface is set down
@@ -120,10 +124,16 @@ func (c *Capture) read() {
 	c.changed = nil
 }
 
-func (c *Capture) record(p Packet) {
-	p.Frame = slices.Clone(p.Frame)
+func (c *Capture) record(p Packet, keep bool) {
+	if keep {
+		p.Frame = slices.Clone(p.Frame)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.read++
+	if !keep {
+		return
+	}
 	c.packets = append(c.packets, p)
 	close(c.changed)
 	c.changed = make(chan struct{})
@@ -166,20 +176,51 @@ func (c *Capture) Await(ctx context.Context, n int) error {
 // Drops returns how many packets the kernel dropped because the capture was too
 // slow. A capture proves an absence only if that is 0.
 func (c *Capture) Drops() (int, error) {
-	raw, err := c.file.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	err := c.countLocked()
+	return c.drops, err
+}
+
+// countLocked adds the kernel's counters, which start again each time.
+func (c *Capture) countLocked() error {
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return err
+	}
 	var statsErr error
 	err = raw.Control(func(fd uintptr) {
 		var s *unix.TpacketStats
 		if s, statsErr = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); statsErr == nil {
-			c.drops += int(s.Drops) // the kernel's counter starts again
+			c.passed += int(s.Packets)
+			c.drops += int(s.Drops)
 		}
 	})
-	return c.drops, errors.Join(err, statsErr)
+	return errors.Join(err, statsErr)
+}
+
+// Settle waits until all that had passed the interface when it was called is
+// recorded, or was dropped.
+func (c *Capture) Settle(ctx context.Context) error {
+	c.mu.Lock()
+	err := c.countLocked()
+	passed := c.passed - c.drops
+	c.mu.Unlock()
+	for tick := time.NewTicker(time.Millisecond); err == nil; {
+		c.mu.Lock()
+		settled := c.read >= passed || c.changed == nil
+		c.mu.Unlock()
+		if settled {
+			tick.Stop()
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	return err
 }
 
 // Close ends the capture and returns the error that ended it before. What was
