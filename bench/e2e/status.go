@@ -103,7 +103,8 @@ type Status struct {
 		Expires time.Time
 	}
 	Etcd struct {
-		Up bool
+		Up     bool
+		Errors uint64
 	}
 	Watch struct {
 		Alive  bool
@@ -126,6 +127,20 @@ func AskStatus(t *testing.T, d *cluster.Daemon) Status {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// AwaitStatus waits until a daemon is as wanted.
+func AwaitStatus(t *testing.T, d *cluster.Daemon, what string, ok func(Status) bool) Status {
+	t.Helper()
+	for late := time.Now().Add(Patience); ; time.Sleep(20 * time.Millisecond) {
+		s := AskStatus(t, d)
+		if ok(s) {
+			return s
+		}
+		if time.Now().After(late) {
+			t.Fatalf("%s: not so that %s: %+v", d.Host.Name, what, s)
+		}
+	}
 }
 
 // TryStatus is AskStatus of a daemon that may be none.

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 )
 
@@ -132,33 +131,18 @@ func SeenFrom(t *testing.T, from, to *lab.Node, at netip.Addr) netip.Addr {
 // Gigabyte is the size of a long transfer.
 const Gigabyte = 1 << 30
 
-// IperfRun is a run that must succeed.
-func IperfRun(t *testing.T, test iperf.Test) iperf.Result {
-	t.Helper()
-	r, err := test.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
-// NoLoss pings each container from each other a hundred times with packets of
-// full size that may not be fragmented, and misses none.
-func NoLoss(t *testing.T, hosts []*lab.Host) {
-	t.Helper()
-	for _, from := range hosts {
-		for _, to := range hosts {
-			for range 100 {
-				if from == to {
-					break
-				}
-				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-				_, err := from.Container.Ping(ctx, to.Container.Address, lab.DefaultContainerMTU)
-				cancel()
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
+// AwaitUnreachable waits until a container is told that another can't be reached.
+func (w *World) AwaitUnreachable(from, to *lab.Container) {
+	w.T.Helper()
+	for ctx := w.Context(); ; {
+		once, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		_, err := from.Ping(once, to.Address, 100)
+		cancel()
+		switch {
+		case errors.Is(err, lab.ErrUnreachable):
+			return
+		case ctx.Err() != nil:
+			w.T.Fatalf("%s to %s: %v", from.Name, to.Name, err)
 		}
 	}
 }

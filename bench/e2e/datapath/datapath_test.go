@@ -11,7 +11,6 @@ import (
 
 	"uvxlan/bench/e2e"
 
-	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 )
 
@@ -71,17 +70,16 @@ func TestIntegrationKernelSegmentsOurSuperpackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() { _ = dump.Wait() }() // closes Done
+	datagrams := w.StartDatagrams(from, to)
 	for captured := false; !captured; {
-		e2e.IperfRun(t, iperf.Test{Server: to.Node, Client: from.Node, To: to.Address, Duration: time.Second})
-		e2e.IperfRun(t, iperf.Test{
-			Server: to.Node, Client: from.Node, To: to.Address, Duration: time.Second, UDP: true, Bandwidth: 50e6,
-		})
+		e2e.Transfer(t, from.Node, to, 1<<20)
 		select {
 		case <-dump.Done():
 			captured = true
 		default:
 		}
 	}
+	datagrams.End()
 	if err := dump.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, out.String())
 	}

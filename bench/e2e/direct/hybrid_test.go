@@ -1,6 +1,7 @@
 package direct_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,7 +10,6 @@ import (
 	"uvxlan/bench/e2e"
 
 	"uvxlan/bench/cluster"
-	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 	"uvxlan/lease"
 )
@@ -38,6 +38,11 @@ func watchTraffic(t *testing.T, h *lab.Host) traffic {
 // plainly, and how many went to or came from the host in VXLAN.
 func (c traffic) count(far *lab.Host) (plain, wrapped int) {
 	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), e2e.Patience)
+	defer cancel()
+	if err := c.capture.Settle(ctx); err != nil {
+		c.t.Fatal(err)
+	}
 	if n, err := c.capture.Drops(); n > 0 || err != nil {
 		c.t.Errorf("the capture missed %d packets: %v", n, err)
 	}
@@ -65,9 +70,9 @@ func TestIntegrationHybrid(t *testing.T) {
 			e2e.AwaitDirect(t, daemons[:2]...)
 			w.Mesh("kb21", "kb22") // nothing is on its way by VXLAN any more
 			seen := watchTraffic(t, w.Host("kb21"))
-			e2e.NoLoss(t, w.Hosts())
+			w.NoLoss()
 			for _, pair := range [][2]string{{"kb21", "kb22"}, {"kb22", "kb21"}, {"kb21", "kb31"}, {"kb31", "kb21"}, {"kb22", "kb31"}} {
-				e2e.Transfer(t, w.Container(pair[0]).Node, w.Container(pair[1]), 64<<20)
+				e2e.Transfer(t, w.Container(pair[0]).Node, w.Container(pair[1]), 16<<20)
 			}
 			e2e.Transfer(t, w.Host("kb21").Node, w.Container("kb22"), 1<<20)
 			if plain, wrapped := seen.count(w.Host("kb22")); plain == 0 || wrapped > 0 {
@@ -76,21 +81,10 @@ func TestIntegrationHybrid(t *testing.T) {
 			if plain, wrapped := seen.count(w.Host("kb31")); plain > 0 || wrapped == 0 {
 				t.Errorf("between kb21 and kb31: %d packets plain, %d in VXLAN", plain, wrapped)
 			}
-			throughput(t, w.Container("kb21"), w.Container("kb22"), w.Container("kb31"))
+			for _, to := range []*lab.Container{w.Container("kb22"), w.Container("kb31")} {
+				w.SendDatagrams(w.Container("kb21").Node, to.Node, to.Address)
+			}
 		})
-	}
-}
-
-// throughput runs iperf3 from one container to others.
-func throughput(t *testing.T, from *lab.Container, to ...*lab.Container) {
-	t.Helper()
-	for _, c := range to {
-		tcp := e2e.IperfRun(t, iperf.Test{Server: c.Node, Client: from.Node, To: c.Address, Duration: time.Second})
-		udp := e2e.IperfRun(t, iperf.Test{Server: c.Node, Client: from.Node, To: c.Address, Duration: time.Second, UDP: true, Bandwidth: 50e6})
-		t.Logf("%s -> %s: TCP %.2f Gbit/s; UDP %d datagrams, %d lost", from.Name, c.Name, tcp.BitsPerSecond/1e9, udp.Packets, udp.Lost)
-		if tcp.Bytes == 0 || udp.Packets == 0 || udp.Lost*1000 > udp.Packets {
-			t.Errorf("%s -> %s: TCP %+v, UDP %+v", from.Name, c.Name, tcp, udp)
-		}
 	}
 }
 
@@ -104,8 +98,8 @@ func TestIntegrationHybridOneSided(t *testing.T) {
 	w.Mesh("kb21", "kb22")
 	e2e.AwaitPath(t, d, w.Host("kb22"), "direct now", time.Time{})
 	seen := watchTraffic(t, w.Host("kb21"))
-	e2e.Transfer(t, w.Container("kb21").Node, w.Container("kb22"), 64<<20)
-	e2e.Transfer(t, w.Container("kb22").Node, w.Container("kb21"), 64<<20)
+	e2e.Transfer(t, w.Container("kb21").Node, w.Container("kb22"), 16<<20)
+	e2e.Transfer(t, w.Container("kb22").Node, w.Container("kb21"), 16<<20)
 	if plain, wrapped := seen.count(w.Host("kb22")); plain == 0 || wrapped == 0 {
 		t.Errorf("%d packets plain, %d in VXLAN, want both", plain, wrapped)
 	}
@@ -126,7 +120,7 @@ func TestIntegrationHybridReversePathFilter(t *testing.T) {
 	daemons := w.Start("kb21", "kb22")
 	w.Mesh("kb21", "kb22")
 	e2e.AwaitDirect(t, daemons...)
-	e2e.NoLoss(t, w.Hosts())
+	w.NoLoss()
 	for _, d := range daemons {
 		if err := d.Stop(w.Context()); err != nil {
 			t.Error(err)
@@ -155,16 +149,18 @@ func TestIntegrationHybridKernelPeer(t *testing.T) {
 	e2e.AwaitPath(t, d, w.Host("kb22"), "direct now", time.Time{})
 	w.Mesh("kb21", "kb22", "kb31")
 	seen := watchTraffic(t, kb21)
-	e2e.Transfer(t, w.Container("kb21").Node, w.Container("kb22"), 64<<20)
-	e2e.Transfer(t, w.Container("kb22").Node, w.Container("kb21"), 64<<20)
-	throughput(t, w.Container("kb22"), w.Container("kb21"), w.Container("kb31"))
+	e2e.Transfer(t, w.Container("kb21").Node, w.Container("kb22"), 16<<20)
+	e2e.Transfer(t, w.Container("kb22").Node, w.Container("kb21"), 16<<20)
+	for _, to := range []*lab.Container{w.Container("kb21"), w.Container("kb31")} {
+		w.SendDatagrams(w.Container("kb22").Node, to.Node, to.Address)
+	}
 	if plain, wrapped := seen.count(w.Host("kb22")); plain == 0 || wrapped > 0 {
 		t.Errorf("%d packets plain, %d in VXLAN", plain, wrapped)
 	}
 }
 
-// The underlay changes under a running TCP stream: the path follows within
-// 200 ms, and the stream goes on.
+// The underlay changes under a running TCP stream: the path follows, and the
+// stream goes on.
 func TestIntegrationHybridChanges(t *testing.T) {
 	for name, config := range map[string]string{"socket": e2e.HybridConfig, "route": e2e.RouteConfig} {
 		t.Run(name, func(t *testing.T) {
@@ -230,8 +226,5 @@ func (c change) make(t *testing.T, w *e2e.World, d *cluster.Daemon) {
 		line := e2e.AwaitPath(t, d, w.Host("kb22"), want, begin)
 		took := e2e.LogTime(t, line).Sub(begin)
 		t.Logf("%s: followed after %s: %s", c.name, took, line)
-		if took > 200*time.Millisecond {
-			t.Errorf("%s: followed after %s", c.name, took)
-		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"uvxlan/bench/e2e"
 
@@ -20,7 +19,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"uvxlan/bench/cluster"
-	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 	"uvxlan/lease/etcd"
 )
@@ -234,7 +232,7 @@ func TestIntegrationMixedCluster(t *testing.T) {
 	if _, err := far.etcd.Revoke(w.Context(), far.grant); err != nil {
 		t.Fatal(err)
 	}
-	unreachable(t, w, w.Container("kb21"), far.Container)
+	w.AwaitUnreachable(w.Container("kb21"), far.Container)
 	w.Mesh("kb21", "kb22")
 	far.newGrant()
 	far.put()
@@ -279,35 +277,14 @@ func sameBytes(w *e2e.World, c *clientv3.Client) {
 	}
 }
 
-// bothWays sends checked data and runs iperf3 between kb21's container and
-// another, each way.
+// bothWays sends checked data between kb21's container and another, each way.
 func bothWays(w *e2e.World, far *lab.Container) {
 	w.T.Helper()
 	near := w.Container("kb21")
 	for _, ends := range [][2]*lab.Container{{near, far}, {far, near}} {
 		from, to := ends[0], ends[1]
 		e2e.Transfer(w.T, from.Node, to, 64<<20)
-		tcp := e2e.IperfRun(w.T, iperf.Test{Server: to.Node, Client: from.Node, To: to.Address, Duration: time.Second})
-		w.T.Logf("%s -> %s: %.2f Gbit/s", from.Name, to.Name, tcp.BitsPerSecond/1e9)
-		if tcp.Bytes == 0 {
-			w.T.Errorf("%s -> %s: %+v", from.Name, to.Name, tcp)
-		}
-	}
-}
-
-// unreachable waits until a container is told that another can't be reached.
-func unreachable(t *testing.T, w *e2e.World, from, to *lab.Container) {
-	t.Helper()
-	for ctx := w.Context(); ; {
-		once, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
-		_, err := from.Ping(once, to.Address, 100)
-		cancel()
-		switch {
-		case errors.Is(err, lab.ErrUnreachable):
-			return
-		case ctx.Err() != nil:
-			t.Fatalf("%s to %s: %v", from.Name, to.Name, err)
-		}
+		w.SendDatagrams(from.Node, to.Node, to.Address)
 	}
 }
 

@@ -285,7 +285,7 @@ func TestIntegrationWaitsForEtcd(t *testing.T) {
 			t.Fatalf("it doesn't say that etcd is away: %s", log())
 		}
 	}
-	time.Sleep(3 * time.Second) // many failed attempts
+	e2e.AwaitStatus(t, d, "it has tried again", func(s e2e.Status) bool { return s.Etcd.Errors > 4 })
 	if n := strings.Count(log(), w.Cluster.Endpoint); n != 1 {
 		t.Errorf("it says %d times that etcd is away: %s", n, log())
 	}

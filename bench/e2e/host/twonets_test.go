@@ -145,7 +145,11 @@ type reach struct {
 func expectReach(t *testing.T, all []reach) {
 	t.Helper()
 	for _, r := range all {
-		if got := reaches(t, r.from, r.device, r.to.Address); got != r.want {
+		got := reaches(t, r.from, r.device, r.to.Address)
+		for late := time.Now().Add(e2e.Patience); r.want && !got && time.Now().Before(late); {
+			got = reaches(t, r.from, r.device, r.to.Address)
+		}
+		if got != r.want {
 			t.Errorf("%s by %q reaches %s of %s: %t", r.from.Name, r.device, r.to.Address, r.to.Name, got)
 		}
 	}

@@ -1,6 +1,7 @@
 package ipv6_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,23 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/bench/cluster"
-	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 )
 
-// dualFlows measures both families from one container to another.
-func dualFlows(w *e2e.World, t *testing.T, from, to string) {
-	t.Helper()
-	server, client := w.Container(to).Node, w.Container(from).Node
+// dualDatagrams sends datagrams of both families from one container to another.
+func dualDatagrams(w *e2e.World, from, to string) {
+	w.T.Helper()
 	for _, at := range e2e.AddressesOf(w.Host(to)) {
-		tcp := e2e.IperfRun(t, iperf.Test{Server: server, Client: client, To: at, Duration: time.Second})
-		udp := e2e.IperfRun(t, iperf.Test{Server: server, Client: client, To: at, Duration: time.Second, UDP: true, Bandwidth: 50e6, Length: 1300})
-		t.Logf("%s -> %s: TCP %.2f Gbit/s; UDP %d datagrams, %d lost", from, at, tcp.BitsPerSecond/1e9, udp.Packets, udp.Lost)
-		if tcp.Bytes == 0 || udp.Packets == 0 || udp.Lost*1000 > udp.Packets {
-			t.Errorf("%s -> %s: TCP %+v, UDP %+v", from, at, tcp, udp)
-		}
+		w.SendDatagrams(w.Container(from).Node, w.Container(to).Node, at)
 	}
 }
 
@@ -43,9 +37,9 @@ func TestIntegrationDualStack(t *testing.T) {
 	before := e2e.SettledState(t, kb21)
 	d := w.Start("kb21", "kb22", "kb31")[0]
 	w.DualMesh("kb21", "kb22", "kb31")
-	w.DualTransfer(t, "kb21", "kb22", 64<<20)
-	w.DualTransfer(t, "kb31", "kb21", 64<<20)
-	dualFlows(w, t, "kb21", "kb31")
+	w.DualTransfer(t, "kb21", "kb22", 16<<20)
+	w.DualTransfer(t, "kb31", "kb21", 16<<20)
+	dualDatagrams(w, "kb21", "kb31")
 	for _, at := range e2e.AddressesOf(kb31) {
 		if _, err := cluster.ReachAt(w.Context(), kb21.Node, kb31.Container.Node, at, e2e.DualMTU); err != nil {
 			t.Error(err) // from the host itself
@@ -153,9 +147,9 @@ func TestIntegrationDualKernelPeer(t *testing.T) {
 			}
 			peer := dualKernelPeer(w, t, "kb22")
 			w.DualMesh("kb21", "kb22")
-			w.DualTransfer(t, "kb21", "kb22", 64<<20)
+			w.DualTransfer(t, "kb21", "kb22", 16<<20)
 			if kind == lab.NICPlain {
-				dualFlows(w, t, "kb22", "kb21")
+				dualDatagrams(w, "kb22", "kb21")
 				checksums(w, t, peer.Host)
 				asksForNeighbour(w, t, peer)
 			}
@@ -164,7 +158,7 @@ func TestIntegrationDualKernelPeer(t *testing.T) {
 	t.Run("behind a router", func(t *testing.T) {
 		dualKernelPeer(w, t, "kb31")
 		w.DualMesh("kb21", "kb31")
-		w.DualTransfer(t, "kb21", "kb31", 64<<20)
+		w.DualTransfer(t, "kb21", "kb31", 16<<20)
 	})
 }
 
@@ -271,15 +265,16 @@ func checksums(w *e2e.World, t *testing.T, h *lab.Host) {
 	}
 	go func() { _ = dump.Wait() }() // closes Done
 	to := h.Container
+	datagrams := w.StartDatagramsTo(w.Container("kb21").Node, to.Node, to.AddressV6)
 	for captured := false; !captured; {
-		e2e.IperfRun(t, iperf.Test{Server: to.Node, Client: w.Container("kb21").Node, To: to.AddressV6, Duration: time.Second, UDP: true, Bandwidth: 2e6, Length: 1300})
-		e2e.IperfRun(t, iperf.Test{Server: to.Node, Client: w.Container("kb21").Node, To: to.AddressV6, Duration: time.Second})
+		w.DualTransfer(t, "kb21", h.Name, 1<<20)
 		select {
 		case <-dump.Done():
 			captured = true
 		default:
 		}
 	}
+	datagrams.End()
 	if err := dump.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, out.String())
 	}
@@ -343,11 +338,11 @@ func TestIntegrationDualHybrid(t *testing.T) {
 				awaitRoutesV6(t, kb21, network)
 			}
 			seen := watchTrafficV6(t, kb21)
-			w.DualTransfer(t, "kb21", "kb22", 32<<20)
+			w.DualTransfer(t, "kb21", "kb22", 8<<20)
 			if plain, wrapped := seen.count(kb22); plain == 0 || wrapped > 0 {
 				t.Errorf("to kb22 %d packets plain, %d in VXLAN", plain, wrapped)
 			}
-			w.DualTransfer(t, "kb21", "kb31", 32<<20)
+			w.DualTransfer(t, "kb21", "kb31", 8<<20)
 			if plain, wrapped := seen.count(w.Host("kb31")); plain > 0 || wrapped == 0 {
 				t.Errorf("to kb31 %d packets plain, %d in VXLAN", plain, wrapped)
 			}
@@ -392,6 +387,11 @@ type trafficV6 struct {
 // plainly, and how many went to or came from the host in UDP.
 func (c trafficV6) count(far *lab.Host) (plain, wrapped int) {
 	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), e2e.Patience)
+	defer cancel()
+	if err := c.capture.Settle(ctx); err != nil {
+		c.t.Fatal(err)
+	}
 	if n, err := c.capture.Drops(); n > 0 || err != nil {
 		c.t.Errorf("the capture missed %d packets: %v", n, err)
 	}

@@ -1,9 +1,11 @@
 package leases_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/bench/cluster"
-	"uvxlan/bench/iperf"
 	"uvxlan/bench/lab"
 	"uvxlan/lease"
 )
@@ -95,11 +96,24 @@ func keyOf(subnet netip.Prefix) string {
 	return leaseKeys + lease.Lease{Subnet: subnet}.Key()
 }
 
-// valueAt is a lease's value with another host's address.
+// valueAt is what another host would write in a lease's place: its address and,
+// if there is a device, the device's MAC.
 func valueAt(value, ip string) string {
-	before, rest, _ := strings.Cut(value, `"PublicIP":"`)
-	_, after, _ := strings.Cut(rest, `"`)
-	return before + `"PublicIP":"` + ip + `"` + after
+	for member, other := range map[string]string{"PublicIP": ip, "VtepMAC": macOf(ip)} {
+		before, rest, found := strings.Cut(value, `"`+member+`":"`)
+		if !found {
+			continue
+		}
+		_, after, _ := strings.Cut(rest, `"`)
+		value = before + `"` + member + `":"` + other + `"` + after
+	}
+	return value
+}
+
+// macOf is the MAC of the host at an address.
+func macOf(ip string) string {
+	b := netip.MustParseAddr(ip).As4()
+	return net.HardwareAddr{0x0e, 0, b[0], b[1], b[2], b[3]}.String()
 }
 
 // awaitEntry waits until etcd has the value again.
@@ -116,32 +130,19 @@ func awaitEntry(w *e2e.World, subnet netip.Prefix, value string) entry {
 	}
 }
 
-// flows sends datagrams both ways for some time, and returns a function that
-// waits for the end and for no loss.
-func flows(t *testing.T, a, b *lab.Container, length time.Duration) func() {
-	t.Helper()
-	type outcome struct {
-		name string
-		iperf.Result
-		err error
-	}
-	done := make(chan outcome, 2)
-	for _, way := range [][2]*lab.Container{{a, b}, {b, a}} {
-		go func() {
-			r, err := iperf.Test{
-				Server: way[1].Node, Client: way[0].Node, To: way[1].Address, Duration: length, UDP: true, Bandwidth: 20e6, Length: 1200,
-			}.Run(t.Context())
-			done <- outcome{way[0].Name + " -> " + way[1].Name, r, err}
-		}()
+// flows sends datagrams both ways, and returns a function that waits until some
+// more have come, and for no loss.
+func flows(w *e2e.World, a, b *lab.Container) (end func()) {
+	w.T.Helper()
+	both := []*e2e.Datagrams{w.StartDatagrams(a, b), w.StartDatagrams(b, a)}
+	for _, d := range both {
+		d.Await(100)
 	}
 	return func() {
-		t.Helper()
-		for range 2 {
-			o := <-done
-			t.Logf("%s: %d of %d datagrams were lost, %v", o.name, o.Lost, o.Packets, o.err)
-			if o.err != nil || o.Lost != 0 || o.Packets == 0 {
-				t.Errorf("%s: %d of %d datagrams were lost, %v", o.name, o.Lost, o.Packets, o.err)
-			}
+		w.T.Helper()
+		for _, d := range both {
+			d.Await(1000)
+			d.End()
 		}
 	}
 }
@@ -156,8 +157,7 @@ func TestIntegrationLeasePutBack(t *testing.T) {
 	w.Mesh("kb21", "kb22")
 	kb21, kb22 := w.Host("kb21").Subnet, w.Host("kb22").Subnet
 	first, second := entryOf(w, kb21), entryOf(w, kb22)
-	wait := flows(t, w.Container("kb21"), w.Container("kb22"), 5*time.Second)
-	time.Sleep(time.Second) // traffic before it
+	endFlows := flows(w, w.Container("kb21"), w.Container("kb22"))
 	t.Logf("etcdctl del %s: %s", keyOf(kb21), etcdctl(w, "del", keyOf(kb21)))
 	if e := awaitEntry(w, kb21, first.value); e.etcdLease == first.etcdLease || e.etcdLease == "0" {
 		t.Errorf("it was put back with the etcd lease %s, was %s", e.etcdLease, first.etcdLease)
@@ -168,7 +168,7 @@ func TestIntegrationLeasePutBack(t *testing.T) {
 		t.Errorf("it was put back with the revoked etcd lease %s", e.etcdLease)
 	}
 	e2e.AwaitLine(t, daemons[1], time.Time{}, "own lease put back", "subnet="+kb22.String())
-	wait()
+	endFlows()
 	for _, d := range daemons {
 		if strings.Contains(e2e.LogOf(t, d), "peer gone") {
 			t.Errorf("%s parted with its peer", d.Host.Name)
@@ -287,6 +287,23 @@ func awaitPeers(t *testing.T, d *cluster.Daemon, want ...string) {
 	}
 }
 
+// awaitStored waits until a daemon has stored leases, by their keys: one that is
+// killed has lost what came in the last second.
+func awaitStored(t *testing.T, d *cluster.Daemon, keys ...string) {
+	t.Helper()
+	for late := time.Now().Add(e2e.Patience); ; time.Sleep(20 * time.Millisecond) {
+		text, err := os.ReadFile(storedLeases(d))
+		if err == nil && !slices.ContainsFunc(keys, func(key string) bool { return !bytes.Contains(text, []byte(key)) }) {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatalf("%q aren't stored: %s, %v", keys, text, err)
+		}
+	}
+}
+
+func storedLeases(d *cluster.Daemon) string { return filepath.Join(d.StateDir(), "leases.json") }
+
 // A daemon that starts while etcd is away goes on with the leases it had, says
 // how old they are, and makes them right when etcd is back.
 func TestIntegrationRestartWithoutEtcd(t *testing.T) {
@@ -304,7 +321,7 @@ func TestIntegrationRestartWithoutEtcd(t *testing.T) {
 			etcdctl(w, "put", leaseKeys+"172.7.98.0-24", guest("192.168.14.98"))
 			etcdctl(w, "put", leaseKeys+"172.7.99.0-24", guest("192.168.14.99"))
 			awaitPeers(t, first, peer22, "172.7.98.0/24 192.168.14.98", "172.7.99.0/24 192.168.14.99")
-			time.Sleep(1500 * time.Millisecond) // a killed daemon has stored what is older than a second
+			awaitStored(t, first, "172.7.98.0-24", "172.7.99.0-24")
 			w.StopEtcd()
 			stopped := time.Now()
 			d := first
@@ -333,7 +350,7 @@ func TestIntegrationRestartWithoutEtcd(t *testing.T) {
 				etcdctl("put", leaseKeys+"172.7.100.0-24", guest("192.168.14.100"))
 				etcdctl("del", keyOf(kb21.Subnet))
 			})
-			wait := flows(t, w.Container("kb21"), w.Container("kb22"), 6*time.Second)
+			endFlows := flows(w, w.Container("kb21"), w.Container("kb22"))
 			w.StartEtcd()
 			awaitPeers(t, d, peer22, "172.7.99.0/24 192.168.14.97", "172.7.100.0/24 192.168.14.100")
 			awaitEntry(w, kb21.Subnet, own.value)
@@ -342,7 +359,7 @@ func TestIntegrationRestartWithoutEtcd(t *testing.T) {
 			if s := e2e.AskStatus(t, d); len(s.Notes) > 0 || s.Watch.Stored || !s.Watch.AsOf.IsZero() || time.Until(s.Lease.Expires) < 23*time.Hour {
 				t.Errorf("afterwards the status is %+v", s)
 			}
-			wait()
+			endFlows()
 		})
 	}
 }
@@ -364,16 +381,15 @@ func TestIntegrationRestartWithoutEtcdAndLease(t *testing.T) {
 	})
 	w.StartEtcd()
 	expectLost(t, d, "192.168.14.66")
-	stored := filepath.Join(d.StateDir(), "leases.json")
 	var kept struct{ Own json.RawMessage }
-	text, err := os.ReadFile(stored)
+	text, err := os.ReadFile(storedLeases(d))
 	if err == nil {
 		err = json.Unmarshal(text, &kept)
 	}
 	if err != nil || kept.Own != nil {
 		t.Errorf("a later start would have %s, %v", text, err)
 	}
-	if err := os.WriteFile(stored, []byte(`{"version":1,`), 0o600); err != nil {
+	if err := os.WriteFile(storedLeases(d), []byte(`{"version":1,`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d = w.Start("kb21")[0]
