@@ -63,6 +63,8 @@ type Options struct {
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Logger defaults to one that discards.
 	Logger *slog.Logger
+
+	connections *connections // set by normal
 }
 
 // normal returns the options with defaults filled in.
@@ -86,6 +88,7 @@ func (o Options) normal() (Options, error) {
 		o.Prefix = DefaultPrefix
 	}
 	o.Prefix = strings.TrimRight(o.Prefix, "/")
+	o.connections = &connections{}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -125,9 +128,9 @@ func (o Options) transport(c *tls.Config) credentials.TransportCredentials {
 	scheme, _, _ := strings.Cut(o.Endpoints[0], ":")
 	switch {
 	case scheme == "https" || scheme == "unixs", scheme != "http" && c != nil:
-		return paced{credentials.NewTLS(c)}
+		return paced{credentials.NewTLS(c), o.connections}
 	}
-	return paced{insecure.NewCredentials()}
+	return paced{insecure.NewCredentials(), o.connections}
 }
 
 func connectParams() grpc.ConnectParams {

@@ -22,16 +22,17 @@ const (
 // would turn off what gRPC's own does: proxies, and the time limit of TCP.
 type paced struct {
 	credentials.TransportCredentials
+	connections *connections
 }
 
 // ClientHandshake implements [credentials.TransportCredentials].
 func (p paced) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return p.TransportCredentials.ClientHandshake(ctx, authority, newPacedConn(conn))
+	return p.TransportCredentials.ClientHandshake(ctx, authority, newPacedConn(p.connections.add(conn)))
 }
 
 // Clone implements [credentials.TransportCredentials].
 func (p paced) Clone() credentials.TransportCredentials {
-	return paced{p.TransportCredentials.Clone()}
+	return paced{p.TransportCredentials.Clone(), p.connections}
 }
 
 // pacedConn puts reads off when many bring little, as a network card does with

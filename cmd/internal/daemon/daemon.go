@@ -136,13 +136,20 @@ func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdse
 	return server, nil
 }
 
+// registry is where the leases are.
+type registry interface {
+	lease.Registry
+	// Reconnect makes connections from the host's address as it is.
+	Reconnect()
+}
+
 // serve opens what can fail before it takes a lease, so that a host that can't
 // carry packets never holds a subnet.
 //
 // With what the daemon before handed over, there is a lease, and packets flow.
-func serve(ctx context.Context, o Options, ext extiface.Interface, registry lease.Registry, r *reloader, before *handover.State) (after *handover.State, err error) {
+func serve(ctx context.Context, o Options, ext extiface.Interface, leases registry, r *reloader, before *handover.State) (after *handover.State, err error) {
 	m := r.monitor
-	manager, err := newManager(o, registry)
+	manager, err := newManager(o, leases)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +209,13 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	m.set(func(m *monitor) { m.network = network })
 	h := hostOf{opts: o, config: config, own: own, keeper: keeper, network: network, rules: rules}
 	h.underlay = &underlay{log: o.Logger, wanted: o.Interface, ipv6: config.EnableIPv6, now: ext}
-	h.underlay.moved = func(ext extiface.Interface) error { return h.move(m, manager, ext) }
+	h.underlay.moved = func(ext extiface.Interface) error {
+		if err := h.move(m, manager, ext); err != nil {
+			return err
+		}
+		leases.Reconnect()
+		return nil
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return keeper.Run(ctx) })
 	group.Go(func() error {
@@ -226,10 +239,10 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, registry leas
 	return nil, err
 }
 
-func newManager(o Options, registry lease.Registry) (*lease.Manager, error) {
+func newManager(o Options, leases registry) (*lease.Manager, error) {
 	earlier := previous(o)
 	return lease.NewManager(lease.Options{
-		Registry: registry, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o), UseExpired: o.UseExpired,
+		Registry: leases, Logger: o.Logger, RenewMargin: o.RenewMargin, Store: storeOf(o), UseExpired: o.UseExpired,
 		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
 	})
 }
