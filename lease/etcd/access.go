@@ -81,7 +81,7 @@ func (r *Registry) probe(ctx context.Context, endpoint string) string {
 		}
 		return ""
 	}
-	err := try(func(ctx context.Context, conn net.Conn) error { return handshake(ctx, conn, address, r.config.TLS) })
+	err := try(func(ctx context.Context, conn net.Conn) error { return handshake(ctx, conn, address, r.files.config()) })
 	if why := r.refusal(err); why != "" || err == nil {
 		return why
 	}
@@ -99,10 +99,6 @@ func (r *Registry) dial(ctx context.Context, address string) (net.Conn, error) {
 }
 
 func handshake(ctx context.Context, conn net.Conn, address string, config *tls.Config) error {
-	if config == nil {
-		config = &tls.Config{MinVersion: tls.VersionTLS12}
-	}
-	config = config.Clone()
 	config.NextProtos = []string{"h2"}
 	if host, _, err := net.SplitHostPort(address); err == nil && config.ServerName == "" {
 		config.ServerName = host

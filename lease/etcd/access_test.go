@@ -2,6 +2,7 @@ package etcd_test
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +125,57 @@ func TestTLSWithClientCertificate(t *testing.T) {
 		refused(t, "no client certificate", etcd.Options{Endpoints: c.Endpoints(), CAFile: ours.CAFile}, "asks for a client certificate", "give one and its key")
 		refused(t, "client certificate of another CA", with(theirs.Issue("host21")), "doesn't take the client certificate")
 		refused(t, "expired client certificate", with(ours.IssueExpired("host21")), "doesn't take the client certificate")
+	})
+}
+
+// Certificates that don't last are replaced on disk while we run, and their
+// authority with them: each connection is made with what is there then. Files that
+// are half written leave what was there before.
+func TestRotatedCertificates(t *testing.T) {
+	t.Parallel()
+	etcdtest.EachBuild(t, func(t *testing.T, b etcdtest.Build) {
+		ours, next := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
+		host := etcdtest.RandomHost()
+		server, client := ours.Issue("etcd", host), ours.Issue("host21")
+		c := etcdtest.StartCluster(t, host, etcdtest.Options{Build: b, TLS: &server, ClientCA: ours.CAFile})
+		c.Admin(t, ours, "")
+		r := open(t, etcd.Options{Endpoints: c.Endpoints(), CAFile: ours.CAFile, CertFile: client.CertFile, KeyFile: client.KeyFile})
+		works(t, r)
+		again := func() {
+			t.Helper()
+			c.Members[0].Kill()
+			c.Members[0].Start()
+			var err error
+			for late := time.Now().Add(time.Minute); time.Now().Before(late); {
+				if _, _, err = r.List(t.Context()); err == nil {
+					works(t, r)
+					return
+				}
+			}
+			t.Fatal(err)
+		}
+		newServer, newClient := next.Issue("etcd", host), next.Issue("host21")
+		replace := func(from, to string) {
+			t.Helper()
+			text, err := os.ReadFile(from)
+			if err == nil {
+				err = os.WriteFile(to, text, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		replace(newClient.CertFile, client.CertFile) // its key isn't there yet
+		again()
+		if err := os.Truncate(client.KeyFile, 10); err != nil {
+			t.Fatal(err)
+		}
+		again()
+		replace(newClient.KeyFile, client.KeyFile)
+		replace(newServer.CertFile, server.CertFile)
+		replace(newServer.KeyFile, server.KeyFile)
+		replace(next.CAFile, ours.CAFile)
+		again()
 	})
 }
 

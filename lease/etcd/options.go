@@ -2,13 +2,10 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -95,8 +92,8 @@ func (o Options) normal() (Options, error) {
 	return o, nil
 }
 
-// clientConfig reads the files that the options name.
-func (o Options) clientConfig() (clientv3.Config, error) {
+// clientConfig is the client's, with TLS by these files.
+func (o Options) clientConfig(files *certificates) clientv3.Config {
 	c := clientv3.Config{
 		Endpoints:            o.Endpoints,
 		DialKeepAliveTime:    pingInterval,
@@ -117,18 +114,17 @@ func (o Options) clientConfig() (clientv3.Config, error) {
 	if o.Dial != nil {
 		c.DialOptions = append(c.DialOptions, grpc.WithContextDialer(o.Dial))
 	}
-	var err error
-	c.TLS, err = o.tlsConfig()
-	c.DialOptions = append(c.DialOptions, grpc.WithTransportCredentials(o.transport(c.TLS)))
-	return c, err
+	c.DialOptions = append(c.DialOptions, grpc.WithTransportCredentials(o.transport(files)))
+	return c
 }
 
-// transport is what the client would choose by itself, paced.
-func (o Options) transport(c *tls.Config) credentials.TransportCredentials {
+// transport is what the client would choose by itself, paced, and with files that
+// are read again.
+func (o Options) transport(files *certificates) credentials.TransportCredentials {
 	scheme, _, _ := strings.Cut(o.Endpoints[0], ":")
-	switch {
-	case scheme == "https" || scheme == "unixs", scheme != "http" && c != nil:
-		return paced{credentials.NewTLS(c), o.connections}
+	wantsTLS := o.CAFile != "" || o.CertFile != ""
+	if scheme == "https" || scheme == "unixs" || scheme != "http" && wantsTLS {
+		return paced{newRereading(files), o.connections}
 	}
 	return paced{insecure.NewCredentials(), o.connections}
 }
@@ -137,33 +133,4 @@ func connectParams() grpc.ConnectParams {
 	b := backoff.DefaultConfig
 	b.BaseDelay, b.MaxDelay = 100*time.Millisecond, reconnectMax
 	return grpc.ConnectParams{Backoff: b, MinConnectTimeout: 5 * time.Second}
-}
-
-// tlsConfig returns nil if the options ask for nothing special.
-func (o Options) tlsConfig() (*tls.Config, error) {
-	if (o.CertFile == "") != (o.KeyFile == "") {
-		return nil, errors.New("etcd: a client certificate needs both its certificate file and its key file")
-	}
-	if o.CertFile == "" && o.CAFile == "" {
-		return nil, nil
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd: read CA file: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("etcd: CA file %s: no certificate in PEM form", o.CAFile)
-		}
-	}
-	if o.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd: load client certificate: %w", err)
-		}
-		c.Certificates = []tls.Certificate{cert}
-	}
-	return c, nil
 }

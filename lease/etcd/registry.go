@@ -18,7 +18,8 @@ var _ lease.Registry = (*Registry)(nil)
 
 // Registry is a cluster's leases in etcd.
 type Registry struct {
-	opts     Options // immutable, as are config, cancel and pageSize
+	opts     Options // immutable, as are files, config, cancel and pageSize
+	files    *certificates
 	config   clientv3.Config
 	cancel   context.CancelFunc // ends the client and its calls
 	pageSize int64              // most leases to be read at once
@@ -36,11 +37,12 @@ func Open(o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := o.clientConfig()
+	files, err := newCertificates(o)
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{opts: o, pageSize: pageSize, junk: junk{log: o.Logger}}
+	c := o.clientConfig(files)
+	r := &Registry{opts: o, files: files, pageSize: pageSize, junk: junk{log: o.Logger}}
 	c.Context, r.cancel = context.WithCancel(context.Background())
 	r.config = c
 	return r, nil
