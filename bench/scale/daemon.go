@@ -24,6 +24,7 @@ type daemon struct {
 	last   string
 	loaded map[string]time.Time // "peers loaded", by count
 	seen   map[string]time.Time // subnets of new peers
+	turns  map[string]time.Time // changes of paths, by message and subnet
 	news   chan struct{}        // there is something new
 }
 
@@ -40,7 +41,7 @@ func (r *run) open(ctx context.Context, h *lab.Host) (*daemon, error) {
 	d := &daemon{
 		Cmd: h.Command(ctx, r.Binary, "-etcd-endpoints", r.Endpoint, "-etcd-prefix", prefix, "-subnet-file", file,
 			"-state-dir", filepath.Join(dir, "state"), "-control-socket", filepath.Join(dir, "socket")),
-		loaded: map[string]time.Time{}, seen: map[string]time.Time{}, news: make(chan struct{}, 1),
+		loaded: map[string]time.Time{}, seen: map[string]time.Time{}, turns: map[string]time.Time{}, news: make(chan struct{}, 1),
 	}
 	out, err := d.StderrPipe()
 	if err != nil {
@@ -78,6 +79,12 @@ func (d *daemon) note(line string, now time.Time) {
 	} else if _, rest, ok := strings.Cut(line, "msg=peer subnet="); ok {
 		subnet, _, _ := strings.Cut(rest, " ")
 		d.seen[subnet] = now
+	}
+	for _, words := range []string{directNow, backToVXLAN} {
+		if _, rest, ok := strings.Cut(line, `msg="`+words+`" subnet=`); ok {
+			subnet, _, _ := strings.Cut(rest, " ")
+			d.turns[words+" "+subnet] = now
+		}
 	}
 	select {
 	case d.news <- struct{}{}:

@@ -1,6 +1,6 @@
 // Package scale measures how uvxland copes with many leases: how soon it knows
-// them, how soon it hears of a new one, what changes cost the traffic, and what
-// a peer costs in memory.
+// them, how soon it hears of a new one, how soon a path follows the underlay, what
+// changes cost the traffic, and what a peer costs in memory.
 package scale
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 // Parts are what [Run] can measure, in its order.
-var Parts = []string{"start", "latency", "churn", "memory"}
+var Parts = []string{"start", "latency", "paths", "churn", "memory"}
 
 // many is the number of leases that the goals are about, and most the one that
 // must be borne.
@@ -29,7 +29,10 @@ const many, most = 10_000, 100_000
 const readiness = time.Minute
 
 // config has room for most subnets. Public addresses are outside of it.
-const config = `{"Network":"10.0.0.0/8","SubnetLen":26,"Backend":{"Type":"VxLAN"}}`
+const (
+	config       = `{"Network":"10.0.0.0/8","SubnetLen":26,"Backend":{"Type":"VxLAN"}}`
+	directConfig = `{"Network":"10.0.0.0/8","SubnetLen":26,"Backend":{"Type":"VxLAN","DirectRouting":true}}`
+)
 
 // Options say what to measure. All but Parts and Log are required.
 type Options struct {
@@ -80,8 +83,8 @@ func Run(ctx context.Context, o Options) (_ *Table, err error) {
 		return nil, err
 	}
 	defer r.leases.close()
-	c := &cluster.Cluster{Etcd: r.from, Endpoint: o.Endpoint, Prefix: prefix}
-	if err := c.SetConfig(ctx, config); err != nil {
+	r.cluster = &cluster.Cluster{Etcd: r.from, Endpoint: o.Endpoint, Prefix: prefix}
+	if err := r.cluster.SetConfig(ctx, config); err != nil {
 		return nil, err
 	}
 	return &r.table, r.parts(ctx)
@@ -94,6 +97,7 @@ const prefix = "/scale/network"
 type run struct {
 	Options
 	from, to *lab.Host
+	cluster  *cluster.Cluster
 	leases   *store
 	table    Table
 }
@@ -104,7 +108,7 @@ func (r *run) parts(ctx context.Context) error {
 			continue
 		}
 		measure := map[string]func(context.Context) error{
-			"start": r.start, "latency": r.latency, "churn": r.churn, "memory": r.memory,
+			"start": r.start, "latency": r.latency, "paths": r.paths, "churn": r.churn, "memory": r.memory,
 		}[p]
 		if err := measure(ctx); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
