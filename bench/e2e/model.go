@@ -23,7 +23,7 @@ func Models() []Model {
 	return []Model{
 		{"vxlan", VXLANConfig, lease.TypeVXLAN, true, false, "1"},
 		{"socket", HybridConfig, lease.TypeVXLAN, true, false, "2"},
-		{"route", RouteConfig, lease.TypeVXLAN, true, true, "1"},
+		{"route", RouteConfig, lease.TypeVXLAN, true, true, "2"},
 		{"host-gw", HostGWConfig, lease.TypeHostGW, false, true, "1"},
 	}
 }
