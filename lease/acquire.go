@@ -54,6 +54,7 @@ func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous 
 		}
 		if err == nil {
 			m.endFallBack(ctx)
+			m.outage.written()
 			l.Renewed = m.opts.Now()
 			return l, nil
 		}

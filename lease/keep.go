@@ -83,7 +83,6 @@ func (k *keeper) run(ctx context.Context) error {
 func (k *keeper) failed(err error) {
 	if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
 		k.conflicts = 0
-		k.outage.failed(err)
 		return
 	}
 	if k.conflicts++; k.conflicts%manyConflicts == 0 {
@@ -191,11 +190,16 @@ func (k *keeper) change(ctx context.Context, l Lease, op operation) (Lease, erro
 	l, err := op(ctx, l, k.opts.TTL)
 	switch {
 	case err == nil:
-		k.outage.answered()
+		k.outage.written()
 		l.Renewed = k.opts.Now()
 		k.record(l)
 	case errors.Is(err, ErrConflict) || errors.Is(err, ErrExists):
 		k.unsure = unsure
+	case ctx.Err() != nil:
+	case errors.Is(err, ErrUnavailable):
+		k.outage.failed(err)
+	default:
+		k.outage.refused(err)
 	}
 	return l, err
 }
@@ -204,6 +208,9 @@ func (k *keeper) change(ctx context.Context, l Lease, op operation) (Lease, erro
 func (k *keeper) resolve(ctx context.Context) error {
 	all, _, err := k.reg.List(ctx)
 	if err != nil {
+		if ctx.Err() == nil {
+			k.outage.failed(err)
+		}
 		return err
 	}
 	k.outage.answered()

@@ -173,11 +173,16 @@ func (m *Manager) persist(ctx context.Context, op func() error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrNoConfig) {
+		switch {
+		case errors.Is(err, ErrReadOnly):
+			m.outage.answered()
+			m.outage.refused(err)
+		case errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoConfig):
+			m.outage.failed(err)
+		default:
 			m.outage.answered()
 			return err
 		}
-		m.outage.failed(err)
 		if err := b.wait(ctx); err != nil {
 			return err
 		}

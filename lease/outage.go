@@ -24,6 +24,9 @@ type outage struct {
 	failures uint64
 	last     error
 	lastAt   time.Time
+	// writing: reads may pass although writes don't
+	writeErr    error
+	writeLogged time.Time
 }
 
 func (o *outage) failed(err error) {
@@ -33,13 +36,44 @@ func (o *outage) failed(err error) {
 	if o.up || o.since.IsZero() {
 		o.up, o.since, o.logged = false, now, time.Time{}
 	}
-	o.err, o.last, o.lastAt = err, err, now
-	o.failures++
+	o.err = err
+	o.countLocked(err, now)
 	if now.Sub(o.logged) < nagInterval {
 		return
 	}
 	o.logged = now
 	o.log.Warn("waiting for the lease registry", "error", err, "for", now.Sub(o.since).Round(time.Second))
+}
+
+func (o *outage) countLocked(err error, now time.Time) {
+	o.last, o.lastAt = err, now
+	o.failures++
+}
+
+// refused takes note of a write that the registry refuses. Whether it answers is for
+// the reads to tell.
+func (o *outage) refused(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	o.writeErr = err
+	o.countLocked(err, now)
+	if now.Sub(o.writeLogged) < nagInterval {
+		return
+	}
+	o.writeLogged = now
+	o.log.Warn("the lease registry refuses to write", "error", err)
+}
+
+// written takes note of a write that was made.
+func (o *outage) written() {
+	o.answered()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.writeErr != nil {
+		o.log.Info("the lease registry writes again")
+	}
+	o.writeErr, o.writeLogged = nil, time.Time{}
 }
 
 // silent takes note of a registry that was waited for, if no attempt has failed
@@ -69,5 +103,6 @@ func (o *outage) fill(s *Status) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s.Connected, s.Since, s.Err = o.up, o.since, o.err
+	s.WriteErr = o.writeErr
 	s.Failures, s.LastErr, s.LastErrAt = o.failures, o.last, o.lastAt
 }

@@ -10,6 +10,9 @@ import (
 var (
 	// ErrUnavailable means that the registry doesn't answer: try again.
 	ErrUnavailable = errors.New("lease registry unavailable")
+	// ErrReadOnly means that the registry answers but takes no writes at the moment:
+	// try again.
+	ErrReadOnly = errors.New("lease registry takes no writes")
 	// ErrNoConfig means that nobody has written the configuration yet.
 	ErrNoConfig = errors.New("no network configuration")
 	// ErrExists means that the subnet was taken first: read and choose again.

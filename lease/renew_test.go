@@ -3,13 +3,16 @@ package lease_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"uvxlan/lease"
+	"uvxlan/lease/etcd/etcdtest"
 )
 
 // flannel's hosts write their leases again as they are, to renew them.
@@ -93,4 +96,48 @@ func TestRenewalAfterSuspend(t *testing.T) {
 		}
 		h.stop()
 	})
+}
+
+// An etcd without space answers and takes no writes: the status says so and doesn't
+// alternate, the lease is kept, and what is to be written waits.
+func TestRegistryWithoutSpace(t *testing.T) {
+	s := etcdtest.Start(t)
+	c, log := etcdtest.Client(t, s.Endpoint()), &lines{}
+	o := lease.Options{Registry: etcdtest.Open(t, s.Endpoint()), Logger: slog.New(slog.NewTextHandler(log, nil))}
+	m := manager(t, o)
+	own, err := m.Acquire(t.Context(), parse(t, network), host("192.168.14.21", "02:00:00:00:00:21"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, m, own)
+	r.next()
+	end := etcdtest.RaiseNoSpace(t, c)
+	attrs, _ := host("192.168.14.71", "02:00:00:00:00:21")(nil)
+	m.Publish(attrs)
+	refused := await(t, m, "refused", func(s lease.Status) bool { return s.WriteErr != nil && s.Failures >= 5 })
+	if !refused.Connected || refused.Err != nil || !errors.Is(refused.WriteErr, lease.ErrReadOnly) {
+		t.Errorf("the status is %+v", refused)
+	}
+
+	// Another host starts, and waits.
+	other := manager(t, lease.Options{Registry: etcdtest.Open(t, s.Endpoint())})
+	got := make(chan lease.Lease)
+	go func() {
+		defer close(got)
+		if l, err := other.Acquire(t.Context(), parse(t, network), host("192.168.14.22", "02:00:00:00:00:22")); err == nil {
+			got <- l
+		}
+	}()
+	await(t, other, "refused", func(s lease.Status) bool { return s.WriteErr != nil && s.Connected })
+	if since := m.Status().Since; !since.Equal(refused.Since) {
+		t.Errorf("the status has alternated: %+v, before %+v", m.Status(), refused)
+	}
+	end()
+	if l := <-got; !l.Subnet.IsValid() || other.Status().WriteErr != nil {
+		t.Errorf("the other host got %+v, status %+v", l, other.Status())
+	}
+	await(t, m, "written", func(s lease.Status) bool { return s.Lease.Attrs.Equal(attrs) && s.WriteErr == nil })
+	if n := strings.Count(log.String(), "refuses to write"); n != 1 || strings.Contains(log.String(), "waiting for") {
+		t.Errorf("it says %d times\n%s", n, log)
+	}
 }

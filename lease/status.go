@@ -13,6 +13,9 @@ type Status struct {
 	Since time.Time
 	// Err is why the registry is not connected.
 	Err error
+	// WriteErr is why the registry, which answers, refuses to write our lease; nil
+	// if it doesn't.
+	WriteErr error
 	// Failures counts the attempts that failed so far. LastErr is why the last
 	// of them did, and LastErrAt when, however long the registry has answered
 	// since.

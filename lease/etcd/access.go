@@ -39,7 +39,7 @@ func (r *Registry) unanswered(ctx context.Context, text string) error {
 			why = refusals[0]
 		}
 	}
-	return &unavailable{r.opts.Endpoints, why}
+	return r.unavailable(why)
 }
 
 // probeAll returns, for each endpoint that keeps us out for good, how.
@@ -92,10 +92,14 @@ func (r *Registry) probe(ctx context.Context, endpoint string) string {
 }
 
 func (r *Registry) dial(ctx context.Context, address string) (net.Conn, error) {
+	return r.dialAny(ctx, "tcp", address)
+}
+
+func (r *Registry) dialAny(ctx context.Context, network, address string) (net.Conn, error) {
 	if r.opts.Dial != nil {
 		return r.opts.Dial(ctx, address)
 	}
-	return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
 func handshake(ctx context.Context, conn net.Conn, address string, config *tls.Config) error {

@@ -25,7 +25,14 @@ func (e *unavailable) Error() string {
 	return fmt.Sprintf("etcd at %s does not answer: %s", strings.Join(e.endpoints, ", "), e.reason)
 }
 
+func (r *Registry) unavailable(reason string) error {
+	return &unavailable{r.opts.Endpoints, reason + r.viaProxy()}
+}
+
 func (e *unavailable) Unwrap() error { return lease.ErrUnavailable }
+
+// noSpace is the remedy of the alarm NOSPACE, which lets reads pass and no writes.
+const noSpace = "etcd's space is exhausted: compact its history, defragment it, then run etcdctl alarm disarm"
 
 // words turns the client's error into one of package lease's, or wraps it with
 // what was being done. ctx is the caller's, without the call's own limit.
@@ -38,12 +45,14 @@ func (r *Registry) words(ctx context.Context, what string, err error) error {
 		return ctx.Err()
 	case isOurs(err):
 		return fmt.Errorf("%s: %w", what, err)
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("%s: %w: %s", what, lease.ErrReadOnly, noSpace)
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return fmt.Errorf("%s: %w", what, lease.ErrCompacted)
 	case errors.Is(err, context.DeadlineExceeded):
-		return &unavailable{r.opts.Endpoints, fmt.Sprintf("no answer within %s", callTimeout)}
+		return r.unavailable(fmt.Sprintf("no answer within %s", callTimeout))
 	case errors.Is(err, rpctypes.ErrGRPCWatchCanceled): // not by us: etcd is about to end
-		return &unavailable{r.opts.Endpoints, plain(err)}
+		return r.unavailable(plain(err))
 	}
 	if remedy := r.remedy(err); remedy != "" {
 		return fmt.Errorf("%s: %w: %s: %s", what, ErrAccess, plain(err), remedy)
@@ -54,10 +63,10 @@ func (r *Registry) words(ctx context.Context, what string, err error) error {
 		if !byEtcd {
 			return r.unanswered(ctx, text)
 		}
-		return &unavailable{r.opts.Endpoints, plain(err)}
+		return r.unavailable(plain(err))
 	case codes.Unauthenticated, codes.ResourceExhausted:
-		// A member that doesn't know our newest token yet, a full disk.
-		return &unavailable{r.opts.Endpoints, plain(err)}
+		// A member that doesn't know our newest token yet, too many requests.
+		return r.unavailable(plain(err))
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

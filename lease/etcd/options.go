@@ -75,6 +75,9 @@ func (o Options) normal() (Options, error) {
 		if endpoints[i] == "" {
 			return o, fmt.Errorf("etcd: an empty endpoint among %q", o.Endpoints)
 		}
+		if err := checkEndpoint(endpoints[i]); err != nil {
+			return o, err
+		}
 		// The client would use the first one's way for all of them.
 		if strings.HasPrefix(endpoints[i], "https://") != strings.HasPrefix(endpoints[0], "https://") {
 			return o, fmt.Errorf("etcd: endpoints with and without TLS among %q: write https:// in all or in none", o.Endpoints)
@@ -121,12 +124,22 @@ func (o Options) clientConfig(files *certificates) clientv3.Config {
 // transport is what the client would choose by itself, paced, and with files that
 // are read again.
 func (o Options) transport(files *certificates) credentials.TransportCredentials {
-	scheme, _, _ := strings.Cut(o.Endpoints[0], ":")
-	wantsTLS := o.CAFile != "" || o.CertFile != ""
-	if scheme == "https" || scheme == "unixs" || scheme != "http" && wantsTLS {
+	if o.hasTLS() {
 		return paced{newRereading(files), o.connections}
 	}
 	return paced{insecure.NewCredentials(), o.connections}
+}
+
+// hasTLS tells whether the endpoints are asked by TLS. One that doesn't say is so if
+// there are files for it.
+func (o Options) hasTLS() bool {
+	switch schemeOf(o.Endpoints[0]) {
+	case "https", "unixs":
+		return true
+	case "http":
+		return false
+	}
+	return o.CAFile != "" || o.CertFile != ""
 }
 
 func connectParams() grpc.ConnectParams {

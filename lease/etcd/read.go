@@ -21,7 +21,7 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 			return err
 		}
 		if len(resp.Kvs) == 0 {
-			return fmt.Errorf(`%w: etcd has no key %s; write one, such as {"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, lease.ErrNoConfig, r.configKey())
+			return fmt.Errorf("%w: etcd has no key %s; %s", lease.ErrNoConfig, r.configKey(), r.howToWrite(ctx))
 		}
 		data = resp.Kvs[0].Value
 		return nil

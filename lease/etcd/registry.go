@@ -24,6 +24,7 @@ type Registry struct {
 	cancel   context.CancelFunc // ends the client and its calls
 	pageSize int64              // most leases to be read at once
 	junk     junk
+	v2       v2
 
 	mu     sync.Mutex
 	client *clientv3.Client // guarded by mu, as is closed

@@ -350,15 +350,25 @@ func TestCloseEndsCalls(t *testing.T) {
 
 func TestOpenChecksOptions(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing.pem")
-	for name, o := range map[string]etcd.Options{
-		"no endpoints":   {},
-		"empty endpoint": {Endpoints: []string{""}},
-		"half a pair":    {Endpoints: []string{"https://127.0.0.1:1"}, CertFile: missing},
-		"no CA file":     {Endpoints: []string{"https://127.0.0.1:1"}, CAFile: missing},
+	for name, c := range map[string]struct {
+		options etcd.Options
+		words   string
+	}{
+		"no endpoints":     {etcd.Options{}, "no endpoints"},
+		"empty endpoint":   {etcd.Options{Endpoints: []string{""}}, "empty endpoint"},
+		"half a pair":      {etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}, CertFile: missing}, "both"},
+		"no CA file":       {etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}, CAFile: missing}, missing},
+		"no port":          {etcd.Options{Endpoints: []string{"http://10.0.0.1"}}, "endpoint http://10.0.0.1 has no port: write http://10.0.0.1:2379"},
+		"no scheme either": {etcd.Options{Endpoints: []string{"http://10.0.0.2:2379", "10.0.0.1"}}, "has no port: write 10.0.0.1:2379"},
+		"no port of IPv6":  {etcd.Options{Endpoints: []string{"https://[fd00::1]/"}}, "write https://[fd00::1]:2379"},
+		"an empty port":    {etcd.Options{Endpoints: []string{"http://10.0.0.1:"}}, "http://10.0.0.1:"},
 	} {
-		if r, err := etcd.Open(o); err == nil {
-			t.Errorf("%s: opened", name)
+		r, err := etcd.Open(c.options)
+		if err == nil {
 			_ = r.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: %v, want %q", name, err, c.words)
 		}
 	}
 }

@@ -120,12 +120,12 @@ func TestPermissionIsTakenBack(t *testing.T) {
 	if _, err := root.UserRevokeRole(t.Context(), "flannel", "flannel"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the refusal", func() bool { return errors.Is(m.Status().Err, etcd.ErrAccess) })
-	t.Log(m.Status().Err)
+	await(t, "the refusal", func() bool { return errors.Is(m.Status().WriteErr, etcd.ErrAccess) })
+	t.Log(m.Status().WriteErr)
 	if _, err := root.UserGrantRole(t.Context(), "flannel", "flannel"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the return", func() bool { return m.Status().Connected })
+	await(t, "the return", func() bool { return m.Status().WriteErr == nil })
 	put, err := r.Create(t.Context(), sample("10.5.1.0/24"), time.Hour)
 	if err != nil {
 		t.Fatal(err)

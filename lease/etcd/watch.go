@@ -34,7 +34,7 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if disconnected(watching, c.ActiveConnection()) {
-			cancel(&unavailable{r.opts.Endpoints, errDisconnected.Error()})
+			cancel(r.unavailable(errDisconnected.Error()))
 		}
 	})
 	w := clientv3.NewWatchFromWatchClient(gatherer{pb.NewWatchClient(c.ActiveConnection()), &wg}, c)
@@ -43,7 +43,7 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 		err = context.Cause(watching)
 	}
 	if err == nil {
-		err = &unavailable{r.opts.Endpoints, errEnded.Error()}
+		err = r.unavailable(errEnded.Error())
 	}
 	cancel(nil)
 	_ = w.Close() // reports no more than that it was cancelled

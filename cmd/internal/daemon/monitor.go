@@ -193,6 +193,9 @@ func judge(s *control.Status, p parts) {
 	if p.health.Conflict != "" {
 		s.Notes = append(s.Notes, p.health.Conflict)
 	}
+	if p.health.WriteErr != nil {
+		s.Notes = append(s.Notes, "etcd refuses to write: "+p.health.WriteErr.Error())
+	}
 	switch {
 	case !s.Etcd.Up && !s.Watch.AsOf.IsZero():
 		s.Notes = append(s.Notes, "etcd doesn't answer: packets flow by the leases "+s.AgeWords())
@@ -224,6 +227,8 @@ func waitingFor(p parts) string {
 		return fmt.Sprintf("%s: waiting for etcd: %v", h.Refused, h.Err)
 	case h.Err != nil:
 		return fmt.Sprintf("waiting for %s: %v", what, h.Err)
+	case h.WriteErr != nil:
+		return fmt.Sprintf("waiting for %s: %v", what, h.WriteErr)
 	}
 	return "waiting for " + what
 }

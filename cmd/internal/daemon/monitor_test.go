@@ -41,6 +41,7 @@ func TestJudge(t *testing.T) {
 		{name: "a reservation", parts: parts{health: with(func(s *lease.Status) { s.Lease = reserved }), config: config, network: network, ready: true}},
 		{name: "etcd away", parts: parts{health: with(func(s *lease.Status) { s.Connected, s.Watched = false, time.Time{} }), config: config, network: network, ready: true}, note: away},
 		{name: "a clone", parts: parts{health: with(func(s *lease.Status) { s.Conflict = "another host claims it" }), config: config, network: network, ready: true}, note: "another host claims it"},
+		{name: "no space", parts: parts{health: with(func(s *lease.Status) { s.WriteErr = lease.ErrReadOnly }), config: config, network: network, ready: true}, note: "etcd refuses to write"},
 		{name: "between watches", parts: parts{health: with(func(s *lease.Status) { s.Watched = time.Time{} }), config: config, network: network, ready: true}, note: unwatched},
 		{
 			name:  "etcd away too long",
@@ -53,6 +54,7 @@ func TestJudge(t *testing.T) {
 		{name: "stopping", parts: parts{health: up, config: config, network: network, ready: true, stopping: true}, reason: "stops"},
 		{name: "at the start", reason: "waiting for the network configuration"},
 		{name: "before etcd", parts: parts{health: lease.Status{Err: down}}, reason: "waiting for the network configuration: connection refused"},
+		{name: "no space at the start", parts: parts{health: lease.Status{Connected: true, WriteErr: lease.ErrReadOnly}, config: config}, reason: "waiting for the device and a lease: lease registry takes no writes"},
 		{name: "a lease that has run out", parts: parts{health: lease.Status{Err: down, Refused: "it ran out"}}, reason: "it ran out: waiting for etcd: connection refused"},
 		{name: "before a lease", parts: parts{health: lease.Status{Connected: true}, config: config}, reason: "waiting for the device and a lease"},
 	} {

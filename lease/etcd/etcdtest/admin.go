@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -48,6 +49,21 @@ func (c *Cluster) Admin(tb testing.TB, ca *Authority, password string, options .
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// RaiseNoSpace makes etcd refuse writes, as it does when its space is exhausted.
+// The result ends that.
+func RaiseNoSpace(tb testing.TB, c *clientv3.Client) (end func()) {
+	tb.Helper()
+	alarm := func(action pb.AlarmRequest_AlarmAction) {
+		tb.Helper()
+		request := &pb.AlarmRequest{Action: action, Alarm: pb.AlarmType_NOSPACE}
+		if _, err := pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(tb.Context(), request); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	alarm(pb.AlarmRequest_ACTIVATE)
+	return func() { alarm(pb.AlarmRequest_DEACTIVATE) }
 }
 
 // EnableAuth makes etcd ask for a user, of which there are root and these.

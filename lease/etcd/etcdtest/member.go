@@ -28,6 +28,8 @@ type Options struct {
 	// that of simple tokens.
 	AuthToken    string
 	AuthTokenTTL int
+	// EnableV2 serves etcd's old API too, which Debian's still has.
+	EnableV2 bool
 }
 
 // Cluster is one etcd or several that run in processes of their own until the
@@ -59,6 +61,7 @@ type file struct {
 	AuthToken     string    `json:"auth-token,omitempty"`
 	AuthTokenTTL  int       `json:"auth-token-ttl,omitempty"`
 	BcryptCost    int       `json:"bcrypt-cost"`
+	EnableV2      bool      `json:"enable-v2,omitempty"`
 	Logger        string    `json:"logger"`
 	Security      *security `json:"client-transport-security,omitempty"`
 }
@@ -122,7 +125,7 @@ func (o Options) scheme() string {
 func (m *Member) write(o Options, f file) {
 	m.tb.Helper()
 	f.Dir, f.ListenClient, f.Advertise = filepath.Join(m.dir, "data"), m.Endpoint, m.Endpoint
-	f.AuthToken, f.AuthTokenTTL, f.Logger = o.AuthToken, o.AuthTokenTTL, "zap"
+	f.AuthToken, f.AuthTokenTTL, f.EnableV2, f.Logger = o.AuthToken, o.AuthTokenTTL, o.EnableV2, "zap"
 	f.BcryptCost = 4 // the least: what it protects is the tests' own
 	if o.TLS != nil {
 		f.Security = &security{o.TLS.CertFile, o.TLS.KeyFile, o.ClientCA != "", o.ClientCA}
