@@ -64,8 +64,10 @@ func TestIntegrationHealth(t *testing.T) {
 	})
 	t.Run("device down", func(t *testing.T) {
 		e2e.Command(t, kb21.Node, "ip link set flannel.1 down")
-		e2e.AwaitAnswer(t, kb21, "/readyz", 503, "not ready: flannel.1: the interface is down")
+		e2e.AwaitLine(t, d, time.Time{}, "msg=repaired", "flannel.1: it is down")
+		e2e.AwaitAnswer(t, kb21, "/readyz", 200, "uvxland is ready\n")
 		e2e.Command(t, kb21.Node, "ip link delete flannel.1")
+		w.Mesh("kb21", "kb22", "kb31")
 		e2e.AwaitAnswer(t, kb21, "/readyz", 200, "uvxland is ready\n")
 	})
 	t.Run("in JSON", func(t *testing.T) {
