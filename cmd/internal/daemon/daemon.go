@@ -213,7 +213,9 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, leases regist
 		if err := h.move(m, manager, ext); err != nil {
 			return err
 		}
-		leases.Reconnect()
+		if before := h.underlay.current(); before.Address != ext.Address || before.AddressV6 != ext.AddressV6 {
+			leases.Reconnect()
+		}
 		return nil
 	}
 	group, ctx := errgroup.WithContext(ctx)

@@ -49,7 +49,7 @@ func (h *hostOf) ready(ctx context.Context, done func()) error {
 
 func (h *hostOf) parts() []host.Part {
 	subnets := h.own.Subnets()
-	containers := host.Containers{Networks: h.config.Networks(), Subnets: subnets, Ours: isOverlayDevice}
+	containers := host.Containers{Networks: h.config.Allocatable(), Subnets: subnets, Ours: isOverlayDevice}
 	direct := overlay.DirectMode(h.config.Backend) != tunnel.DirectOff
 	if direct || h.config.Backend.Type == lease.TypeHostGW {
 		containers.Arrivals = func() []string { return []string{h.underlay.name()} }

@@ -41,8 +41,8 @@ func (u *underlay) check(context.Context) []host.Fault {
 	switch {
 	case err != nil:
 		return []host.Fault{{
-			What:   fmt.Sprintf("%s has lost the address %s, by which the other hosts reach this one: %v", now.Name, now.Address, err),
-			Remedy: "give it an address, which is taken at once", Stops: true,
+			What:   fmt.Sprintf("%s has lost the address %s, by which the other hosts reach this one, and has no other", now.Name, now.Address),
+			Remedy: "give it an address (ip addr add): it is taken at once", Stops: true,
 		}}
 	case next != now:
 		return []host.Fault{{What: now.Changes(next), Stops: next.Address != now.Address || next.AddressV6 != now.AddressV6}}

@@ -14,7 +14,8 @@ import (
 // Containers says where the host's containers are and how the overlay's packets
 // come to them.
 type Containers struct {
-	// Networks are the overlay's, and Subnets this host's parts of them.
+	// Networks are where hosts of the overlay have subnets, and Subnets are this
+	// host's.
 	Networks, Subnets []netip.Prefix
 	// Arrivals are the names of the interfaces on which packets of other hosts'
 	// containers arrive beside the overlay's device, at the moment; nil if there

@@ -51,7 +51,7 @@ func (f reversePath) check(context.Context) []Fault {
 	case strict:
 		return []Fault{{
 			What:   fmt.Sprintf("the reverse-path filter of %s is strict, which drops packets of on-link peers", f.iface()),
-			Remedy: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.rp_filter=2", f.iface()),
+			Remedy: "sysctl -w net/" + f.setting() + "=2",
 			Stops:  true,
 		}}
 	}

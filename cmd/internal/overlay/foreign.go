@@ -57,14 +57,14 @@ func (v *Overlay) checkForeignRoutes(context.Context) []host.Fault {
 	if len(routes) > 0 {
 		peers := router.Peers()
 		for _, r := range routes {
-			taken := r.takes(peers, device.Index)
+			taken := r.takes(peers)
 			if len(taken) == 0 {
 				continue
 			}
 			for _, p := range taken {
 				bypassed[p.Subnet] = "route " + r.String()
 			}
-			faults = append(faults, r.fault(taken))
+			faults = append(faults, r.fault(r.network, taken))
 		}
 	}
 	v.mu.Lock()
@@ -80,7 +80,7 @@ func (v *Overlay) checkForeignRoutes(context.Context) []host.Fault {
 // foreignRoute is somebody else's route into the overlay's network.
 type foreignRoute struct {
 	netlink.Route
-	to netip.Prefix
+	to, network netip.Prefix // to leads into network
 }
 
 // foreignRoutes are those that could win over ours: into a network, of others, and
@@ -109,19 +109,18 @@ func (v *Overlay) foreignRoute(r netlink.Route, n netip.Prefix, device int) (for
 	if r.Dst == nil || r.Table == unix.RT_TABLE_LOCAL || r.LinkIndex == device || r.Protocol == tunnel.RouteProtocol {
 		return foreignRoute{}, false
 	}
-	to, ok := netip.AddrFromSlice(r.Dst.IP)
-	if !ok {
+	f := foreignRoute{r, prefixOf(r.Dst), n}
+	if !f.to.IsValid() || r.Table == unix.RT_TABLE_MAIN && f.to.Bits() < n.Bits() {
 		return foreignRoute{}, false
 	}
-	bits, _ := r.Dst.Mask.Size()
-	f := foreignRoute{r, netip.PrefixFrom(to.Unmap(), bits)}
-	own := v.own.Subnet.Overlaps(f.to) || v.own.IPv6Subnet.IsValid() && v.own.IPv6Subnet.Overlaps(f.to)
+	own := slices.ContainsFunc(v.own.Subnets(), func(own netip.Prefix) bool {
+		return own.Bits() <= f.to.Bits() && own.Contains(f.to.Addr())
+	})
 	return f, f.to.Overlaps(n) && !own
 }
 
-// takes are the peers whose packets the kernel sends by the route, or by another
-// than ours because of it.
-func (f foreignRoute) takes(peers []tunnel.Peer, device int) (taken []tunnel.Peer) {
+// takes are the peers whose packets the kernel sends by the route.
+func (f foreignRoute) takes(peers []tunnel.Peer) (taken []tunnel.Peer) {
 	for _, p := range peers {
 		if !f.to.Overlaps(p.Subnet) {
 			continue
@@ -135,12 +134,26 @@ func (f foreignRoute) takes(peers []tunnel.Peer, device int) (taken []tunnel.Pee
 		if next := addr.Next(); at.Contains(next) {
 			addr = next
 		}
-		by, err := netlink.RouteGet(addr.AsSlice())
-		if err != nil || len(by) > 0 && by[0].LinkIndex != device { // an error is that of an unreachable route
+		by, err := netlink.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+		if err != nil && f.Type != unix.RTN_UNICAST || // which answers with an error
+			len(by) > 0 && by[0].Table == f.Table && by[0].Protocol == f.Protocol && prefixOf(by[0].Dst) == f.to {
 			taken = append(taken, p)
 		}
 	}
 	return taken
+}
+
+// prefixOf is a route's destination; a default route's may be nil.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}
+	}
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits)
 }
 
 // String is the route as ip-route(8) writes it.
@@ -164,17 +177,23 @@ func (f foreignRoute) String() string {
 	return strings.Join(words, " ")
 }
 
-func (f foreignRoute) fault(taken []tunnel.Peer) host.Fault {
+// fault names a route that takes peers' packets. A table of policy routing has its
+// own purpose, from which the overlay's network is to be exempt.
+func (f foreignRoute) fault(network netip.Prefix, taken []tunnel.Peer) host.Fault {
 	who := fmt.Sprintf("peer %s at %s", taken[0].Subnet, taken[0].Underlay)
 	if len(taken) > 1 {
 		who = fmt.Sprintf("%d peers, such as %s at %s,", len(taken), taken[0].Subnet, taken[0].Underlay)
 	}
-	remove := "ip route del "
+	ip := "ip "
 	if f.to.Addr().Is6() {
-		remove = "ip -6 route del "
+		ip = "ip -6 "
+	}
+	remedy := ip + "route del " + f.String()
+	if f.Table != unix.RT_TABLE_MAIN {
+		remedy = fmt.Sprintf("%srule add to %s lookup main priority 1", ip, network)
 	}
 	return host.Fault{
 		What:   fmt.Sprintf("route %s leads packets for %s past the overlay", f, who),
-		Remedy: remove + f.String(),
+		Remedy: remedy,
 	}
 }

@@ -29,7 +29,7 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 	begin := time.Now()
 	router, m := v.beginMove(ext)
 	if m == nil {
-		return nil // the device is being made, and the sockets with it
+		return nil // the sockets are right, or being made with the device
 	}
 	d, err := router.Release()
 	if errors.Is(err, tunnel.ErrNotReleased) {
@@ -48,13 +48,14 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 	return nil
 }
 
-// beginMove returns no move when there is no router to be moved.
+// beginMove returns no move when none is needed.
 func (v *Overlay) beginMove(ext extiface.Interface) (*tunnel.Router, *move) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.ext = ext
-	v.inner = outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
-	if v.down != nil || v.handed {
+	before, inner := v.ext, outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
+	same := before.Address == ext.Address && before.AddressV6 == ext.AddressV6 && v.inner == inner
+	v.ext, v.inner = ext, inner
+	if same || v.down != nil || v.handed {
 		return nil, nil
 	}
 	v.moving = &move{done: make(chan struct{})}
