@@ -228,7 +228,6 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, leases regist
 		return network.Run(ctx, func() error { return h.ready(ctx, m.beReady) })
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.Apply) })
-	group.Go(func() error { return rules.run(ctx) })
 	group.Go(func() error { return before.AwaitEnd(ctx) })
 	group.Go(func() error {
 		if after = r.run(ctx); after != nil {
