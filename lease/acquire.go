@@ -53,7 +53,7 @@ func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous 
 			return a.storedLease(), nil
 		}
 		if err == nil {
-			m.endFallBack(ctx)
+			m.endFallBack()
 			m.outage.written()
 			l.Renewed = m.opts.Now()
 			return l, nil

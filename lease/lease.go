@@ -53,6 +53,9 @@ type Update struct {
 	Leases []Lease
 	// Deleted are those that are gone; only their subnets are set.
 	Deleted []Lease
+	// Config is the network's configuration as it was written anew, empty if it was
+	// removed; nil in an update that isn't about it. [Manager.Run] reports none.
+	Config []byte
 	// Revision is the registry's revision after the update.
 	Revision int64
 }

@@ -66,6 +66,9 @@ type Manager struct {
 	changed chan struct{}         // holds one: wanted has changed
 	signs   chan struct{}         // holds one: the own entry isn't what it should be
 
+	inForce      atomic.Pointer[Config] // nil before it is known
+	configChange atomic.Pointer[string] // how the registry's differs, in words
+
 	held     atomic.Pointer[Lease]   // the own lease as it stands in the registry
 	refused  atomic.Pointer[earlier] // what this run may not start from, while it waits for the registry
 	fallback atomic.Pointer[earlier] // what this run started from, until the registry answers
@@ -134,7 +137,10 @@ func (m *Manager) Config(ctx context.Context) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network configuration: %w", err)
 	}
-	m.journal.configured(data)
+	for _, f := range UnknownFields(data) {
+		m.log.Warn("the network configuration has a field without effect", "error", f)
+	}
+	m.use(data, c)
 	return c, nil
 }
 
@@ -142,8 +148,14 @@ func (m *Manager) Config(ctx context.Context) (*Config, error) {
 // another one's lease: the configuration in the Store stays as it is.
 func (m *Manager) Resume() {
 	if e := m.earlier(); e != nil {
-		m.journal.configured(e.Config)
+		m.use(e.Config, e.config)
 	}
+}
+
+// use takes note of the configuration in force.
+func (m *Manager) use(data []byte, c *Config) {
+	m.inForce.Store(c)
+	m.journal.configured(data)
 }
 
 // Publish changes what our lease says, when the host's address has changed for

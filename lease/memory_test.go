@@ -46,6 +46,8 @@ func (m *memory) setConfig(config string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.config = config
+	m.revision++
+	m.record(lease.Update{Config: []byte(config)})
 }
 
 func (m *memory) List(context.Context) ([]lease.Lease, int64, error) {

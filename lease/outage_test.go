@@ -222,7 +222,7 @@ func TestStartWithoutTheRegistry(t *testing.T) {
 		"taken": {away: 30 * time.Hour, holder: "192.168.14.66", change: func(m *memory, own lease.Lease) {
 			m.put(peer(own.Subnet.String(), "192.168.14.66"), time.Hour)
 		}},
-		"configured anew": {away: time.Hour, warning: "the network configuration has changed meanwhile", change: func(m *memory, _ lease.Lease) {
+		"configured anew": {away: time.Hour, warning: "the network configuration has changed", change: func(m *memory, _ lease.Lease) {
 			m.setConfig(`{"Network":"172.7.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`)
 		}},
 	} {

@@ -106,11 +106,16 @@ func (f *follower) session(ctx context.Context) error {
 		return err
 	}
 	f.outage.answered()
+	config, err := f.reg.Config(ctx)
+	if err != nil && !errors.Is(err, ErrNoConfig) {
+		return err
+	}
+	f.compareConfig(config)
 	i := slices.IndexFunc(all, f.isOwn)
 	if i < 0 || !f.isAsWanted(all[i]) {
 		f.touched()
 	}
-	f.endFallBack(ctx)
+	f.endFallBack()
 	if n := f.out.reset(Update{Reset: true, Leases: slices.DeleteFunc(all, f.isOwn), Revision: rev}); n > 0 {
 		f.log.Info("some peers' leases are gone; they are given up if they don't come back", "count", n, "within", resetGrace)
 	}
@@ -123,6 +128,12 @@ func (f *follower) session(ctx context.Context) error {
 // change passes on a watch's update without the own lease.
 func (f *follower) change(u Update) {
 	f.outage.answered()
+	if u.Config != nil {
+		f.compareConfig(u.Config)
+	}
+	if len(u.Leases)+len(u.Deleted) == 0 {
+		return
+	}
 	f.watch.event()
 	other := func(l Lease) bool { return f.isOwn(l) && !f.isAsWanted(l) }
 	if slices.ContainsFunc(u.Leases, other) || slices.ContainsFunc(u.Deleted, f.isOwn) {

@@ -33,6 +33,9 @@ type Status struct {
 	// Refused says in words why the manager waits for the registry although an
 	// earlier run has stored a lease, "" if it doesn't.
 	Refused string
+	// ConfigChange says in words how the configuration in the registry differs from
+	// the one in force, "" if it doesn't.
+	ConfigChange string
 	// Watched is since when the leases are watched without a gap, zero while
 	// they are not: what Run reported last may be out of date then.
 	Watched time.Time
@@ -52,6 +55,9 @@ func (m *Manager) Status() Status {
 	m.outage.fill(&s)
 	m.watch.fill(&s)
 	s.Conflict = m.conflict()
+	if words := m.configChange.Load(); words != nil {
+		s.ConfigChange = *words
+	}
 	if e := m.refused.Load(); e != nil {
 		s.Refused = m.refusal(e)
 	}

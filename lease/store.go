@@ -138,19 +138,5 @@ func (m *Manager) fallBack(e *earlier) {
 		"subnet", e.Own.Subnet, "peers", len(e.Peers), "age", time.Since(e.AsOf).Round(time.Second))
 }
 
-// endFallBack ends the fallback: the registry has told its leases. What it says of
-// the configuration comes into force with the next start, as ever.
-func (m *Manager) endFallBack(ctx context.Context) {
-	e := m.fallback.Swap(nil)
-	if e == nil {
-		return
-	}
-	data, err := m.reg.Config(ctx)
-	if err != nil {
-		m.log.Warn("whether the network configuration has changed is not known", "error", err)
-		return
-	}
-	if c, err := ParseConfig(data); err != nil || *c != *e.config {
-		m.log.Warn("the network configuration has changed meanwhile: it takes effect with the next start")
-	}
-}
+// endFallBack ends the fallback: the registry has told its leases.
+func (m *Manager) endFallBack() { m.fallback.Store(nil) }

@@ -51,18 +51,36 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 	return r.words(ctx, "watch leases", err)
 }
 
-// follow returns nil if ctx ended.
+// follow follows the leases and the configuration. It returns nil if ctx ended.
 func (r *Registry) follow(ctx context.Context, w clientv3.Watcher, from int64, report func(lease.Update)) error {
-	events := w.Watch(clientv3.WithRequireLeader(ctx), r.subnetsKey(), clientv3.WithPrefix(), clientv3.WithRev(from))
-	for resp := range events {
-		if err := resp.Err(); err != nil {
+	ctx = clientv3.WithRequireLeader(ctx)
+	leases := w.Watch(ctx, r.subnetsKey(), clientv3.WithPrefix(), clientv3.WithRev(from))
+	config := w.Watch(ctx, r.configKey(), clientv3.WithRev(from))
+	for {
+		var resp clientv3.WatchResponse
+		var ok bool
+		read := r.update
+		select {
+		case resp, ok = <-leases:
+		case resp, ok = <-config:
+			read = configUpdate
+		}
+		if err := resp.Err(); err != nil || !ok {
 			return err
 		}
-		if u := r.update(resp); len(u.Leases)+len(u.Deleted) > 0 {
+		if u := read(resp); len(u.Leases)+len(u.Deleted) > 0 || u.Config != nil {
 			report(u)
 		}
 	}
-	return nil
+}
+
+// configUpdate is the last of the configuration's changes in a response.
+func configUpdate(resp clientv3.WatchResponse) lease.Update {
+	u := lease.Update{Revision: resp.Header.Revision}
+	if n := len(resp.Events); n > 0 {
+		u.Config = append([]byte{}, resp.Events[n-1].Kv.Value...) // a deletion has none
+	}
+	return u
 }
 
 // disconnected waits until the connection that is there, or is being made, is

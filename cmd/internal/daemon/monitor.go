@@ -193,6 +193,9 @@ func judge(s *control.Status, p parts) {
 	if p.health.Conflict != "" {
 		s.Notes = append(s.Notes, p.health.Conflict)
 	}
+	if p.health.ConfigChange != "" {
+		s.Notes = append(s.Notes, p.health.ConfigChange)
+	}
 	if p.health.WriteErr != nil {
 		s.Notes = append(s.Notes, "etcd refuses to write: "+p.health.WriteErr.Error())
 	}

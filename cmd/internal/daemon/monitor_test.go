@@ -41,6 +41,7 @@ func TestJudge(t *testing.T) {
 		{name: "a reservation", parts: parts{health: with(func(s *lease.Status) { s.Lease = reserved }), config: config, network: network, ready: true}},
 		{name: "etcd away", parts: parts{health: with(func(s *lease.Status) { s.Connected, s.Watched = false, time.Time{} }), config: config, network: network, ready: true}, note: away},
 		{name: "a clone", parts: parts{health: with(func(s *lease.Status) { s.Conflict = "another host claims it" }), config: config, network: network, ready: true}, note: "another host claims it"},
+		{name: "configured anew", parts: parts{health: with(func(s *lease.Status) { s.ConfigChange = "VNI 7, here 1" }), config: config, network: network, ready: true}, note: "VNI 7, here 1"},
 		{name: "no space", parts: parts{health: with(func(s *lease.Status) { s.WriteErr = lease.ErrReadOnly }), config: config, network: network, ready: true}, note: "etcd refuses to write"},
 		{name: "between watches", parts: parts{health: with(func(s *lease.Status) { s.Watched = time.Time{} }), config: config, network: network, ready: true}, note: unwatched},
 		{

@@ -1,0 +1,124 @@
+package lease
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// UnknownField is one of a configuration that nobody reads, a slip of the pen for
+// most: [ParseConfig] ignores it as flannel does.
+type UnknownField struct {
+	// Field is its name, behind Backend. if it is one of the backend's.
+	Field string `json:"field"`
+	// Suggestion is the known field that was meant perhaps, empty if none is like it.
+	Suggestion string `json:"suggestion,omitempty"`
+}
+
+// String says so in words.
+func (f UnknownField) String() string {
+	if f.Suggestion == "" {
+		return fmt.Sprintf("unknown field %q has no effect", f.Field)
+	}
+	return fmt.Sprintf("unknown field %q has no effect: did you mean %q?", f.Field, f.Suggestion)
+}
+
+// flannelsOwn are fields that only flannel knows: those of vxlan on Windows, and of
+// its other backends.
+var flannelsOwn = []string{
+	"Backend.Name", "Backend.MacPrefix",
+	"Backend.DNSServerList", "Backend.ApiVersion", // host-gw on Windows
+	"Backend.ListenPort", "Backend.PSK", "Backend.PersistentKeepaliveInterval", "Backend.Mode", // wireguard
+	"Backend.UDPEncap", "Backend.ESPProposal", // ipsec
+}
+
+// UnknownFields names the fields of a configuration that [ParseConfig] ignores, in
+// order. Data that isn't a configuration has none.
+func UnknownFields(data []byte) (unknown []UnknownField) {
+	var top map[string]json.RawMessage
+	if json.Unmarshal(data, &top) != nil {
+		return nil
+	}
+	known := slices.Concat(fieldsOf("", configFields{}), fieldsOf("Backend.", backendFields{}), flannelsOwn)
+	look := func(prefix string, fields map[string]json.RawMessage) {
+		for _, name := range slices.Sorted(maps.Keys(fields)) {
+			name = prefix + name
+			if !slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, name) }) {
+				unknown = append(unknown, UnknownField{name, suggest(prefix, name, known)})
+			}
+		}
+	}
+	look("", top)
+	for name, value := range top {
+		var backend map[string]json.RawMessage
+		if strings.EqualFold(name, "Backend") && json.Unmarshal(value, &backend) == nil {
+			look("Backend.", backend)
+		}
+	}
+	return unknown
+}
+
+func fieldsOf(prefix string, of any) (names []string) {
+	t := reflect.TypeOf(of)
+	for i := range t.NumField() {
+		names = append(names, prefix+t.Field(i).Name)
+	}
+	return names
+}
+
+// suggest finds a field of that name at the other place, or else the one of the same
+// place that takes the fewest changes.
+func suggest(prefix, name string, known []string) string {
+	bare := strings.ToLower(strings.TrimPrefix(name, prefix))
+	best, fewest, longest := "", len(bare)/3+2, 0
+	for _, k := range known {
+		at, field := "", strings.ToLower(k)
+		if rest, ok := strings.CutPrefix(field, "backend."); ok {
+			at, field = "Backend.", rest
+		}
+		if field == bare {
+			return k
+		}
+		if at != prefix {
+			continue
+		}
+		n, common := changes(bare, field), commonPrefix(bare, field)
+		if n < fewest || n == fewest && common > longest {
+			best, fewest, longest = k, n, common
+		}
+	}
+	return best
+}
+
+// changes is how many letters must be added, removed or replaced to make b of a
+// (Levenshtein's distance).
+func changes(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+func commonPrefix(a, b string) int {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
+}
