@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
@@ -52,21 +54,70 @@ func (p *printer) config(ctx context.Context, o etcd.Options, words []string) er
 		}
 		return p.check(text)
 	case len(words) == 2 && words[0] == "set":
-		return set(ctx, o, words[1])
+		return p.set(ctx, o, words[1])
 	}
 	fmt.Fprint(os.Stderr, configUsage)
 	return errUsage
 }
 
 func (p *printer) check(text string) error {
-	if _, err := lease.ParseConfig([]byte(text)); err != nil {
+	c, err := parse(text)
+	if err != nil {
 		return err
 	}
 	if p.json {
-		return p.writeJSON(map[string]bool{"valid": true})
+		return p.writeJSON(struct {
+			Valid   bool                 `json:"valid"`
+			Unknown []lease.UnknownField `json:"unknown,omitempty"`
+			Config  *lease.Config        `json:"config"`
+		}{true, lease.UnknownFields([]byte(text)), c})
 	}
-	fmt.Fprintln(p.out, "the configuration is valid")
-	return nil
+	fmt.Fprintln(p.out, "the configuration is valid:")
+	return p.table(understood(c))
+}
+
+// parse reads a configuration, and warns of fields without effect.
+func parse(text string) (*lease.Config, error) {
+	c, err := lease.ParseConfig([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range lease.UnknownFields([]byte(text)) {
+		fmt.Fprintf(os.Stderr, "warning: %s\n", f)
+	}
+	return c, nil
+}
+
+// understood is what a configuration means, with its defaults.
+func understood(c *lease.Config) [][]string {
+	rows := [][]string{
+		{"network", c.Network.String()},
+		{"subnets", fmt.Sprintf("/%d, from %s to %s", c.SubnetLen, c.SubnetMin, c.SubnetMax)},
+	}
+	if c.EnableIPv6 {
+		rows = append(rows, []string{"ipv6 network", c.IPv6Network.String()},
+			[]string{"ipv6 subnets", fmt.Sprintf("/%d, from %s to %s", c.IPv6SubnetLen, c.IPv6SubnetMin, c.IPv6SubnetMax)})
+	}
+	rows = append(rows, []string{"backend", c.Backend.Type})
+	if c.Backend.Type == lease.TypeVXLAN {
+		rows = append(rows, understoodVXLAN(c.Backend)...)
+	}
+	firewall := "iptables"
+	if c.EnableNFTables {
+		firewall = "nftables"
+	}
+	return append(rows, []string{"firewall", firewall})
+}
+
+func understoodVXLAN(b lease.Backend) [][]string {
+	mtu, direct := "the interface's", "no"
+	if b.MTU > 0 {
+		mtu = fmt.Sprint(b.MTU)
+	}
+	if b.DirectRouting {
+		direct = "to peers on one network, by " + b.DirectMode
+	}
+	return [][]string{{"vni", fmt.Sprint(b.VNI)}, {"port", fmt.Sprint(b.Port)}, {"underlay mtu", mtu}, {"direct routing", direct}}
 }
 
 // stored is the configuration in etcd.
@@ -80,13 +131,17 @@ func stored(ctx context.Context, o etcd.Options) (string, error) {
 	return string(text), err
 }
 
+// etcdPatience is how long set waits for an etcd that is just starting.
+const etcdPatience = 10 * time.Second
+
 // set writes a configuration that is valid, and no other.
-func set(ctx context.Context, o etcd.Options, arg string) error {
+func (p *printer) set(ctx context.Context, o etcd.Options, arg string) error {
 	text, err := readConfig(arg, os.Stdin)
 	if err != nil {
 		return err
 	}
-	if _, err := lease.ParseConfig([]byte(text)); err != nil {
+	c, err := parse(text)
+	if err != nil {
 		return err
 	}
 	registry, err := etcd.Open(o)
@@ -94,7 +149,50 @@ func set(ctx context.Context, o etcd.Options, arg string) error {
 		return err
 	}
 	defer registry.Close()
-	return registry.SetConfig(ctx, []byte(text))
+	before, err := waitForEtcd(ctx, registry)
+	if err != nil && !errors.Is(err, lease.ErrNoConfig) {
+		return err
+	}
+	if err := registry.SetConfig(ctx, []byte(text)); err != nil {
+		return err
+	}
+	if p.json {
+		return p.writeJSON(map[string]bool{"written": true})
+	}
+	fmt.Fprintln(p.out, effect(before, c))
+	return nil
+}
+
+// waitForEtcd reads the configuration that there is, from an etcd that may be just
+// starting.
+func waitForEtcd(ctx context.Context, r *etcd.Registry) ([]byte, error) {
+	late := time.Now().Add(etcdPatience)
+	for told := false; ; told = true {
+		text, err := r.Config(ctx)
+		if !errors.Is(err, lease.ErrUnavailable) || time.Now().After(late) {
+			return text, err
+		}
+		if !told {
+			fmt.Fprintf(os.Stderr, "waiting for etcd: %v\n", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// effect says when what was written takes effect.
+func effect(before []byte, after *lease.Config) string {
+	c, err := lease.ParseConfig(before)
+	switch {
+	case err != nil:
+		return "written: daemons that wait for a configuration start with it now"
+	case *c == *after:
+		return "written: it means the same as the one before"
+	}
+	return "written: each daemon that runs keeps the configuration before until it restarts, and says so in uvxlan status"
 }
 
 // readConfig takes JSON as it stands, "-" for what comes from in, and anything
