@@ -77,11 +77,11 @@ func gatewayPeer(s side) (member, error) {
 	m := member{s.subnet().Masked(), s.host()}
 	switch {
 	case !strings.EqualFold(s.Attrs.BackendType, lease.TypeHostGW):
-		return m, fmt.Errorf("peer %s at %s: its backend is %q, not %q", s.subnet(), m.underlay, s.Attrs.BackendType, lease.TypeHostGW)
+		return m, leftOut(s.subnet(), m.underlay, "its backend is %q, not %q", s.Attrs.BackendType, lease.TypeHostGW)
 	case !m.subnet.IsValid():
-		return m, fmt.Errorf("peer at %s: no subnet", m.underlay)
+		return m, leftOut(s.subnet(), m.underlay, "no subnet")
 	case !m.underlay.IsValid() || m.underlay.IsUnspecified() || m.underlay.IsMulticast():
-		return m, fmt.Errorf("peer %s: %s is no host's address", s.subnet(), m.underlay)
+		return m, leftOut(s.subnet(), m.underlay, "that is no host's address")
 	}
 	return m, nil
 }

@@ -19,6 +19,27 @@ type Peer struct {
 	MAC encap.MAC
 }
 
+// PeerError says why a lease or a peer is left out of those that packets are sent to.
+type PeerError struct {
+	// Subnet and Underlay are the peer's, each invalid if it has none.
+	Subnet   netip.Prefix
+	Underlay netip.Addr
+	// Err is the reason.
+	Err error
+}
+
+func leftOut(subnet netip.Prefix, underlay netip.Addr, format string, args ...any) error {
+	return &PeerError{subnet, underlay, fmt.Errorf(format, args...)}
+}
+
+// Error names the peer and the reason.
+func (e *PeerError) Error() string {
+	return fmt.Sprintf("peer %s at %s: %v", e.Subnet, e.Underlay, e.Err)
+}
+
+// Unwrap returns the reason.
+func (e *PeerError) Unwrap() error { return e.Err }
+
 // backendVXLAN is the lease type that this data path speaks.
 const backendVXLAN = "vxlan"
 
@@ -31,16 +52,15 @@ func PeerV6FromLease(l lease.Lease) (Peer, error) { return vxlanPeer(side{l, ipv
 
 func vxlanPeer(s side) (Peer, error) {
 	if !strings.EqualFold(s.Attrs.BackendType, backendVXLAN) {
-		return Peer{}, fmt.Errorf("peer %s at %s: its backend is %q, not %q",
-			s.subnet(), s.host(), s.Attrs.BackendType, backendVXLAN)
+		return Peer{}, leftOut(s.subnet(), s.host(), "its backend is %q, not %q", s.Attrs.BackendType, backendVXLAN)
 	}
 	data, err := s.vxlan()
 	if err != nil {
-		return Peer{}, fmt.Errorf("peer %s at %s: %w", s.subnet(), s.host(), err)
+		return Peer{}, leftOut(s.subnet(), s.host(), "%w", err)
 	}
 	mac, err := encap.ParseMAC(data.VtepMAC)
 	if err != nil {
-		return Peer{}, fmt.Errorf("peer %s at %s: VtepMAC: %w", s.subnet(), s.host(), err)
+		return Peer{}, leftOut(s.subnet(), s.host(), "VtepMAC: %w", err)
 	}
 	return Peer{Subnet: s.subnet(), Underlay: s.host(), MAC: mac}, nil
 }
@@ -50,18 +70,17 @@ func vxlanPeer(s side) (Peer, error) {
 func (p Peer) check(networks []netip.Prefix, reach [families]bool) error {
 	switch {
 	case !p.Subnet.IsValid():
-		return fmt.Errorf("peer at %s: no subnet", p.Underlay)
+		return leftOut(p.Subnet, p.Underlay, "no subnet")
 	case !p.Underlay.IsValid() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():
-		return fmt.Errorf("peer %s: %s is no host's address", p.Subnet, p.Underlay)
+		return leftOut(p.Subnet, p.Underlay, "that is no host's address")
 	case !reach[familyOf(p.Underlay)]:
-		return fmt.Errorf("peer %s: %s is of a family that the underlay has no address of", p.Subnet, p.Underlay)
+		return leftOut(p.Subnet, p.Underlay, "the underlay has no address of that family")
 	case p.MAC == encap.MAC{} || p.MAC.IsGroup():
-		return fmt.Errorf("peer %s at %s: %s is no VTEP's MAC", p.Subnet, p.Underlay, p.MAC)
+		return leftOut(p.Subnet, p.Underlay, "%s is no VTEP's MAC", p.MAC)
 	}
 	for _, n := range networks {
 		if n.Contains(p.Underlay) {
-			return fmt.Errorf("peer %s: its address %s lies inside the overlay network %s, packets to it would loop",
-				p.Subnet, p.Underlay, n)
+			return leftOut(p.Subnet, p.Underlay, "its address lies inside the overlay network %s, packets to it would loop", n)
 		}
 	}
 	return nil

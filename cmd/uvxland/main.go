@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"net/netip"
@@ -22,7 +21,6 @@ import (
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/handover"
-	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
@@ -30,33 +28,29 @@ import (
 )
 
 func main() {
-	q := openLog()
-	code := run(q)
-	q.Flush(logqueue.LastWords)
-	os.Exit(code)
-}
-
-// run returns the exit code.
-func run(q *logqueue.Queue) int {
-	f, err := parse(os.Args[1:], q)
+	f, err := parse(os.Args[1:])
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		return 0
+		return
 	case err != nil:
-		return failed(q, 2, err)
+		fail(2, err)
 	case f.version:
-		fmt.Fprintln(q, version.String())
-		return 0
+		fmt.Fprintln(os.Stderr, version.String())
+		return
 	}
 	termination := handover.NotifyTermination()
 	reloads := make(chan os.Signal, 1)
 	signal.Notify(reloads, unix.SIGUSR2)
-	o := f.options(q)
-	o.Reload, o.LogQueue = reloads, q
+	o := f.options()
+	o.Reload = reloads
 	if err := daemon.Run(termination, o); err != nil {
-		return failed(q, 1, err)
+		fail(1, err)
 	}
-	return 0
+}
+
+func fail(code int, err error) {
+	fmt.Fprintln(os.Stderr, "uvxland:", strings.ReplaceAll(err.Error(), "\n", "; "))
+	os.Exit(code)
 }
 
 // flags are the command line as it was given.
@@ -136,11 +130,8 @@ func define() (*flags, *flag.FlagSet) {
 	return f, fs
 }
 
-// parse reads the command line. It writes what is wrong with it, or how it is used,
-// to usage.
-func parse(args []string, usage io.Writer) (*flags, error) {
+func parse(args []string) (*flags, error) {
 	f, fs := define()
-	fs.SetOutput(usage)
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -215,7 +206,7 @@ func (f *flags) checkFlannel() error {
 	return errors.Join(errs...)
 }
 
-func (f *flags) options(log io.Writer) daemon.Options {
+func (f *flags) options() daemon.Options {
 	level := slog.LevelInfo
 	if f.verbosity > 0 {
 		level = slog.LevelDebug
@@ -224,7 +215,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
 		Overlay: overlay.Options{Workers: f.workers, Driver: tunnel.Driver(f.driver), AnySource: !f.sourceCheck},
-		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
+		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {
 		disabled, _ := tunnel.ParseOffloads(f.noOffload) // checked before

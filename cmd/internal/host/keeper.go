@@ -151,15 +151,11 @@ func (k *Keeper) keep(ctx context.Context, p *kept) {
 	}
 	for first := true; ctx.Err() == nil; first = false {
 		begin := time.Now()
-		failure := k.look(ctx, p)
+		k.look(ctx, p)
 		if first {
 			close(p.looked)
 		}
-		pause := max(quiet, share*time.Since(begin))
-		if failure != nil {
-			pause = quiet // it may have waited, for a lock say, rather than worked
-		}
-		if !sleep(ctx, pause, nil) || !sleep(ctx, interval, p.wake) {
+		if !sleep(ctx, max(quiet, share*time.Since(begin)), nil) || !sleep(ctx, interval, p.wake) {
 			return
 		}
 	}
@@ -178,9 +174,10 @@ func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	return true
 }
 
-// look checks a part, and repairs it if need be. Its error is why that failed.
-func (k *Keeper) look(ctx context.Context, p *kept) (failure error) {
+// look checks a part, and repairs it if need be.
+func (k *Keeper) look(ctx context.Context, p *kept) {
 	faults := p.Check(ctx)
+	var failure error
 	if len(faults) > 0 && p.Repair != nil {
 		before := faults
 		failure = p.Repair(ctx)
@@ -188,16 +185,15 @@ func (k *Keeper) look(ctx context.Context, p *kept) (failure error) {
 		k.tellRepaired(p, before, faults)
 	}
 	if ctx.Err() != nil {
-		return failure // what it found out may be due to the end
+		return // what it found out may be due to the end
 	}
 	k.record(p, faults, failure)
-	return failure
 }
 
 // tellRepaired logs the faults that a repair has mended at once.
 func (k *Keeper) tellRepaired(p *kept, before, after []Fault) {
 	for _, f := range before {
-		if !f.Starting && !slices.ContainsFunc(after, func(o Fault) bool { return o.What == f.What }) {
+		if !slices.ContainsFunc(after, func(o Fault) bool { return o.What == f.What }) {
 			k.log.Info("repaired", "part", p.Name, "fault", f.What)
 		}
 	}

@@ -211,7 +211,7 @@ func (g *Gateway) checkPeers(context.Context) []host.Fault {
 func (g *Gateway) Apply(u lease.Update) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.peerlog.LeftOut(g.routes.Apply(u))
+	g.peerlog.LeftOut(u, g.routes.Apply(u))
 	if u.Reset {
 		g.log.Info("peers loaded", "count", g.routes.Peers())
 		g.once.Do(func() { close(g.loaded) })
@@ -224,7 +224,7 @@ func (g *Gateway) Apply(u lease.Update) {
 func (g *Gateway) Describe(s *control.Status) {
 	s.Peers = g.inForce().Peers()
 	lost := 0
-	for _, p := range g.Peers() {
+	for _, p := range g.routed() {
 		if p.Path == control.PathNone {
 			lost++
 		}
@@ -234,8 +234,11 @@ func (g *Gateway) Describe(s *control.Status) {
 	}
 }
 
-// Peers lists the peers and their paths.
-func (g *Gateway) Peers() []control.Peer {
+// Peers lists the peers and their paths, and the leases that are no peers.
+func (g *Gateway) Peers() []control.Peer { return g.peerlog.WithLeftOut(g.routed()) }
+
+// routed are the peers and their paths.
+func (g *Gateway) routed() []control.Peer {
 	routes := g.inForce()
 	list := routes.List()
 	peers := make([]control.Peer, len(list))

@@ -33,7 +33,8 @@ func (v *Overlay) Stats() tunnel.Stats {
 	return router.Stats()
 }
 
-// Peers lists the peers, their paths and their traffic.
+// Peers lists the peers, their paths and their traffic, and the leases that are no
+// peers.
 func (v *Overlay) Peers() []control.Peer {
 	router, _ := v.inForce()
 	list := router.Peers()
@@ -50,5 +51,5 @@ func (v *Overlay) Peers() []control.Peer {
 			LastSeen: t.LastSeen,
 		}
 	}
-	return peers
+	return v.peerlog.WithLeftOut(peers)
 }

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -13,7 +14,6 @@ import (
 
 // move is the change from one router to the next, on the same device.
 type move struct {
-	from *tunnel.Router
 	done chan struct{} // closed once the next router is in force, or can't be
 	err  error         // why it can't
 }
@@ -27,16 +27,19 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 		return err
 	}
 	begin := time.Now()
-	m := v.beginMove(ext)
+	router, m := v.beginMove(ext)
 	if m == nil {
 		return nil // the sockets are right, or being made with the device
 	}
-	d, err := m.from.Release()
+	d, err := router.Release()
 	if errors.Is(err, tunnel.ErrNotReleased) {
-		err = errors.Join(tunnel.ErrUnderlayGone, m.from.Close())
+		err = errors.Join(tunnel.ErrUnderlayGone, router.Close())
 	} else if err == nil {
 		err = v.moveTo(d)
 	}
+	v.mu.Lock()
+	v.moving = nil
+	v.mu.Unlock()
 	m.err = err
 	close(m.done)
 	if err == nil {
@@ -46,17 +49,17 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 }
 
 // beginMove returns no move when none is needed.
-func (v *Overlay) beginMove(ext extiface.Interface) *move {
+func (v *Overlay) beginMove(ext extiface.Interface) (*tunnel.Router, *move) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	before, inner := v.ext, outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
 	same := before.Address == ext.Address && before.AddressV6 == ext.AddressV6 && v.inner == inner
 	v.ext, v.inner = ext, inner
 	if same || v.down != nil || v.handed {
-		return nil
+		return nil, nil
 	}
-	v.moved = &move{from: v.router, done: make(chan struct{})}
-	return v.moved
+	v.moving = &move{done: make(chan struct{})}
+	return v.router, v.moving
 }
 
 // moveTo makes a router of the device's descriptors and of new sockets. It closes
@@ -96,15 +99,18 @@ func closeAll(fds []int) {
 	}
 }
 
-// awaitMove tells whether a move has ended the router, and waits for it then; the
-// error is why there is no other.
-func (v *Overlay) awaitMove(router *tunnel.Router) (bool, error) {
+// awaitMove waits for the end of a move, if there is one, and returns why it
+// failed.
+func (v *Overlay) awaitMove(ctx context.Context) error {
 	v.mu.Lock()
-	m := v.moved
+	m := v.moving
 	v.mu.Unlock()
-	if m == nil || m.from != router {
-		return false, nil
+	if m == nil {
+		return nil
 	}
 	<-m.done
-	return true, m.err
+	if ctx.Err() != nil {
+		return nil
+	}
+	return m.err
 }

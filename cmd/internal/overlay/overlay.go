@@ -102,7 +102,7 @@ type Overlay struct {
 	router *tunnel.Router
 	down   error // why the router doesn't carry packets, nil if it does
 	handed bool  // the router is released: another process carries the packets
-	moved  *move // the last one; nil if there was none
+	moving *move // nil unless the router is released in favour of the next one
 	// outliers are peers' subnets that no host could be given by the configuration.
 	outliers map[netip.Prefix]struct{}
 	// bypassed are the peers that a foreign route takes the packets of, with that
@@ -391,7 +391,7 @@ func (v *Overlay) use(router *tunnel.Router) error {
 func (v *Overlay) Apply(u lease.Update) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.peerlog.LeftOut(v.router.Apply(u))
+	v.peerlog.LeftOut(u, v.router.Apply(u))
 	v.routeOutliersLocked(u)
 	if u.Reset {
 		v.log.Info("peers loaded", "count", len(v.router.Peers()))

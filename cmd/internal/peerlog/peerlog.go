@@ -6,10 +6,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/lease"
+	"uvxlan/tunnel"
 )
 
 const (
@@ -20,7 +24,8 @@ const (
 	changesTime = time.Second
 )
 
-// Log names the peers that come, change and go.
+// Log names the peers that come, change and go, and remembers the leases that are no
+// peers.
 type Log struct {
 	log *slog.Logger
 
@@ -29,6 +34,7 @@ type Log struct {
 	changed int        // those without a line, as is gone
 	gone    int
 	running bool // the time
+	leftOut map[netip.Prefix]*tunnel.PeerError
 }
 
 // New returns a Log that writes to log.
@@ -38,13 +44,47 @@ func New(log *slog.Logger) *Log { return &Log{log: log} }
 const examples = 5
 
 // LeftOut tells of an update's leases that are no peers, given what a router
-// says of them.
-func (c *Log) LeftOut(err error) {
+// says of them, and remembers them.
+func (c *Log) LeftOut(u lease.Update, err error) {
 	all := reasons(err)
+	c.remember(u, all)
 	if len(all) == 0 {
 		return
 	}
 	c.log.Warn("leases that are no peers were left out", "count", len(all), "error", errors.Join(all[:min(len(all), examples)]...))
+}
+
+// remember keeps why leases are no peers, as long as there are no others in their
+// place.
+func (c *Log) remember(u lease.Update, all []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if u.Reset || c.leftOut == nil {
+		c.leftOut = map[netip.Prefix]*tunnel.PeerError{}
+	}
+	for _, l := range slices.Concat(u.Leases, u.Deleted) {
+		delete(c.leftOut, l.Subnet)
+		delete(c.leftOut, l.IPv6Subnet)
+	}
+	for _, err := range all {
+		if p, ok := errors.AsType[*tunnel.PeerError](err); ok {
+			c.leftOut[p.Subnet] = p
+		}
+	}
+}
+
+// WithLeftOut adds to the peers, which are in order, the leases that are none, each
+// with the reason.
+func (c *Log) WithLeftOut(peers []control.Peer) []control.Peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.leftOut {
+		peers = append(peers, control.Peer{
+			Subnet: p.Subnet, PublicIP: p.Underlay, Path: control.PathNone, Reason: p.Err.Error(),
+		})
+	}
+	slices.SortStableFunc(peers, func(a, b control.Peer) int { return a.Subnet.Compare(b.Subnet) })
+	return peers
 }
 
 // reasons are the errors that were joined to err.

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/lease"
+	"uvxlan/tunnel"
 )
 
 // Few peers are named, of many there is one line a second.
@@ -63,13 +66,54 @@ func TestLog(t *testing.T) {
 func TestLeftOut(t *testing.T) {
 	var out bytes.Buffer
 	c := New(slog.New(slog.NewTextHandler(&out, nil)))
-	c.LeftOut(errors.Join(nil, nil))
+	c.LeftOut(lease.Update{}, errors.Join(nil, nil))
 	var errs []error
 	for i := range 10000 {
 		errs = append(errs, fmt.Errorf("peer %d", i))
 	}
-	c.LeftOut(errors.Join(errors.Join(errs...), nil))
+	c.LeftOut(lease.Update{}, errors.Join(errors.Join(errs...), nil))
 	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "count=10000") || !strings.Contains(text, "peer 4") || strings.Contains(text, "peer 5") {
 		t.Errorf("it says %.1000s", text)
 	}
+}
+
+// What is no peer is listed with the reason, until it is one or its lease ends.
+func TestWithLeftOut(t *testing.T) {
+	c := New(slog.New(slog.DiscardHandler))
+	gateway := func(subnet string) lease.Lease {
+		return lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.31"), BackendType: lease.TypeHostGW}}
+	}
+	apply := func(u lease.Update) {
+		var errs []error
+		for _, l := range u.Leases {
+			_, err := tunnel.PeerFromLease(l)
+			errs = append(errs, err)
+		}
+		c.LeftOut(u, errors.Join(errs...))
+	}
+	list := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, p := range c.WithLeftOut([]control.Peer{{Subnet: netip.MustParsePrefix("172.7.32.0/24"), Path: control.PathVXLAN}}) {
+			got = append(got, fmt.Sprint(p.Subnet, " ", p.Path, " ", p.Reason))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("listed are\n%q, want\n%q", got, want)
+		}
+	}
+	const first, peer, last = `172.7.31.0/24 none its backend is "host-gw", not "vxlan"`, "172.7.32.0/24 vxlan ", `172.7.33.0/24 none its backend is "host-gw", not "vxlan"`
+	list(peer)
+	apply(lease.Update{Reset: true, Leases: []lease.Lease{gateway("172.7.31.0/24")}})
+	list(first, peer)
+	apply(lease.Update{Leases: []lease.Lease{gateway("172.7.33.0/24")}})
+	list(first, peer, last)
+	apply(lease.Update{Deleted: []lease.Lease{{Subnet: netip.MustParsePrefix("172.7.31.0/24")}}})
+	list(peer, last)
+	vxlan := gateway("172.7.33.0/24")
+	vxlan.Attrs.BackendType, vxlan.Attrs.BackendData = lease.TypeVXLAN, []byte(`{"VNI":1,"VtepMAC":"02:00:00:00:00:33"}`)
+	apply(lease.Update{Leases: []lease.Lease{vxlan}})
+	list(peer)
+	apply(lease.Update{Reset: true, Leases: []lease.Lease{gateway("172.7.33.0/24")}})
+	apply(lease.Update{Reset: true})
+	list(peer)
 }
