@@ -41,10 +41,12 @@ unit: tools
 	$(GO) test -race -skip '^TestIntegration' $$($(GO) list ./... | grep -v /bench/e2e/)
 	UVXLAN_TEST_ETCD=etcd $(GO) test -count=1 ./lease ./lease/etcd
 
-# The lab is one to a machine, so packages take turns. Those of bench/e2e take the
-# programs from $(BIN).
+# The lab is one to a machine, so packages take turns: those that have integration
+# tests, since linking the others would take its turn too. Those of bench/e2e take
+# the programs from $(BIN).
 integration: $(BIN)/uvxland $(BIN)/uvxlan tools
-	UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' ./...
+	UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' \
+	  $$(grep -rl --include='*_test.go' '^func TestIntegration' . | xargs -n 1 dirname | sort -u)
 
 ## fuzz: every fuzz target for FUZZTIME each
 fuzz:

@@ -243,11 +243,12 @@ func TestIntegrationLeaseEndsWhileCutOff(t *testing.T) {
 	before := entryOf(w, kb22.Subnet)
 	wall := func(verb string) {
 		e2e.Command(t, kb22.Node, "iptables "+verb+" OUTPUT -p tcp --dport 2379 -j REJECT --reject-with tcp-reset")
+		e2e.Command(t, kb22.Node, "ss -HKtn dport = 2379") // so that it is noticed at once
 	}
 	for _, taken := range []bool{false, true} {
 		begin := time.Now()
 		wall("-I")
-		e2e.AwaitLine(t, d, begin, "waiting for the lease registry")
+		t.Log(e2e.AwaitLine(t, d, begin, "waiting for the lease registry"))
 		etcdctl(w, "lease", "revoke", entryOf(w, kb22.Subnet).etcdLease)
 		if taken {
 			etcdctl(w, "put", keyOf(kb22.Subnet), valueAt(before.value, thief))
