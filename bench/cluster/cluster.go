@@ -34,6 +34,8 @@ type Cluster struct {
 	// Args are given to every daemon, and Env beside this process's environment.
 	Args []string
 	Env  []string
+	// Log takes what the daemons write; nil means each one's LogFile.
+	Log *os.File
 }
 
 // Endpoint is the URL of an etcd on a host of the lab, at its usual port.
@@ -115,6 +117,9 @@ func (c *Cluster) Restart(ctx context.Context, h *lab.Host, args ...string) (*Da
 	// A build that doesn't know a variable starts all the same.
 	d.Env = slices.Concat(os.Environ(), []string{"FLANNELD_CONTROL_SOCKET=" + d.ControlSocket()}, c.Env)
 	d.Stdout, d.Stderr = log, log
+	if c.Log != nil {
+		d.Stdout, d.Stderr = c.Log, c.Log
+	}
 	if err := d.Start(); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -65,11 +66,11 @@ func TestFlannelFlagsGiven(t *testing.T) {
 					t.Setenv(flagenv.Name("FLANNELD_", f.name), "")
 				}
 			}
-			f, err := parse(args)
+			f, err := parse(args, io.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}
-			o := f.options()
+			o := f.options(io.Discard)
 			if o.Etcd.Endpoints[0] != "http://192.0.2.1:2379" || o.Etcd.Prefix != "/other" || o.Etcd.Username != "somebody" || o.Etcd.Password != "secret" ||
 				o.Etcd.CAFile != "/ca.pem" || o.Etcd.CertFile != "/cert.pem" || o.Etcd.KeyFile != "/key.pem" {
 				t.Errorf("etcd: %+v", o.Etcd)
@@ -87,27 +88,27 @@ func TestFlannelFlagsGiven(t *testing.T) {
 }
 
 func TestRepeatedFlags(t *testing.T) {
-	f, err := parse([]string{"-iface=eth0", "-iface", "eth1", "-iface-regex=a", "--iface-regex", "b", "-iface=", "-iface-regex="})
+	f, err := parse([]string{"-iface=eth0", "-iface", "eth1", "-iface-regex=a", "--iface-regex", "b", "-iface=", "-iface-regex="}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := f.options().Interface
+	i := f.options(io.Discard).Interface
 	if !slices.Equal(i.Names, []string{"eth0", "eth1"}) || len(i.Patterns) != 2 || i.Patterns[1].String() != "b" {
 		t.Errorf("the interface is %+v", i)
 	}
-	if f.options().RenewMargin != time.Hour || f.options().Blackhole {
-		t.Errorf("the defaults are %+v", f.options())
+	if f.options(io.Discard).RenewMargin != time.Hour || f.options(io.Discard).Blackhole {
+		t.Errorf("the defaults are %+v", f.options(io.Discard))
 	}
 }
 
 func TestDeviceDriverFlag(t *testing.T) {
 	for given, want := range map[string]tunnel.Driver{"": tunnel.DriverAuto, "water": tunnel.DriverWater} {
 		t.Setenv("FLANNELD_DEVICE_DRIVER", given)
-		f, err := parse(nil)
+		f, err := parse(nil, io.Discard)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := f.options().Overlay.Driver; got != want {
+		if got := f.options(io.Discard).Overlay.Driver; got != want {
 			t.Errorf("%q: the driver is %s, want %s", given, got, want)
 		}
 	}
@@ -135,7 +136,7 @@ func TestFlagsRefused(t *testing.T) {
 		{"-etcd-keyfile=/k -etcd-cafile=/ca", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
 		{"-subnet-lease-renew-margin=0 -kube-subnet-mgr", []string{"from 1 to 1439", "-kube-subnet-mgr" + instead}},
 	} {
-		_, err := parse(strings.Fields(c.args))
+		_, err := parse(strings.Fields(c.args), io.Discard)
 		if err == nil {
 			t.Errorf("%s: accepted", c.args)
 			continue

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
@@ -28,29 +30,33 @@ import (
 )
 
 func main() {
-	f, err := parse(os.Args[1:])
+	q := openLog()
+	code := run(q)
+	q.Flush(logqueue.LastWords)
+	os.Exit(code)
+}
+
+// run returns the exit code.
+func run(q *logqueue.Queue) int {
+	f, err := parse(os.Args[1:], q)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		return
+		return 0
 	case err != nil:
-		fail(2, err)
+		return failed(q, 2, err)
 	case f.version:
-		fmt.Fprintln(os.Stderr, version.String())
-		return
+		fmt.Fprintln(q, version.String())
+		return 0
 	}
 	termination := handover.NotifyTermination()
 	reloads := make(chan os.Signal, 1)
 	signal.Notify(reloads, unix.SIGUSR2)
-	o := f.options()
-	o.Reload = reloads
+	o := f.options(q)
+	o.Reload, o.LogQueue = reloads, q
 	if err := daemon.Run(termination, o); err != nil {
-		fail(1, err)
+		return failed(q, 1, err)
 	}
-}
-
-func fail(code int, err error) {
-	fmt.Fprintln(os.Stderr, "uvxland:", strings.ReplaceAll(err.Error(), "\n", "; "))
-	os.Exit(code)
+	return 0
 }
 
 // flags are the command line as it was given.
@@ -130,8 +136,11 @@ func define() (*flags, *flag.FlagSet) {
 	return f, fs
 }
 
-func parse(args []string) (*flags, error) {
+// parse reads the command line. It writes what is wrong with it, or how it is used,
+// to usage.
+func parse(args []string, usage io.Writer) (*flags, error) {
 	f, fs := define()
+	fs.SetOutput(usage)
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -206,7 +215,7 @@ func (f *flags) checkFlannel() error {
 	return errors.Join(errs...)
 }
 
-func (f *flags) options() daemon.Options {
+func (f *flags) options(log io.Writer) daemon.Options {
 	level := slog.LevelInfo
 	if f.verbosity > 0 {
 		level = slog.LevelDebug
@@ -215,7 +224,7 @@ func (f *flags) options() daemon.Options {
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
 		Overlay: overlay.Options{Workers: f.workers, Driver: tunnel.Driver(f.driver), AnySource: !f.sourceCheck},
-		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {
 		disabled, _ := tunnel.ParseOffloads(f.noOffload) // checked before

@@ -12,6 +12,7 @@ import (
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/peerlog"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
@@ -44,6 +45,9 @@ func Run(t *handover.Termination, o Options) error {
 			return nil
 		case after == nil:
 			return explain(err)
+		}
+		if o.LogQueue != nil {
+			o.LogQueue.Flush(logqueue.LastWords) // what is left then is lost
 		}
 		if err = after.Exec(t, program); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
@@ -224,7 +228,6 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, leases regist
 		return network.Run(ctx, func() error { return h.ready(ctx, m.beReady) })
 	})
 	group.Go(func() error { return manager.Run(ctx, own, network.Apply) })
-	group.Go(func() error { return rules.run(ctx) })
 	group.Go(func() error { return before.AwaitEnd(ctx) })
 	group.Go(func() error {
 		if after = r.run(ctx); after != nil {

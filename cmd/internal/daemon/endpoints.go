@@ -49,7 +49,7 @@ func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *ha
 		return fmt.Errorf("open health port: %w", err)
 	}
 	e.opts.Logger.Info("answers /healthz, /readyz and /metrics", "address", l.Addr())
-	e.health = control.Serve(l, control.HealthHandler(s, metrics.Handler(s)), e.opts.Logger)
+	e.health = control.Serve(l, control.HealthHandler(s, metrics.Handler(s, e.opts.logLost)), e.opts.Logger)
 	return nil
 }
 

@@ -24,16 +24,13 @@ type hostOf struct {
 	own      lease.Lease
 	keeper   *host.Keeper
 	network  backend
-	rules    *rules
+	rules    rules
 	underlay *underlay
 }
 
 // ready looks at all parts once the backend carries packets, and then has the
 // container runtime find the subnet file.
 func (h *hostOf) ready(ctx context.Context, done func()) error {
-	if err := h.rules.apply(h.own); err != nil {
-		return err
-	}
 	h.keeper.Add(h.parts()...)
 	if err := h.keeper.AwaitLook(ctx); err != nil {
 		return nil // the daemon ends
@@ -55,6 +52,7 @@ func (h *hostOf) parts() []host.Part {
 		containers.Arrivals = func() []string { return []string{h.underlay.name()} }
 	}
 	parts := append([]host.Part{h.underlay.part()}, containers.Parts()...)
+	parts = append(parts, h.rules.parts(h.own)...)
 	if direct {
 		parts = append(parts, host.ReversePath(h.opts.StateDir, h.underlay.name))
 	}

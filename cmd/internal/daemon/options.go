@@ -11,6 +11,7 @@ import (
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/lease/etcd"
 )
@@ -57,6 +58,16 @@ type Options struct {
 	// Reload says each time that the program on disk is to take this one's place;
 	// nil means never.
 	Reload <-chan os.Signal
-	// Logger is required.
+	// Logger is required. It must not block.
 	Logger *slog.Logger
+	// LogQueue is what Logger writes to, nil if it writes to something else.
+	LogQueue *logqueue.Queue
+}
+
+// logLost is how many lines of the log were lost.
+func (o *Options) logLost() uint64 {
+	if o.LogQueue == nil {
+		return 0
+	}
+	return o.LogQueue.Lost()
 }

@@ -27,8 +27,8 @@ func Follow(w Wanted, now Interface, ipv6 bool) (Interface, error) {
 		return now, nil
 	}
 	next, err := Choose(w)
-	if err != nil && i >= 0 && all[i].name != now.Name {
-		// A name that was asked for is this interface's no longer.
+	if err != nil && i >= 0 && w.byName() {
+		// The name that was asked for was this interface's.
 		w.Names, w.Patterns, w.CanReach = []string{all[i].name}, nil, netip.Addr{}
 		next, err = Choose(w)
 	}
@@ -36,6 +36,14 @@ func Follow(w Wanted, now Interface, ipv6 bool) (Interface, error) {
 		next, err = next.addIPv6(w)
 	}
 	return next, err
+}
+
+// byName tells whether an interface was asked for by its name.
+func (w Wanted) byName() bool {
+	return slices.ContainsFunc(w.Names, func(name string) bool {
+		_, err := netip.ParseAddr(name)
+		return err != nil
+	})
 }
 
 // has tells whether the interface has an address that can be used.

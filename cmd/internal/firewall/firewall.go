@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
-	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Errors of [Open], which say that a host can't have rules this way.
+// Errors of [Firewall.Probe], which say that a host can't have rules this way.
 var (
 	// ErrNoIPTables says that there is no iptables command, or that it has no
 	// tables in this kernel: install it, or use nftables.
@@ -20,55 +20,66 @@ var (
 	ErrNoNFTables = errors.New("nftables can't be used")
 )
 
-// quiet is the least time between two looks at the rules, so that somebody who
-// removes them in a loop doesn't keep us from everything else.
-const quiet = 100 * time.Millisecond
-
 // Config says how rules are written.
 type Config struct {
 	// NFTables writes them into nftables' own tables, otherwise the iptables
 	// command does it.
 	NFTables bool
 	// Policy says which rules there are to be. Its Subnet doesn't count before
-	// Apply.
+	// the host has one: [Firewall.Part] is told it.
 	Policy Policy
+	// Before is the policy of an earlier run, whose rules are removed where they
+	// aren't wanted; the zero Policy if there is none. A Policy without a Network
+	// only removes those.
+	Before Policy
 	// Resync is the time after which the rules are looked at again, whatever
-	// the kernel reports. It is required.
+	// the kernel reports; 0 means the default of [host.Part].
 	Resync time.Duration
-	// Logger is required.
-	Logger *slog.Logger
 }
 
 // Firewall is the rules of one address family. One goroutine at a time uses it.
 type Firewall struct {
-	config  Config
-	backend backend
-	chains  []chain
-	told    string // the last failure or obstacle that was logged
+	config Config
+}
+
+// New returns the rules that c describes. The host has none of them yet.
+func New(c Config) *Firewall { return &Firewall{c} }
+
+// Family is that of the policy's Network, or else of that before.
+func (f *Firewall) Family() Family {
+	if n := f.config.Policy.Network; n.IsValid() {
+		return FamilyOf(n)
+	}
+	return FamilyOf(f.config.Before.Network)
 }
 
 // backend is one way to write rules.
 type backend interface {
 	// probe finds out whether the kernel takes the chains' rules.
 	probe([]chain) error
+	// differing are those of the chains that aren't as wanted.
+	differing([]chain) ([]purpose, error)
 	// apply makes the chains as wanted, each whole or not at all.
-	apply([]chain) (changed bool, err error)
+	apply(context.Context, []chain) error
 	// leftover tells of all that can be ours, and removes it if remove is set.
-	leftover(remove bool) (found []string, err error)
+	leftover(_ context.Context, remove bool) (found []string, err error)
 	// forget tells of the rules that the chains have had, none of which is
 	// wanted, and removes them if remove is set.
-	forget(chains []chain, remove bool) (found []string, err error)
+	forget(_ context.Context, chains []chain, remove bool) (found []string, err error)
 }
 
-// Open finds out whether the host can have the rules, and puts none yet. Its
-// error is [ErrNoIPTables] or [ErrNoNFTables].
-func Open(c Config) (*Firewall, error) {
-	b, err := open(c.NFTables, FamilyOf(c.Policy.Network))
-	if err != nil {
-		return nil, err
+// Probe finds out whether the host can have the rules, and puts none. Its error is
+// something that doesn't pass by itself: [ErrNoIPTables], [ErrNoNFTables], or a
+// permission that is missing.
+func (f *Firewall) Probe() error {
+	b, err := open(f.config.NFTables, f.Family())
+	if err == nil {
+		err = b.probe(chains(f.config.Policy, Policy{}))
 	}
-	f := &Firewall{config: c, backend: b}
-	return f, b.probe(chains(c.Policy, Policy{}))
+	if unavailable(err) || errors.Is(err, unix.EPERM) {
+		return err
+	}
+	return nil
 }
 
 func open(nft bool, f Family) (backend, error) {
@@ -78,97 +89,8 @@ func open(nft bool, f Family) (backend, error) {
 	return openIPTables(f)
 }
 
-// Apply makes the host's rules those of the policy: it puts what is missing and
-// removes what is no longer wanted, also what a run with the policy before may
-// have put, the zero Policy for none, and those that either has left in the
-// other way of writing rules. It reports whether anything changed.
-func (f *Firewall) Apply(now, before Policy) (changed bool, err error) {
-	f.chains = chains(now, before)
-	f.removeOther(now, before)
-	return f.apply()
-}
-
-// removeOther removes the policies' rules of the other way, in which another
-// network of the host may have its own. They do no more than ours, so a failure
-// is only told.
-func (f *Firewall) removeOther(now, before Policy) {
-	other, err := open(!f.config.NFTables, FamilyOf(now.Network))
-	if err != nil {
-		return
-	}
-	found, err := other.forget(chains(Policy{}, now, before), true)
-	for _, what := range found {
-		f.config.Logger.Info("removed an earlier run's rules", "what", what)
-	}
-	if err != nil && !unavailable(err) {
-		f.config.Logger.Warn("an earlier run's rules may be left", "error", err)
-	}
-}
-
 func unavailable(err error) bool {
 	return errors.Is(err, ErrNoIPTables) || errors.Is(err, ErrNoNFTables)
-}
-
-func (f *Firewall) apply() (changed bool, err error) {
-	if changed, err = f.backend.apply(f.chains); err != nil {
-		return false, fmt.Errorf("put firewall rules: %w", err)
-	}
-	return changed, nil
-}
-
-// Run puts back what somebody removes until ctx ends, which isn't an error:
-// with nftables as soon as the kernel reports it, and in any case at the next
-// resync. The rules stay.
-func (f *Firewall) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	events, err := f.watch(ctx, &wg)
-	if err != nil {
-		return err
-	}
-	tick := time.NewTicker(f.config.Resync)
-	defer tick.Stop()
-	for {
-		f.look()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(quiet):
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		case <-events:
-		}
-	}
-}
-
-// watch returns a channel that says that our rules may have changed, nil for
-// iptables, which reports nothing.
-func (f *Firewall) watch(ctx context.Context, wg *sync.WaitGroup) (<-chan struct{}, error) {
-	if n, ok := f.backend.(*nfTables); ok {
-		return n.watch(ctx, wg)
-	}
-	return nil, nil
-}
-
-// look puts back what is missing. What fails each time is told once.
-func (f *Firewall) look() {
-	changed, err := f.apply()
-	if changed {
-		f.config.Logger.Warn("somebody removed firewall rules, they are put back")
-	}
-	var told string
-	if err != nil {
-		told = err.Error()
-	} else if n, ok := f.backend.(*nfTables); ok {
-		told = n.obstacle(f.chains)
-	}
-	if told != f.told && told != "" {
-		f.config.Logger.Warn("firewall rules are not in force", "reason", told)
-	}
-	f.told = told
 }
 
 // Leftover tells of the rules of the policies, in either way, whatever else they
@@ -200,11 +122,11 @@ func leftoverOf(nft bool, family Family, of []Policy, remove bool) ([]string, er
 		return nil, err
 	}
 	if len(of) == 0 {
-		return b.leftover(remove)
+		return b.leftover(context.Background(), remove)
 	}
 	other := func(p Policy) bool { return FamilyOf(p.Network) != family }
 	if of = slices.DeleteFunc(slices.Clone(of), other); len(of) == 0 {
 		return nil, nil
 	}
-	return b.forget(chains(Policy{}, of...), remove)
+	return b.forget(context.Background(), chains(Policy{}, of...), remove)
 }

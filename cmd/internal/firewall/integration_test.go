@@ -1,90 +1,69 @@
 package firewall
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/host"
 	"uvxlan/tunnel/netnstest"
 )
 
-const patience = 20 * time.Second
-
-// host is a network namespace.
-type host struct {
+// machine is a network namespace.
+type machine struct {
 	*testing.T
 	ns *netnstest.Namespace
 }
 
-// newHost moves the test, and the commands it runs, into a network namespace of
+// newMachine moves the test, and the commands it runs, into a network namespace of
 // its own.
-func newHost(t *testing.T) host {
+func newMachine(t *testing.T) machine {
 	t.Helper()
-	return host{t, netnstest.Enter(t)}
+	return machine{t, netnstest.Enter(t)}
 }
 
 // sh is the administrator's hand.
-func (h host) sh(command string) string {
+func (h machine) sh(command string) string {
 	h.Helper()
 	return netnstest.Run(h, "sh", "-ec", command)
 }
 
-func (h host) open(c Config) *Firewall {
+// keep returns the rules as a part of the host, and wants the host to take them.
+func (h machine) keep(c Config) host.Part {
 	h.Helper()
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.Resync == 0 {
-		c.Resync = time.Hour
-	}
-	f, err := Open(c)
-	if err != nil {
+	f := New(c)
+	if err := f.Probe(); err != nil {
 		h.Fatal(err)
 	}
-	return f
+	return f.Part(c.Policy.Subnet)
 }
 
-func (h host) apply(f *Firewall, now, before Policy, want bool) {
+// look does what a keeper does, and returns the faults before and after.
+func (h machine) look(p host.Part) (before, after []host.Fault) {
 	h.Helper()
-	if changed, err := f.Apply(now, before); err != nil || changed != want {
-		h.Fatalf("Apply changed: %t, want %t, %v", changed, want, err)
+	if before = p.Check(h.Context()); len(before) == 0 {
+		return nil, nil
 	}
+	if err := p.Repair(h.Context()); err != nil {
+		h.Fatal(err)
+	}
+	return before, p.Check(h.Context())
 }
 
-// run keeps the rules from another thread of this namespace until the returned
-// function is called.
-func (h host) run(f *Firewall) (stop func()) {
+// apply puts the rules, and tells whether that was to do anything.
+func (h machine) apply(nft bool, now, before Policy, want bool) {
 	h.Helper()
-	ctx, cancel := context.WithCancel(h.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := h.ns.Do(func() error { return f.Run(ctx) }); err != nil {
-			h.Error(err)
-		}
-	})
-	return sync.OnceFunc(func() { cancel(); wg.Wait() })
-}
-
-// await waits until list returns what is wanted.
-func (h host) await(what, want string, list func() string) {
-	h.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		got := list()
-		if got == want {
-			return
-		}
-		if time.Now().After(end) {
-			h.Fatalf("%s:\n%s\nwant\n%s", what, got, want)
-		}
+	p := h.keep(Config{NFTables: nft, Policy: now, Before: before})
+	if found, left := h.look(p); len(found) > 0 != want || len(left) > 0 {
+		h.Fatalf("found %+v, want some: %t; afterwards there is %+v", found, want, left)
 	}
 }
 
@@ -96,7 +75,7 @@ func variant(t *testing.T, kind string) {
 		t.Skipf("iptables has no %s variant here: %v", kind, err)
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"iptables", "ip6tables", "iptables-restore", "ip6tables-restore"} {
+	for _, name := range []string{"iptables", "ip6tables", "iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"} {
 		if err := os.Symlink(multi, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +84,7 @@ func variant(t *testing.T, kind string) {
 }
 
 // iptables lists both tables.
-func (h host) iptables(f Family) string {
+func (h machine) iptables(f Family) string {
 	h.Helper()
 	x := xtables{family: f}
 	return h.sh(strings.ReplaceAll("X -t nat -S; X -t filter -S", "X", x.name()))
@@ -128,7 +107,7 @@ func TestIntegrationIPTables(t *testing.T) {
 				name = kind + " IPv6"
 			}
 			t.Run(name, func(t *testing.T) {
-				h := newHost(t)
+				h := newMachine(t)
 				variant(t, kind)
 				x := xtables{family: family}
 				// What Docker and an administrator have.
@@ -136,11 +115,11 @@ func TestIntegrationIPTables(t *testing.T) {
 					X -A DOCKER-USER -p tcp --dport 25 -j DROP
 					X -t nat -A POSTROUTING -p udp --dport 53 -j MASQUERADE`, "X", x.name()))
 				before := h.iptables(family)
-				f := h.open(Config{Policy: p})
+				h.keep(Config{Policy: p})
 				if after := h.iptables(family); after != before {
-					t.Fatalf("Open changed\n%s\ninto\n%s", before, after)
+					t.Fatalf("the probe changed\n%s\ninto\n%s", before, after)
 				}
-				h.apply(f, p, Policy{}, true)
+				h.apply(false, p, Policy{}, true)
 				rules := h.iptables(family)
 				for chain, want := range map[string][]string{
 					"FLANNEL-POSTRTG": flannelMasq(p, " --random-fully"),
@@ -152,25 +131,25 @@ func TestIntegrationIPTables(t *testing.T) {
 						t.Errorf("%s has\n%s\nwant\n%s", chain, strings.Join(got, "\n"), strings.Join(want, "\n"))
 					}
 				}
-				h.apply(f, p, Policy{}, false)
-				h.apply(f, p, p, false)
+				h.apply(false, p, Policy{}, false)
+				h.apply(false, p, p, false)
 				if after := h.iptables(family); after != rules {
 					t.Errorf("the second time changed it into\n%s", after)
 				}
-				h.iptablesComeBack(Config{Policy: p, Resync: 100 * time.Millisecond}, x.name())
+				h.iptablesComeBack(p, x.name())
 
 				moved := p
 				moved.Subnet, moved.RandomFully = p.Network, false // any other will do
-				h.apply(f, moved, p, true)
+				h.apply(false, moved, p, true)
 				if got := rulesOf(h.iptables(family), "FLANNEL-POSTRTG"); !slices.Equal(got, flannelMasq(moved, "")) {
 					t.Errorf("with another subnet:\n%s", strings.Join(got, "\n"))
 				}
 				moved.Masquerade = false
-				h.apply(f, moved, Policy{}, true)
+				h.apply(false, moved, Policy{}, true)
 				if got := h.iptables(family); strings.Contains(got, "FLANNEL-POSTRTG") || !slices.Equal(rulesOf(got, "FLANNEL-FWD"), flannelForward(p)) {
 					t.Errorf("without masquerading:\n%s", got)
 				}
-				h.apply(f, p, Policy{}, true)
+				h.apply(false, p, Policy{}, true)
 				h.removes(x.name()+" chain FLANNEL-POSTRTG of table nat", x.name()+" chain FLANNEL-FWD of table filter")
 				if after := h.iptables(family); after != before {
 					t.Errorf("Remove leaves\n%s\nof\n%s", after, before)
@@ -182,7 +161,7 @@ func TestIntegrationIPTables(t *testing.T) {
 }
 
 // removes expects Leftover and Remove to tell of want.
-func (h host) removes(want ...string) {
+func (h machine) removes(want ...string) {
 	h.Helper()
 	for _, list := range []func(...Policy) ([]string, error){Leftover, Leftover, Remove} {
 		if got, err := list(); err != nil || !slices.Equal(got, want) {
@@ -191,34 +170,36 @@ func (h host) removes(want ...string) {
 	}
 }
 
-// iptablesComeBack removes rules while Run keeps them.
-func (h host) iptablesComeBack(c Config, command string) {
+// iptablesComeBack removes rules and has them put back.
+func (h machine) iptablesComeBack(p Policy, command string) {
 	h.Helper()
-	var log bytes.Buffer
-	c.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	f := h.open(c)
-	h.apply(f, c.Policy, Policy{}, false)
-	list := func() string { return h.iptables(FamilyOf(c.Policy.Network)) }
+	part := h.keep(Config{Policy: p})
+	if found, _ := h.look(part); len(found) > 0 {
+		h.Fatalf("found %+v", found)
+	}
+	list := func() string { return h.iptables(FamilyOf(p.Network)) }
 	rules := list()
-	stop := h.run(f)
-	defer stop()
-	for _, cut := range []string{
-		"IPT -t nat -D FLANNEL-POSTRTG 3",
-		"IPT -F FLANNEL-FWD",
-		"IPT -t nat -D POSTROUTING 2",
-		"IPT -D FORWARD 2; IPT -F FLANNEL-FWD; IPT -X FLANNEL-FWD",
-		"IPT -t nat -D FLANNEL-POSTRTG 1; IPT -t nat -D FLANNEL-POSTRTG 4",
+	for _, cut := range []struct{ command, fault string }{
+		{"IPT -t nat -D FLANNEL-POSTRTG 3", "masquerading"},
+		{"IPT -F FLANNEL-FWD", "forward"},
+		{"IPT -t nat -D POSTROUTING 2", "masquerading"},
+		{"IPT -D FORWARD 2; IPT -F FLANNEL-FWD; IPT -X FLANNEL-FWD", "forward"},
+		{"IPT -t nat -D FLANNEL-POSTRTG 1; IPT -t nat -D FLANNEL-POSTRTG 4", "masquerading"},
 	} {
-		h.sh(strings.ReplaceAll(cut, "IPT", command))
+		h.sh(strings.ReplaceAll(cut.command, "IPT", command))
+		found, left := h.look(part)
+		if len(found) != 1 || !strings.Contains(found[0].What, cut.fault) || len(left) > 0 {
+			h.Errorf("after %s it finds %+v, and then %+v", cut.command, found, left)
+		}
 		// Chains that are made again are listed in another place.
-		h.await("after "+cut, sorted(rules), func() string { return sorted(list()) })
+		if got := list(); sorted(got) != sorted(rules) {
+			h.Fatalf("after %s:\n%s\nwant\n%s", cut.command, got, rules)
+		}
 	}
 	h.sh(command + " -A FLANNEL-FWD -p icmp -j ACCEPT")
-	stop()
-	if n := strings.Count(log.String(), "put back"); n != 5 {
-		h.Errorf("it tells of %d changes: %s", n, log.String())
+	if found, _ := h.look(part); len(found) > 0 {
+		h.Errorf("somebody's rule in our chain is a fault: %+v", found)
 	}
-	h.apply(f, c.Policy, Policy{}, false)
 	h.sh(command + " -D FLANNEL-FWD -p icmp -j ACCEPT")
 }
 
@@ -260,7 +241,7 @@ func nftTable(p Policy) string {
 func TestIntegrationNFTables(t *testing.T) {
 	for family, p := range map[string]Policy{"ip": v4, "ip6": v6} {
 		t.Run(family, func(t *testing.T) {
-			h := newHost(t)
+			h := newMachine(t)
 			h.sh(`nft 'table inet other { chain forward { type filter hook forward priority 10; tcp dport 25 drop; }; }'`)
 			ruleset := func() string { return h.sh("nft list ruleset") }
 			before := ruleset()
@@ -269,25 +250,20 @@ func TestIntegrationNFTables(t *testing.T) {
 				name = "flannel-ipv6"
 			}
 			table := func() string { return h.sh("nft list table " + family + " " + name + " 2>/dev/null || true") }
-			f := h.open(Config{NFTables: true, Policy: p})
+			part := h.keep(Config{NFTables: true, Policy: p})
 			if after := ruleset(); after != before {
-				t.Fatalf("Open changed\n%s\ninto\n%s", before, after)
+				t.Fatalf("the probe changed\n%s\ninto\n%s", before, after)
 			}
-			h.apply(f, p, Policy{}, true)
+			h.apply(true, p, Policy{}, true)
 			if got := table(); got != nftTable(p) {
 				t.Fatalf("it has\n%s\nwant\n%s", got, nftTable(p))
 			}
-			h.apply(f, p, Policy{}, false)
-			h.apply(f, p, p, false)
+			h.apply(true, p, Policy{}, false)
+			h.apply(true, p, p, false)
 			if !strings.Contains(ruleset(), strings.TrimSpace(before)) {
 				t.Errorf("another table became\n%s", ruleset())
 			}
 
-			// The hour until the next resync doesn't pass.
-			again := h.open(Config{NFTables: true, Policy: p})
-			h.apply(again, p, Policy{}, false)
-			stop := h.run(again)
-			defer stop()
 			for _, cut := range []string{
 				"nft flush chain FAMILY NAME postrtg",
 				"nft delete rule FAMILY NAME forward handle $(nft -a list chain FAMILY NAME forward | sed -n 's/.*daddr.*handle //p')",
@@ -296,19 +272,23 @@ func TestIntegrationNFTables(t *testing.T) {
 				"nft flush ruleset",
 			} {
 				h.sh(strings.NewReplacer("FAMILY", family, "NAME", name).Replace(cut))
-				h.await("after "+cut, nftTable(p), table)
+				if found, left := h.look(part); len(found) == 0 || len(left) > 0 {
+					t.Errorf("after %s it finds %+v, and then %+v", cut, found, left)
+				}
+				if got := table(); got != nftTable(p) {
+					t.Errorf("after %s:\n%s", cut, got)
+				}
 			}
-			stop()
 			h.sh("nft -f - <<'END'\n" + before + "END")
 
 			moved := p
 			moved.Subnet = p.Network // any other will do
-			h.apply(f, moved, p, true)
+			h.apply(true, moved, p, true)
 			if got := table(); got != nftTable(moved) {
 				t.Errorf("with another subnet:\n%s", got)
 			}
 			moved.Masquerade = false
-			h.apply(f, moved, Policy{}, true)
+			h.apply(true, moved, Policy{}, true)
 			if got := table(); strings.Contains(got, "postrtg") || !strings.Contains(got, "accept comment") {
 				t.Errorf("without masquerading:\n%s", got)
 			}
@@ -323,46 +303,28 @@ func TestIntegrationNFTables(t *testing.T) {
 
 // What flanneld has left in its tables goes, since a rule of it hides others.
 func TestIntegrationNFTablesAfterFlannel(t *testing.T) {
-	h := newHost(t)
+	h := newMachine(t)
 	h.sh(`nft 'table ip flannel-ipv4 {
 		chain postrtg { type nat hook postrouting priority srcnat; meta mark 0x4000 return; ip saddr != 10.42.7.0/24 ip daddr 10.42.0.0/16 return; }
 		chain forward { type filter hook forward priority filter; ip saddr 10.42.0.0/16 accept; }; }'`)
-	f := h.open(Config{NFTables: true, Policy: v4})
-	h.apply(f, v4, Policy{}, true)
+	h.apply(true, v4, Policy{}, true)
 	if got := h.sh("nft list table ip flannel-ipv4"); got != nftTable(v4) {
 		t.Errorf("it has\n%s", got)
 	}
 }
 
-// A chain of somebody else's that drops what ours accepts is told of, once.
-func TestIntegrationNFTablesObstacle(t *testing.T) {
-	h := newHost(t)
-	h.sh(`nft 'table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; }; }'`)
-	var log bytes.Buffer
-	f := h.open(Config{NFTables: true, Policy: v4, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	h.apply(f, v4, Policy{}, true)
-	for range 3 {
-		f.look()
-	}
-	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "FORWARD") || !strings.Contains(text, "table filter") {
-		t.Errorf("it says %s", text)
-	}
-}
-
 // Another mode's rules go when this one's are there.
 func TestIntegrationChangeOfMode(t *testing.T) {
-	h := newHost(t)
+	h := newMachine(t)
 	none := h.iptables(IPv4)
-	tables := h.open(Config{Policy: v4})
-	h.apply(tables, v4, Policy{}, true)
-	nft := h.open(Config{NFTables: true, Policy: v4})
-	h.apply(nft, v4, v4, true)
+	h.apply(false, v4, Policy{}, true)
+	h.apply(true, v4, v4, true)
 	if got := h.iptables(IPv4); got != none {
 		t.Errorf("iptables has\n%s", got)
 	}
 	h.removes("nftables table flannel-ipv4")
-	h.apply(nft, v4, v4, true)
-	h.apply(tables, v4, v4, true)
+	h.apply(true, v4, v4, true)
+	h.apply(false, v4, v4, true)
 	h.removes("iptables chain FLANNEL-POSTRTG of table nat", "iptables chain FLANNEL-FWD of table filter")
 }
 
@@ -370,10 +332,10 @@ func TestIntegrationChangeOfMode(t *testing.T) {
 func TestIntegrationTwoNetworks(t *testing.T) {
 	second := policy("10.43.0.0/16", "10.43.7.0/24")
 	for _, nft := range []bool{false, true} {
-		h := newHost(t)
+		h := newMachine(t)
 		for i := range 3 {
 			for _, p := range []Policy{v4, second} {
-				h.apply(h.open(Config{NFTables: nft, Policy: p}), p, Policy{}, i == 0)
+				h.apply(nft, p, Policy{}, i == 0)
 			}
 		}
 	}
@@ -383,15 +345,15 @@ func TestIntegrationTwoNetworks(t *testing.T) {
 func TestIntegrationForgetsOneOfTwoNetworks(t *testing.T) {
 	first, other := v4, policy("10.43.0.0/16", "10.43.7.0/24")
 	for _, nft := range [][2]bool{{false, false}, {true, true}, {false, true}, {true, false}} {
-		h := newHost(t)
+		h := newMachine(t)
 		all := func() string {
 			return h.iptables(IPv4) + h.sh("nft list table ip flannel-ipv4 2>&1 || true")
 		}
 		none := all()
-		h.apply(h.open(Config{NFTables: nft[1], Policy: other}), other, Policy{}, true)
+		h.apply(nft[1], other, Policy{}, true)
 		before := all()
-		h.apply(h.open(Config{NFTables: nft[0], Policy: first}), first, Policy{}, true)
-		h.apply(h.open(Config{NFTables: nft[1], Policy: other}), other, Policy{}, false)
+		h.apply(nft[0], first, Policy{}, true)
+		h.apply(nft[1], other, Policy{}, false)
 		told, err := Leftover(first)
 		if err != nil || len(told) == 0 {
 			t.Fatalf("%v: it tells of %q, %v", nft, told, err)
@@ -413,7 +375,7 @@ func TestIntegrationForgetsOneOfTwoNetworks(t *testing.T) {
 
 // A kernel that lacks what the rules need says so before anything is put.
 func TestIntegrationRefusal(t *testing.T) {
-	h := newHost(t)
+	h := newMachine(t)
 	n, err := openNFTables(IPv4)
 	if err != nil {
 		t.Fatal(err)
@@ -425,5 +387,68 @@ func TestIntegrationRefusal(t *testing.T) {
 	}
 	if left := h.sh("nft list ruleset"); left != "" {
 		t.Errorf("the probe leaves\n%s", left)
+	}
+}
+
+// The lock of iptables-legacy, held by somebody else, keeps us neither from reading
+// the rules nor for good from putting them.
+func TestIntegrationLockHeld(t *testing.T) {
+	for _, p := range []Policy{v4, v6} {
+		h := newMachine(t)
+		variant(t, "legacy")
+		path := filepath.Join(t.TempDir(), "xtables.lock")
+		t.Setenv("XTABLES_LOCKFILE", path)
+		lock, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		part := h.keep(Config{Policy: p})
+		if found := part.Check(t.Context()); len(found) != 2 || found[0].Remedy != "" {
+			t.Errorf("with the lock held it finds %+v", found)
+		}
+		err = part.Repair(t.Context())
+		self, _ := os.ReadFile("/proc/self/comm")
+		for _, word := range []string{"lock of iptables", path, strings.TrimSpace(string(self)), strconv.Itoa(os.Getpid())} {
+			if err == nil || !strings.Contains(err.Error(), word) {
+				t.Errorf("the repair doesn't say %q: %v", word, err)
+			}
+			if found := part.Check(t.Context()); len(found) != 2 || !strings.Contains(found[0].Remedy, word) || found[0].Stops {
+				t.Errorf("after the repair the fault doesn't say %q: %+v", word, found)
+			}
+		}
+		lock.Close()
+		if found, left := h.look(part); len(found) != 2 || len(left) > 0 {
+			t.Errorf("with the lock free it finds %+v, and then %+v", found, left)
+		}
+		if rules := h.iptables(FamilyOf(p.Network)); !slices.Equal(rulesOf(rules, "FLANNEL-FWD"), flannelForward(p)) {
+			t.Errorf("it has\n%s", rules)
+		}
+	}
+}
+
+// A daemon that ends doesn't wait for the lock.
+func TestIntegrationLockHeldAtTheEnd(t *testing.T) {
+	h := newMachine(t)
+	variant(t, "legacy")
+	path := filepath.Join(t.TempDir(), "xtables.lock")
+	t.Setenv("XTABLES_LOCKFILE", path)
+	lock, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	part := h.keep(Config{Policy: v4})
+	part.Check(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := part.Repair(ctx); err == nil || strings.Contains(err.Error(), "lock") {
+		t.Errorf("it waited: %v", err)
 	}
 }

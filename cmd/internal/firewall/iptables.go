@@ -2,11 +2,10 @@ package firewall
 
 import (
 	"bytes"
-	"errors"
+	"context"
 	"fmt"
 	"net/netip"
 	"os/exec"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -18,11 +17,17 @@ type xtables struct {
 	family  Family
 	command *iptables.IPTables
 	restore string // the command that carries out many changes at once
+	save    string // the legacy variant's, which lists a table; "" for nftables'
 	random  bool   // it knows --random-fully
+	wait    int    // how long the next change waits for the lock, in seconds
 }
 
-// lockWait is how long another iptables is waited for, in seconds.
-const lockWait = 5
+// The lock of iptables is waited for, in seconds: a start isn't delayed for long,
+// and what comes after it stands in the queue with the others who want the lock.
+const (
+	firstWait = 1
+	lockWait  = 5
+)
 
 // place is where a chain lies in iptables, by flannel's names.
 type place struct{ table, hook, chain, comment string }
@@ -42,14 +47,17 @@ func (p place) jump() string {
 }
 
 func openIPTables(f Family) (*xtables, error) {
-	name, protocol := "iptables", iptables.ProtocolIPv4
+	protocol := iptables.ProtocolIPv4
 	if f == IPv6 {
-		name, protocol = "ip6tables", iptables.ProtocolIPv6
+		protocol = iptables.ProtocolIPv6
 	}
-	x := &xtables{family: f}
+	x := &xtables{family: f, wait: firstWait}
 	var err error
 	if x.command, err = iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockWait)); err == nil {
-		x.restore, err = exec.LookPath(name + "-restore")
+		x.restore, err = exec.LookPath(x.name() + "-restore")
+	}
+	if err == nil {
+		err = x.openSave()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoIPTables, err)
@@ -58,44 +66,74 @@ func openIPTables(f Family) (*xtables, error) {
 	return x, nil
 }
 
+// openSave finds the command by which the legacy variant's tables are read
+// without its lock. Of nftables' variant, which has none, a chain is read alone.
+func (x *xtables) openSave() (err error) {
+	version, err := exec.Command(x.name(), "--version").Output()
+	if err != nil || bytes.Contains(version, []byte("nf_tables")) {
+		return err
+	}
+	x.save, err = exec.LookPath(x.name() + "-save")
+	return err
+}
+
 // probe finds out whether the kernel has the tables.
 func (x *xtables) probe(chains []chain) error {
 	for _, c := range chains {
 		if len(c.want) == 0 {
 			continue
 		}
-		if _, err := x.hook(c.purpose.iptables()); err != nil {
+		p := c.purpose.iptables()
+		l, err := x.read(p)
+		if err != nil {
+			return err
+		}
+		if _, err := l.hook(p); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (x *xtables) apply(chains []chain) (changed bool, err error) {
+func (x *xtables) differing(chains []chain) (all []purpose, err error) {
+	for _, c := range chains {
+		lines, err := x.changes(c)
+		if err != nil {
+			return nil, err
+		}
+		if len(lines) > 0 {
+			all = append(all, c.purpose)
+		}
+	}
+	return all, nil
+}
+
+func (x *xtables) apply(ctx context.Context, chains []chain) error {
 	var script bytes.Buffer
 	for _, c := range chains {
 		lines, err := x.changes(c)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if len(lines) > 0 {
 			fmt.Fprintf(&script, "*%s\n%s\nCOMMIT\n", c.purpose.iptables().table, strings.Join(lines, "\n"))
 		}
 	}
-	if script.Len() == 0 {
-		return false, nil
-	}
-	return true, x.run(&script)
+	return x.run(ctx, &script)
 }
 
 // changes returns the lines for iptables-restore that make a chain as wanted.
 func (x *xtables) changes(c chain) ([]string, error) {
 	p := c.purpose.iptables()
-	hook, err := x.hook(p)
+	l, err := x.read(p)
 	if err != nil {
 		return nil, err
 	}
-	listed, there, err := x.list(p.table, p.chain)
+	hook, err := l.hook(p)
+	if err != nil {
+		return nil, err
+	}
+	listed, there, err := l.chain(p.chain)
 	if err != nil {
 		return nil, err
 	}
@@ -135,31 +173,35 @@ func removal(p place, hook []string) []string {
 }
 
 // leftover tells of our chains, and removes them unless it is only to tell.
-func (x *xtables) leftover(remove bool) (found []string, err error) {
+func (x *xtables) leftover(ctx context.Context, remove bool) (found []string, err error) {
 	var script bytes.Buffer
 	for _, purpose := range []purpose{masquerading, forwarding} {
 		p := purpose.iptables()
-		_, there, err := x.list(p.table, p.chain)
+		l, err := x.read(p)
+		if err != nil {
+			return nil, err
+		}
+		_, there, err := l.chain(p.chain)
 		if err != nil {
 			return nil, err
 		}
 		if !there {
 			continue
 		}
-		hook, err := x.hook(p)
+		hook, err := l.hook(p)
 		if err != nil {
 			return nil, err
 		}
 		found = append(found, fmt.Sprintf("%s chain %s of table %s", x.name(), p.chain, p.table))
 		fmt.Fprintf(&script, "*%s\n%s\nCOMMIT\n", p.table, strings.Join(removal(p, hook), "\n"))
 	}
-	if len(found) == 0 || !remove {
+	if !remove {
 		return found, nil
 	}
-	return found, x.run(&script)
+	return found, x.run(ctx, &script)
 }
 
-func (x *xtables) forget(chains []chain, remove bool) (found []string, err error) {
+func (x *xtables) forget(ctx context.Context, chains []chain, remove bool) (found []string, err error) {
 	var script bytes.Buffer
 	for _, c := range chains {
 		lines, err := x.changes(c)
@@ -177,10 +219,10 @@ func (x *xtables) forget(chains []chain, remove bool) (found []string, err error
 		found = append(found, what)
 		fmt.Fprintf(&script, "*%s\n%s\nCOMMIT\n", p.table, strings.Join(lines, "\n"))
 	}
-	if len(found) == 0 || !remove {
+	if !remove {
 		return found, nil
 	}
-	return found, x.run(&script)
+	return found, x.run(ctx, &script)
 }
 
 func (x *xtables) name() string {
@@ -188,50 +230,6 @@ func (x *xtables) name() string {
 		return "ip6tables"
 	}
 	return "iptables"
-}
-
-// tableless is what iptables says in a kernel without its tables, by its legacy
-// and its nftables variant.
-var tableless = regexp.MustCompile(`(can't initialize ip6?tables table|Could not fetch rule set generation id).*(does not exist|Invalid argument|not supported)`)
-
-// hook returns the rules of the kernel's chain that leads into ours.
-func (x *xtables) hook(p place) ([]string, error) {
-	rules, there, err := x.list(p.table, p.hook)
-	if err == nil && !there {
-		err = fmt.Errorf("list %s of %s: %w", p.hook, p.table, ErrNoIPTables)
-	}
-	return rules, err
-}
-
-// list returns the rules of a chain as iptables -S writes them, if there is such
-// a chain that iptables can read.
-func (x *xtables) list(table, chain string) (rules []string, there bool, err error) {
-	lines, err := x.command.List(table, chain)
-	var e *iptables.Error
-	switch {
-	case err == nil:
-		return slices.DeleteFunc(lines, func(s string) bool { return !strings.HasPrefix(s, "-A ") }), true, nil
-	case tableless.MatchString(err.Error()):
-		return nil, false, fmt.Errorf("%w: %s", ErrNoIPTables, strings.TrimSpace(err.Error()))
-	case errors.As(err, &e) && e.ExitStatus() == 1:
-		return nil, false, nil
-	}
-	return nil, false, fmt.Errorf("list %s of %s: %s", chain, table, strings.TrimSpace(err.Error()))
-}
-
-// run carries out the script, each table's part whole or not at all.
-func (x *xtables) run(script *bytes.Buffer) error {
-	args := []string{"--noflush"}
-	if x.random { // came with 1.6.2, as waiting for the lock did
-		args = append(args, fmt.Sprintf("--wait=%d", lockWait))
-	}
-	cmd := exec.Command(x.restore, args...)
-	cmd.Stdin = script
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", x.restore, err, bytes.TrimSpace(out))
-	}
-	return nil
 }
 
 // key is a rule as canonical writes it.

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,21 +22,34 @@ const comment = "uvxlan"
 
 // nfTables writes rules into tables of its own, by netlink.
 type nfTables struct {
-	conn  *nftables.Conn
 	table *nftables.Table
 }
 
 func openNFTables(f Family) (*nfTables, error) {
+	n := &nfTables{&nftables.Table{Name: "flannel-ipv4", Family: nftables.TableFamilyIPv4}}
+	if f == IPv6 {
+		n.table = &nftables.Table{Name: "flannel-ipv6", Family: nftables.TableFamilyIPv6}
+	}
+	t, err := n.begin()
+	if err == nil {
+		_, err = t.list()
+	}
+	return n, refusal(err)
+}
+
+// transaction is changes that the kernel makes at once, with the Flush of its
+// connection, or that never happen.
+type transaction struct {
+	*nftables.Conn
+	table *nftables.Table
+}
+
+func (n *nfTables) begin() (*transaction, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoNFTables, err)
 	}
-	n := &nfTables{conn: conn, table: &nftables.Table{Name: "flannel-ipv4", Family: nftables.TableFamilyIPv4}}
-	if f == IPv6 {
-		n.table = &nftables.Table{Name: "flannel-ipv6", Family: nftables.TableFamilyIPv6}
-	}
-	_, err = n.list()
-	return n, refusal(err)
+	return &transaction{conn, n.table}, nil
 }
 
 // nftables is the chain in our table, by flannel's names.
@@ -51,24 +65,31 @@ func (p purpose) nftables(t *nftables.Table) *nftables.Chain {
 // probe writes the rules into a table that goes in the same step, which the
 // kernel does as a whole or refuses.
 func (n *nfTables) probe(chains []chain) error {
-	t := n.conn.AddTable(&nftables.Table{Name: n.table.Name + "-probe", Family: n.table.Family})
+	tx, err := n.begin()
+	if err != nil {
+		return err
+	}
+	t := tx.AddTable(&nftables.Table{Name: n.table.Name + "-probe", Family: n.table.Family})
 	for _, c := range chains {
 		if len(c.want) == 0 {
 			continue
 		}
-		to := n.conn.AddChain(c.purpose.nftables(t))
+		to := tx.AddChain(c.purpose.nftables(t))
 		for _, r := range c.want {
-			n.conn.AddRule(n.rule(to, r))
+			tx.AddRule(newRule(to, r))
 		}
 	}
-	n.conn.DelTable(t)
-	return refusal(n.conn.Flush())
+	tx.DelTable(t)
+	return refusal(tx.Flush())
 }
+
+// passing are errors of netlink that say nothing about what the kernel can.
+var passing = []error{unix.EAGAIN, unix.EINTR, unix.EBUSY, unix.ENOBUFS, unix.ENOMEM, unix.EMFILE, unix.ENFILE}
 
 // refusal is what a kernel says that lacks something.
 func refusal(err error) error {
-	if err == nil || errors.Is(err, unix.EPERM) {
-		return err
+	if err == nil || errors.Is(err, unix.EPERM) || slices.ContainsFunc(passing, func(p error) bool { return errors.Is(err, p) }) {
+		return first(err)
 	}
 	return fmt.Errorf("%w: %w", ErrNoNFTables, first(err))
 }
@@ -82,37 +103,61 @@ func first(err error) error {
 	return err
 }
 
-func (n *nfTables) apply(chains []chain) (bool, error) {
-	changed, _, err := n.changes(chains)
-	if err != nil {
-		return false, err
+func (n *nfTables) differing(chains []chain) (all []purpose, err error) {
+	for _, c := range chains {
+		tx, err := n.begin()
+		if err != nil {
+			return nil, err
+		}
+		changed, _, err := tx.changes([]chain{c})
+		if err != nil {
+			return nil, err
+		}
+		if changed > 0 {
+			all = append(all, c.purpose)
+		}
 	}
-	return changed > 0, first(n.conn.Flush())
+	return all, nil
 }
 
-// changes prepares what makes the chains as wanted, for the next Flush. It
-// returns how many rules change, and whether the table goes.
-func (n *nfTables) changes(chains []chain) (changed int, gone bool, err error) {
-	there, err := n.list()
+func (n *nfTables) apply(_ context.Context, chains []chain) error {
+	tx, err := n.begin()
+	if err != nil {
+		return err
+	}
+	if _, _, err := tx.changes(chains); err != nil {
+		return err
+	}
+	return first(tx.Flush())
+}
+
+// changes prepares what makes the chains as wanted. It returns how many rules
+// change, and whether the table goes.
+func (t *transaction) changes(chains []chain) (changed int, gone bool, err error) {
+	there, err := t.list()
 	if err != nil {
 		return 0, false, err
 	}
 	left := len(there)
 	for _, c := range chains {
-		does, err := n.change(c, there)
+		does, err := t.change(c, there)
 		if err != nil {
 			return 0, false, err
 		}
 		changed, left = changed+does.rules, left+does.chains
 	}
 	if gone = left == 0 && len(there) > 0; gone {
-		n.conn.DelTable(n.table)
+		t.DelTable(t.table)
 	}
 	return changed, gone, nil
 }
 
-func (n *nfTables) forget(chains []chain, remove bool) ([]string, error) {
-	changed, gone, err := n.changes(chains)
+func (n *nfTables) forget(_ context.Context, chains []chain, remove bool) ([]string, error) {
+	tx, err := n.begin()
+	if err != nil {
+		return nil, err
+	}
+	changed, gone, err := tx.changes(chains)
 	if err != nil || changed == 0 {
 		return nil, err
 	}
@@ -121,19 +166,19 @@ func (n *nfTables) forget(chains []chain, remove bool) ([]string, error) {
 		found = fmt.Sprintf("%d rules in %s", changed, found)
 	}
 	if remove {
-		err = first(n.conn.Flush())
+		err = first(tx.Flush())
 	}
 	return []string{found}, err
 }
 
 // list returns the names of our chains that are there.
-func (n *nfTables) list() (names []string, err error) {
-	all, err := n.conn.ListChainsOfTableFamily(n.table.Family)
+func (t *transaction) list() (names []string, err error) {
+	all, err := t.ListChainsOfTableFamily(t.table.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list chains: %w", err)
 	}
 	for _, c := range all {
-		if c.Table != nil && c.Table.Name == n.table.Name {
+		if c.Table != nil && c.Table.Name == t.table.Name {
 			names = append(names, c.Name)
 		}
 	}
@@ -144,38 +189,38 @@ func (n *nfTables) list() (names []string, err error) {
 // counted as one, and by how many the chains become more.
 type effect struct{ rules, chains int }
 
-// change prepares what makes a chain as wanted, for the next Flush.
-func (n *nfTables) change(c chain, there []string) (does effect, err error) {
-	to := c.purpose.nftables(n.table)
+// change prepares what makes a chain as wanted.
+func (t *transaction) change(c chain, there []string) (does effect, err error) {
+	to := c.purpose.nftables(t.table)
 	missing := !slices.Contains(there, to.Name)
 	var rules []*nftables.Rule
 	if !missing {
-		if rules, err = n.conn.GetRules(n.table, to); err != nil {
+		if rules, err = t.GetRules(t.table, to); err != nil {
 			return does, fmt.Errorf("list rules of %s: %w", to.Name, err)
 		}
 	}
-	have, foreign := n.known(rules)
-	remove, add := c.plan(have, n.ruleKey)
-	if c.idle(slices.DeleteFunc(slices.Clone(have), func(h string) bool { return h == "" }), n.ruleKey) {
+	have, foreign := t.known(rules)
+	remove, add := c.plan(have, t.ruleKey)
+	if c.idle(slices.DeleteFunc(slices.Clone(have), func(h string) bool { return h == "" }), t.ruleKey) {
 		if missing {
 			return does, nil
 		}
-		n.conn.DelChain(to)
+		t.DelChain(to)
 		return effect{1 + len(rules), -1}, nil
 	}
 	if missing {
-		n.conn.AddTable(n.table)
-		n.conn.AddChain(to)
+		t.AddTable(t.table)
+		t.AddChain(to)
 		does = effect{1, 1}
 	}
 	for _, at := range append(remove, foreign...) {
-		rules[at].Table = n.table
-		if err := n.conn.DelRule(rules[at]); err != nil {
+		rules[at].Table = t.table
+		if err := t.DelRule(rules[at]); err != nil {
 			return does, err
 		}
 	}
 	for _, r := range add {
-		n.conn.AddRule(n.rule(to, r))
+		t.AddRule(newRule(to, r))
 	}
 	does.rules += len(remove) + len(foreign) + len(add)
 	return does, nil
@@ -183,21 +228,25 @@ func (n *nfTables) change(c chain, there []string) (does effect, err error) {
 
 // known returns the rules' keys, "" for those that aren't ours, whose places it
 // returns too.
-func (n *nfTables) known(rules []*nftables.Rule) (have []string, foreign []int) {
+func (t *transaction) known(rules []*nftables.Rule) (have []string, foreign []int) {
 	for i, r := range rules {
 		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 		if text != comment {
 			have, foreign = append(have, ""), append(foreign, i)
 			continue
 		}
-		have = append(have, n.key(r.Exprs))
+		have = append(have, t.key(r.Exprs))
 	}
 	return have, foreign
 }
 
 // leftover tells of our table, and removes it unless it is only to tell.
-func (n *nfTables) leftover(remove bool) ([]string, error) {
-	tables, err := n.conn.ListTablesOfFamily(n.table.Family)
+func (n *nfTables) leftover(_ context.Context, remove bool) ([]string, error) {
+	tx, err := n.begin()
+	if err != nil {
+		return nil, err
+	}
+	tables, err := tx.ListTablesOfFamily(n.table.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list tables: %w", err)
 	}
@@ -208,42 +257,22 @@ func (n *nfTables) leftover(remove bool) ([]string, error) {
 	if !remove {
 		return found, nil
 	}
-	n.conn.DelTable(n.table)
-	return found, n.conn.Flush()
+	tx.DelTable(n.table)
+	return found, tx.Flush()
 }
 
-// obstacle tells of somebody's chain that drops what our rules accept: in
-// nftables each chain of a hook has its say, and a single no is enough.
-func (n *nfTables) obstacle(chains []chain) string {
-	if !slices.ContainsFunc(chains, func(c chain) bool { return c.purpose == forwarding && len(c.want) > 0 }) {
-		return ""
-	}
-	for _, family := range []nftables.TableFamily{n.table.Family, nftables.TableFamilyINet} {
-		all, err := n.conn.ListChainsOfTableFamily(family)
-		if err != nil {
-			return err.Error()
-		}
-		for _, c := range all {
-			if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop && c.Table != nil {
-				return fmt.Sprintf("the policy of chain %s of table %s drops what that chain doesn't accept: accept the overlay's network there, or leave EnableNFTables away", c.Name, c.Table.Name)
-			}
-		}
-	}
-	return ""
-}
-
-func (n *nfTables) rule(to *nftables.Chain, r rule) *nftables.Rule {
+func newRule(to *nftables.Chain, r rule) *nftables.Rule {
 	return &nftables.Rule{Table: to.Table, Chain: to, Exprs: expressions(r),
 		UserData: userdata.AppendString(nil, userdata.TypeComment, comment)}
 }
 
-func (n *nfTables) ruleKey(r rule) string { return n.key(expressions(r)) }
+func (t *transaction) ruleKey(r rule) string { return t.key(expressions(r)) }
 
 // key is the expressions as they are sent.
-func (n *nfTables) key(all []expr.Any) string {
+func (t *transaction) key(all []expr.Any) string {
 	var b bytes.Buffer
 	for _, e := range all {
-		text, err := expr.Marshal(byte(n.table.Family), e)
+		text, err := expr.Marshal(byte(t.table.Family), e)
 		if err != nil {
 			return ""
 		}

@@ -7,7 +7,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/host"
 )
 
 func policy(network, subnet string) Policy {
@@ -198,7 +201,15 @@ func TestPlanAfterAnotherRun(t *testing.T) {
 
 func TestNoIPTables(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	if _, err := Open(Config{Policy: v4, Resync: time.Second}); !errors.Is(err, ErrNoIPTables) || strings.Contains(err.Error(), "\n") {
+	f := New(Config{Policy: v4})
+	if err := f.Probe(); !errors.Is(err, ErrNoIPTables) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("without iptables: %v", err)
+	}
+	p := f.Part(v4.Subnet)
+	if found := p.Check(t.Context()); len(found) != 1 || !strings.Contains(found[0].String(), "EnableNFTables") || found[0].Stops {
+		t.Errorf("without iptables it finds %+v", found)
+	}
+	if err := p.Repair(t.Context()); err != nil {
 		t.Errorf("without iptables: %v", err)
 	}
 }
@@ -208,6 +219,8 @@ func TestTableless(t *testing.T) {
 		"iptables v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist (do you need to insmod?)":                 true,
 		"ip6tables v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument":                                         true,
 		"iptables v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)":                          false,
+		"iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)":                                true,
+		"iptables-save v1.8.9 (legacy): Cannot initialize: Permission denied (you must be root)":                                         false,
 		"iptables: No chain/target/match by that name.":                                                                                  false,
 		"iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n iptables: whatever": false,
 	} {
@@ -217,19 +230,23 @@ func TestTableless(t *testing.T) {
 	}
 }
 
-func TestTableName(t *testing.T) {
-	message := []byte("\x06\x00\x03\x00ab\x00\x00" + "\x11\x00\x01\x00flannel-ipv4\x00")
-	for text, want := range map[string]string{
-		string(message):            "flannel-ipv4",
-		string(message[8:]):        "flannel-ipv4",
-		string(message[:20]):       "",
-		"":                         "",
-		"\x00\x00\x01\x00":         "",
-		"\x05\x00\x03\x00a":        "",
-		"\x03\x00\x01\x00flannel-": "",
+// Of the kernel's events those count that may be about our rules, or about rules
+// that drop what ours accept.
+func TestConcerns(t *testing.T) {
+	for _, c := range []struct {
+		f    Family
+		e    host.Event
+		want bool
+	}{
+		{IPv4, host.Event{Kind: host.Firewall, Family: unix.NFPROTO_IPV4, Table: "flannel-ipv4"}, true},
+		{IPv4, host.Event{Kind: host.Firewall, Family: unix.NFPROTO_INET, Table: "firewalld"}, true},
+		{IPv4, host.Event{Kind: host.Firewall, Family: unix.NFPROTO_IPV6, Table: "flannel-ipv6"}, false},
+		{IPv6, host.Event{Kind: host.Firewall, Family: unix.NFPROTO_IPV6, Table: "filter"}, true},
+		{IPv6, host.Event{Kind: host.Firewall, Family: unix.NFPROTO_BRIDGE, Table: "filter"}, false},
+		{IPv4, host.Event{Kind: host.Route}, false},
 	} {
-		if got := tableName([]byte(text)); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
+		if c.f.concerns(c.e) != c.want {
+			t.Errorf("%v concerns %s: %t", c.e, c.f.part(), !c.want)
 		}
 	}
 }

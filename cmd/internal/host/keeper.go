@@ -151,11 +151,15 @@ func (k *Keeper) keep(ctx context.Context, p *kept) {
 	}
 	for first := true; ctx.Err() == nil; first = false {
 		begin := time.Now()
-		k.look(ctx, p)
+		failure := k.look(ctx, p)
 		if first {
 			close(p.looked)
 		}
-		if !sleep(ctx, max(quiet, share*time.Since(begin)), nil) || !sleep(ctx, interval, p.wake) {
+		pause := max(quiet, share*time.Since(begin))
+		if failure != nil {
+			pause = quiet // it may have waited, for a lock say, rather than worked
+		}
+		if !sleep(ctx, pause, nil) || !sleep(ctx, interval, p.wake) {
 			return
 		}
 	}
@@ -174,10 +178,9 @@ func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	return true
 }
 
-// look checks a part, and repairs it if need be.
-func (k *Keeper) look(ctx context.Context, p *kept) {
+// look checks a part, and repairs it if need be. Its error is why that failed.
+func (k *Keeper) look(ctx context.Context, p *kept) (failure error) {
 	faults := p.Check(ctx)
-	var failure error
 	if len(faults) > 0 && p.Repair != nil {
 		before := faults
 		failure = p.Repair(ctx)
@@ -185,15 +188,16 @@ func (k *Keeper) look(ctx context.Context, p *kept) {
 		k.tellRepaired(p, before, faults)
 	}
 	if ctx.Err() != nil {
-		return // what it found out may be due to the end
+		return failure // what it found out may be due to the end
 	}
 	k.record(p, faults, failure)
+	return failure
 }
 
 // tellRepaired logs the faults that a repair has mended at once.
 func (k *Keeper) tellRepaired(p *kept, before, after []Fault) {
 	for _, f := range before {
-		if !slices.ContainsFunc(after, func(o Fault) bool { return o.What == f.What }) {
+		if !f.Starting && !slices.ContainsFunc(after, func(o Fault) bool { return o.What == f.What }) {
 			k.log.Info("repaired", "part", p.Name, "fault", f.What)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -125,6 +126,33 @@ func TestRepairIsRepeated(t *testing.T) {
 	if n := strings.Count(log.String(), "tried again"); n != 1 {
 		t.Errorf("told %d times:\n%s", n, log.String())
 	}
+}
+
+// A repair that waits for something in vain is tried again after the interval,
+// however long it waited.
+func TestWaitingDelaysNoRepair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const waits, interval = 5 * time.Second, 2 * time.Second
+		var ends []time.Time
+		p := Part{Name: "firewall", Interval: interval, Check: func(context.Context) []Fault { return []Fault{{What: "rules are missing"}} }}
+		p.Repair = func(context.Context) error {
+			time.Sleep(waits)
+			ends = append(ends, time.Now())
+			return errors.New("the lock is held")
+		}
+		k := &Keeper{log: slog.New(slog.DiscardHandler)}
+		k.Add(p)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := k.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i := range ends[1:] {
+			if pause := ends[i+1].Sub(ends[i]) - waits; pause != interval+quiet {
+				t.Errorf("try %d began %s after the one before, want %s", i+1, pause, interval+quiet)
+			}
+		}
+	})
 }
 
 // A part that waits delays no other, and what stops packets is named first.

@@ -29,10 +29,13 @@ type Source interface {
 // some away would show a random few.
 const MaxPeers = 1000
 
-// Handler answers scrapes with the state of s, and with the Go runtime's and
-// the process's own metrics.
-func Handler(s Source) http.Handler {
+// Handler answers scrapes with the state of s, with what logLost says of lines of
+// the log, and with the Go runtime's and the process's own metrics.
+func Handler(s Source, logLost func() uint64) http.Handler {
 	r := prometheus.NewRegistry()
+	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "uvxlan_log_lines_dropped_total", Help: "Lines of the log that its reader was too slow for.",
+	}, func() float64 { return float64(logLost()) }))
 	r.MustRegister(New(s), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }

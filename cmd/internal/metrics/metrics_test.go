@@ -33,7 +33,7 @@ func (s source) Stats() (tunnel.Stats, bool) {
 func scrape(t *testing.T, s metrics.Source) string {
 	t.Helper()
 	w := httptest.NewRecorder()
-	metrics.Handler(s).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	metrics.Handler(s, func() uint64 { return 3 }).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	if w.Code != 200 {
 		t.Fatalf("code %d: %s", w.Code, w.Body)
 	}
@@ -106,7 +106,7 @@ func TestMetrics(t *testing.T) {
 		`uvxlan_offload_enabled{offload="tso"} 1`, `uvxlan_offload_enabled{offload="uso"} 0`,
 		"uvxlan_lease_expiry_seconds 1.8000036e+09", "uvxlan_lease_renewed_seconds 1.79999994e+09",
 		"uvxlan_etcd_up 1", "uvxlan_etcd_errors_total 7", "uvxlan_etcd_skipped_entries_total 2",
-		"uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_seconds 1.799999999e+09",
+		"uvxlan_log_lines_dropped_total 3", "uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_seconds 1.799999999e+09",
 	)
 }
 

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 // move is the change from one router to the next, on the same device.
 type move struct {
+	from *tunnel.Router
 	done chan struct{} // closed once the next router is in force, or can't be
 	err  error         // why it can't
 }
@@ -27,19 +27,16 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 		return err
 	}
 	begin := time.Now()
-	router, m := v.beginMove(ext)
+	m := v.beginMove(ext)
 	if m == nil {
 		return nil // the sockets are right, or being made with the device
 	}
-	d, err := router.Release()
+	d, err := m.from.Release()
 	if errors.Is(err, tunnel.ErrNotReleased) {
-		err = errors.Join(tunnel.ErrUnderlayGone, router.Close())
+		err = errors.Join(tunnel.ErrUnderlayGone, m.from.Close())
 	} else if err == nil {
 		err = v.moveTo(d)
 	}
-	v.mu.Lock()
-	v.moving = nil
-	v.mu.Unlock()
 	m.err = err
 	close(m.done)
 	if err == nil {
@@ -49,17 +46,17 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 }
 
 // beginMove returns no move when none is needed.
-func (v *Overlay) beginMove(ext extiface.Interface) (*tunnel.Router, *move) {
+func (v *Overlay) beginMove(ext extiface.Interface) *move {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	before, inner := v.ext, outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
 	same := before.Address == ext.Address && before.AddressV6 == ext.AddressV6 && v.inner == inner
 	v.ext, v.inner = ext, inner
 	if same || v.down != nil || v.handed {
-		return nil, nil
+		return nil
 	}
-	v.moving = &move{done: make(chan struct{})}
-	return v.router, v.moving
+	v.moved = &move{from: v.router, done: make(chan struct{})}
+	return v.moved
 }
 
 // moveTo makes a router of the device's descriptors and of new sockets. It closes
@@ -99,18 +96,15 @@ func closeAll(fds []int) {
 	}
 }
 
-// awaitMove waits for the end of a move, if there is one, and returns why it
-// failed.
-func (v *Overlay) awaitMove(ctx context.Context) error {
+// awaitMove tells whether a move has ended the router, and waits for it then; the
+// error is why there is no other.
+func (v *Overlay) awaitMove(router *tunnel.Router) (bool, error) {
 	v.mu.Lock()
-	m := v.moving
+	m := v.moved
 	v.mu.Unlock()
-	if m == nil {
-		return nil
+	if m == nil || m.from != router {
+		return false, nil
 	}
 	<-m.done
-	if ctx.Err() != nil {
-		return nil
-	}
-	return m.err
+	return true, m.err
 }

@@ -102,7 +102,7 @@ type Overlay struct {
 	router *tunnel.Router
 	down   error // why the router doesn't carry packets, nil if it does
 	handed bool  // the router is released: another process carries the packets
-	moving *move // nil unless the router is released in favour of the next one
+	moved  *move // the last one; nil if there was none
 	// outliers are peers' subnets that no host could be given by the configuration.
 	outliers map[netip.Prefix]struct{}
 	// bypassed are the peers that a foreign route takes the packets of, with that

@@ -42,8 +42,8 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 			<-ctx.Done()
 			return nil
 		}
-		if moved := v.awaitMove(ctx); moved != nil {
-			err = moved
+		if moved, moveErr := v.awaitMove(router); moved {
+			err = moveErr
 		}
 		if gone(err) {
 			err = v.remake(ctx, err)

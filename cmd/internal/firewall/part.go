@@ -1,0 +1,160 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/host"
+)
+
+// Part is the rules as a part of the host, for the subnet that the host has. What
+// is missing is put, and what an earlier run has left is removed.
+func (f *Firewall) Part(subnet netip.Prefix) host.Part {
+	k := &keeping{nft: f.config.NFTables, family: f.Family(), now: f.config.Policy, before: f.config.Before}
+	k.now.Subnet = subnet
+	return host.Part{
+		Name: k.family.part(), Check: k.check, Repair: k.repair, Wakes: k.family.concerns, Interval: f.config.Resync,
+	}
+}
+
+// part is what the family's rules are called as a part of the host.
+func (f Family) part() string {
+	if f == IPv6 {
+		return "firewall-v6"
+	}
+	return "firewall"
+}
+
+// concerns tells whether an event is about a table that may have rules of ours, or
+// of somebody's who drops what ours accept. Iptables' nftables variant has its
+// tables there as well.
+func (f Family) concerns(e host.Event) bool {
+	if e.Kind != host.Firewall {
+		return false
+	}
+	return e.Family == unix.NFPROTO_INET || e.Family == f.protocol()
+}
+
+func (f Family) protocol() byte {
+	if f == IPv6 {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
+// keeping is the rules that a part keeps. One goroutine at a time uses it.
+type keeping struct {
+	nft         bool
+	family      Family
+	now, before Policy
+
+	backend backend // nil until it could be opened
+	other   bool    // the other way of writing rules has none of ours
+	begun   bool    // the rules have been put once
+	waiting error   // why the last repair failed
+}
+
+// check compares the host's rules with the policy.
+func (k *keeping) check(ctx context.Context) []host.Fault {
+	var faults []host.Fault
+	if err := k.open(); err != nil {
+		return k.unavailable(err)
+	}
+	chains := chains(k.now, k.before)
+	differing, err := k.backend.differing(chains)
+	if err != nil {
+		faults = append(faults, host.Fault{What: "the firewall rules can't be read", Remedy: words(err)})
+	}
+	for _, p := range differing {
+		faults = append(faults, k.differs(p))
+	}
+	if left := k.otherWay(ctx, false); left != nil {
+		faults = append(faults, *left)
+	}
+	return faults
+}
+
+func (k *keeping) open() (err error) {
+	if k.backend == nil {
+		k.backend, err = open(k.nft, k.family)
+	}
+	if err != nil {
+		k.backend = nil
+	}
+	return err
+}
+
+// unavailable is the fault of a host that can't have the rules: packets pass
+// without, unless forwarding is denied otherwise.
+func (k *keeping) unavailable(err error) []host.Fault {
+	if !k.now.Masquerade && !k.now.Forward {
+		return nil
+	}
+	f := host.Fault{What: "the firewall rules can't be put: " + words(err)}
+	switch {
+	case errors.Is(err, ErrNoIPTables):
+		f.Remedy = `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or say with -iptables-forward-rules=false that no rules are wanted`
+	case errors.Is(err, ErrNoNFTables):
+		f.Remedy = "load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or say with -iptables-forward-rules=false that no rules are wanted"
+	}
+	return []host.Fault{f}
+}
+
+// differs is the fault of a chain that isn't as wanted.
+func (k *keeping) differs(p purpose) host.Fault {
+	f := host.Fault{What: "rules of an earlier run are there", Starting: !k.begun && k.waiting == nil}
+	switch {
+	case p == masquerading && k.now.Masquerade:
+		f.What = "the masquerading rules are not all there"
+	case p == forwarding && k.now.Forward:
+		f.What = "the forward rules are not all there"
+	}
+	if k.waiting != nil {
+		f.Remedy = "they are put as soon as that passes: " + words(k.waiting)
+	}
+	return f
+}
+
+// otherWay looks for rules of ours in the other way of writing them, in which
+// another network of the host may have its own. It stops looking once there are
+// none.
+func (k *keeping) otherWay(ctx context.Context, remove bool) *host.Fault {
+	if k.other {
+		return nil
+	}
+	other, err := open(!k.nft, k.family)
+	var found []string
+	if err == nil {
+		found, err = other.forget(ctx, chains(Policy{}, k.now, k.before), remove)
+	}
+	if err != nil && !unavailable(err) {
+		return &host.Fault{What: "rules of an earlier run may be left", Remedy: words(err)}
+	}
+	if k.other = len(found) == 0 || remove; k.other {
+		return nil
+	}
+	return &host.Fault{What: "rules of an earlier run are there: " + strings.Join(found, ", ")}
+}
+
+// repair puts what is missing, and removes what an earlier run has left.
+func (k *keeping) repair(ctx context.Context) error {
+	if k.backend == nil {
+		return nil // there is nothing to do it with
+	}
+	k.waiting = nil
+	if err := k.backend.apply(ctx, chains(k.now, k.before)); err != nil {
+		k.waiting = err
+		return fmt.Errorf("put firewall rules: %w", err)
+	}
+	k.begun = true
+	k.otherWay(ctx, true)
+	return nil
+}
+
+// words is an error in one line.
+func words(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
