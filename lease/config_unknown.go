@@ -62,9 +62,8 @@ func UnknownFields(data []byte) (unknown []UnknownField) {
 }
 
 func fieldsOf(prefix string, of any) (names []string) {
-	t := reflect.TypeOf(of)
-	for i := range t.NumField() {
-		names = append(names, prefix+t.Field(i).Name)
+	for f := range reflect.TypeOf(of).Fields() {
+		names = append(names, prefix+f.Name)
 	}
 	return names
 }
