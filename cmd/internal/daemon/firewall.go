@@ -54,14 +54,15 @@ func openRules(o Options, c *lease.Config) (all rules, err error) {
 	return all, nil
 }
 
-// parts are the rules for our lease, as parts of the host.
-func (r rules) parts(own lease.Lease) (parts []host.Part) {
+// parts are the rules for our lease, as parts of the host. devices are the
+// interfaces by which the overlay's packets come and go.
+func (r rules) parts(own lease.Lease, devices func() []string) (parts []host.Part) {
 	for _, f := range r {
 		subnet := own.Subnet
 		if f.Family() == firewall.IPv6 {
 			subnet = own.IPv6Subnet
 		}
-		parts = append(parts, f.Part(subnet))
+		parts = append(parts, f.Part(subnet, devices))
 	}
 	return parts
 }

@@ -52,7 +52,7 @@ func (h *hostOf) parts() []host.Part {
 		containers.Arrivals = func() []string { return []string{h.underlay.name()} }
 	}
 	parts := append([]host.Part{h.underlay.part()}, containers.Parts()...)
-	parts = append(parts, h.rules.parts(h.own)...)
+	parts = append(parts, h.rules.parts(h.own, h.devices)...)
 	if direct {
 		parts = append(parts, host.ReversePath(h.opts.StateDir, h.underlay.name))
 	}
@@ -60,6 +60,18 @@ func (h *hostOf) parts() []host.Part {
 		parts = append(parts, host.Blackholes(h.opts.StateDir, subnets))
 	}
 	return parts
+}
+
+// devices are the interfaces by which the overlay's packets come and go.
+func (h *hostOf) devices() (names []string) {
+	b := h.config.Backend
+	if b.Type != lease.TypeHostGW {
+		names = append(names, overlay.DeviceName(b.VNI))
+	}
+	if b.Type == lease.TypeHostGW || overlay.DirectMode(b) != tunnel.DirectOff {
+		names = append(names, h.underlay.name())
+	}
+	return names
 }
 
 // isOverlayDevice tells whether an interface is this daemon's or another's device.

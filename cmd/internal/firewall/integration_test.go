@@ -43,7 +43,7 @@ func (h machine) keep(c Config) host.Part {
 	if err := f.Probe(); err != nil {
 		h.Fatal(err)
 	}
-	return f.Part(c.Policy.Subnet)
+	return f.Part(c.Policy.Subnet, func() []string { return []string{"flannel.1"} })
 }
 
 // look does what a keeper does, and returns the faults before and after.
@@ -390,27 +390,35 @@ func TestIntegrationRefusal(t *testing.T) {
 	}
 }
 
+// holdLock locks iptables-legacy until the file is closed.
+func holdLock(t *testing.T) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "xtables.lock")
+	t.Setenv("XTABLES_LOCKFILE", path)
+	lock, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lock.Close() })
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	return lock
+}
+
 // The lock of iptables-legacy, held by somebody else, keeps us neither from reading
 // the rules nor for good from putting them.
 func TestIntegrationLockHeld(t *testing.T) {
 	for _, p := range []Policy{v4, v6} {
 		h := newMachine(t)
 		variant(t, "legacy")
-		path := filepath.Join(t.TempDir(), "xtables.lock")
-		t.Setenv("XTABLES_LOCKFILE", path)
-		lock, err := os.Create(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer lock.Close()
-		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-			t.Fatal(err)
-		}
+		lock := holdLock(t)
+		path := lock.Name()
 		part := h.keep(Config{Policy: p})
 		if found := part.Check(t.Context()); len(found) != 2 || found[0].Remedy != "" {
 			t.Errorf("with the lock held it finds %+v", found)
 		}
-		err = part.Repair(t.Context())
+		err := part.Repair(t.Context())
 		self, _ := os.ReadFile("/proc/self/comm")
 		for _, word := range []string{"lock of iptables", path, strings.TrimSpace(string(self)), strconv.Itoa(os.Getpid())} {
 			if err == nil || !strings.Contains(err.Error(), word) {
@@ -434,16 +442,7 @@ func TestIntegrationLockHeld(t *testing.T) {
 func TestIntegrationLockHeldAtTheEnd(t *testing.T) {
 	h := newMachine(t)
 	variant(t, "legacy")
-	path := filepath.Join(t.TempDir(), "xtables.lock")
-	t.Setenv("XTABLES_LOCKFILE", path)
-	lock, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
+	holdLock(t)
 	part := h.keep(Config{Policy: v4})
 	part.Check(t.Context())
 	ctx, cancel := context.WithCancel(t.Context())

@@ -9,13 +9,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/firewall/trace"
 	"uvxlan/cmd/internal/host"
 )
 
 // Part is the rules as a part of the host, for the subnet that the host has. What
-// is missing is put, and what an earlier run has left is removed.
-func (f *Firewall) Part(subnet netip.Prefix) host.Part {
-	k := &keeping{nft: f.config.NFTables, family: f.Family(), now: f.config.Policy, before: f.config.Before}
+// is missing is put, and what an earlier run has left is removed. Rules of others
+// that drop what the overlay forwards are told of; devices returns the names of the
+// interfaces by which it comes and goes at the moment.
+func (f *Firewall) Part(subnet netip.Prefix, devices func() []string) host.Part {
+	k := &keeping{nft: f.config.NFTables, family: f.Family(), now: f.config.Policy, before: f.config.Before, devices: devices}
 	k.now.Subnet = subnet
 	return host.Part{
 		Name: k.family.part(), Check: k.check, Repair: k.repair, Wakes: k.family.concerns, Interval: f.config.Resync,
@@ -52,18 +55,30 @@ type keeping struct {
 	nft         bool
 	family      Family
 	now, before Policy
+	devices     func() []string
 
+	others  trace.Rules
 	backend backend // nil until it could be opened
 	other   bool    // the other way of writing rules has none of ours
 	begun   bool    // the rules have been put once
 	waiting error   // why the last repair failed
 }
 
-// check compares the host's rules with the policy.
+// check compares the host's rules with the policy, and looks for rules of others
+// against it; not before ours are put, which accept what those may leave open.
 func (k *keeping) check(ctx context.Context) []host.Fault {
-	var faults []host.Fault
+	faults, pending := k.rules(ctx)
+	if !pending && k.now.Network.IsValid() {
+		faults = append(faults, k.obstacles()...)
+	}
+	return faults
+}
+
+// rules compares the host's rules with the policy, and tells whether a repair may
+// put forward rules that are missing.
+func (k *keeping) rules(ctx context.Context) (faults []host.Fault, pending bool) {
 	if err := k.open(); err != nil {
-		return k.unavailable(err)
+		return k.unavailable(err), false
 	}
 	chains := chains(k.now, k.before)
 	differing, err := k.backend.differing(chains)
@@ -72,11 +87,12 @@ func (k *keeping) check(ctx context.Context) []host.Fault {
 	}
 	for _, p := range differing {
 		faults = append(faults, k.differs(p))
+		pending = pending || p == forwarding && k.now.Forward && k.waiting == nil
 	}
 	if left := k.otherWay(ctx, false); left != nil {
 		faults = append(faults, *left)
 	}
-	return faults
+	return faults, pending
 }
 
 func (k *keeping) open() (err error) {

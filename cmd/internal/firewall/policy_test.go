@@ -205,7 +205,7 @@ func TestNoIPTables(t *testing.T) {
 	if err := f.Probe(); !errors.Is(err, ErrNoIPTables) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("without iptables: %v", err)
 	}
-	p := f.Part(v4.Subnet)
+	p := f.Part(v4.Subnet, func() []string { return nil })
 	if found := p.Check(t.Context()); len(found) != 1 || !strings.Contains(found[0].String(), "EnableNFTables") || found[0].Stops {
 		t.Errorf("without iptables it finds %+v", found)
 	}

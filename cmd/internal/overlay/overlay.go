@@ -133,7 +133,7 @@ func Open(c Config, before *handover.State) (*Overlay, error) {
 func newOverlay(c Config) *Overlay {
 	v := &Overlay{
 		log: c.Logger, config: c.Network, ext: c.Interface, opts: c.Options, state: c.StateDir, wake: c.Wake,
-		name:   "flannel." + strconv.FormatUint(uint64(c.Network.Backend.VNI), 10),
+		name:   DeviceName(c.Network.Backend.VNI),
 		inner:  outerMTU(c.Network, c.Interface).Inner(c.Network.EnableIPv6),
 		direct: DirectMode(c.Network.Backend),
 		mac:    randomMAC(), loaded: make(chan struct{}), down: ErrLoading, peerlog: peerlog.New(c.Logger),
@@ -157,6 +157,9 @@ func DirectMode(b lease.Backend) tunnel.DirectMode {
 	}
 	return tunnel.DirectSocket
 }
+
+// DeviceName is what the interface of a VNI is called.
+func DeviceName(vni uint32) string { return "flannel." + strconv.FormatUint(uint64(vni), 10) }
 
 // minMTUv6 is the least that IPv6 runs on (RFC 8200, section 5).
 const minMTUv6 encap.InnerMTU = 1280

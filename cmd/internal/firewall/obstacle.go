@@ -1,0 +1,204 @@
+package firewall
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"uvxlan/cmd/internal/firewall/trace"
+	"uvxlan/cmd/internal/host"
+)
+
+// way is a direction of the overlay's packets.
+type way int
+
+const (
+	in  way = 1 << iota // to this host's containers
+	out                 // from them
+)
+
+// obstacles are the rules of others that drop what the overlay forwards. Each
+// chain of the kernel's hook has its say, and a single no is enough.
+func (k *keeping) obstacles() (faults []host.Fault) {
+	var packets []trace.Packet
+	for _, device := range k.devices() {
+		packets = append(packets, k.packets(device)...)
+	}
+	drops, err := k.others.Forward(packets...)
+	var found []trace.Drop
+	ways := map[trace.Drop]way{}
+	for i, all := range drops {
+		for _, d := range all {
+			if ways[d] == 0 {
+				found = append(found, d)
+			}
+			ways[d] |= []way{in, out}[i%2]
+		}
+	}
+	for _, d := range found {
+		faults = append(faults, k.obstacle(d, ways[d]))
+	}
+	if err != nil {
+		faults = append(faults, unknown(err))
+	}
+	return faults
+}
+
+func unknown(err error) host.Fault {
+	return host.Fault{What: "whether the host's rules let the overlay's packets pass is not known", Remedy: words(err)}
+}
+
+// packets are what the overlay forwards by a device, in and out.
+func (k *keeping) packets(device string) []trace.Packet {
+	own := trace.Interface{Name: device}
+	if i, err := net.InterfaceByName(device); err == nil {
+		own.Index = i.Index
+	}
+	bridge, peers, ours := k.bridge(own), trace.Range{In: k.now.Network, NotIn: k.now.Subnet}, trace.Range{In: k.now.Subnet}
+	return []trace.Packet{
+		{Src: peers, Dst: ours, In: own, Out: bridge},
+		{Src: ours, Dst: peers, In: bridge, Out: own},
+	}
+}
+
+// bridge is the containers' interface, the one with an address of the subnet; not
+// known if there is none or each container has its own.
+func (k *keeping) bridge(own trace.Interface) trace.Interface {
+	anyOther := trace.Interface{Name: own.Name, Index: own.Index, Not: true}
+	addrs, err := netlink.AddrList(nil, k.family.netlink())
+	if err != nil {
+		return anyOther
+	}
+	found := anyOther
+	for _, a := range addrs {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		if !k.now.Subnet.Contains(ip.Unmap()) || a.LinkIndex == own.Index {
+			continue
+		}
+		i, err := net.InterfaceByIndex(a.LinkIndex)
+		switch {
+		case err != nil || i.Flags&net.FlagLoopback != 0 || i.Index == found.Index:
+			continue
+		case !found.Not:
+			return anyOther
+		}
+		found = trace.Interface{Name: i.Name, Index: i.Index}
+	}
+	return found
+}
+
+func (f Family) netlink() int {
+	if f == IPv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
+// obstacle is the fault of rules that drop.
+func (k *keeping) obstacle(d trace.Drop, w way) host.Fault {
+	what := map[way]string{
+		in: "what comes to the containers by the overlay", out: "what the containers send into the overlay", in | out: "what the overlay forwards",
+	}[w]
+	does := "dropped"
+	if strings.Contains(strings.ToLower(d.Rule), "reject") {
+		does = "rejected"
+	}
+	by := "by the policy of"
+	if d.Rule != "" {
+		by = fmt.Sprintf("by the rule %q in", d.Rule)
+	}
+	if d.Some {
+		does += ", unless an earlier rule accepts it by its port or protocol,"
+	}
+	return host.Fault{
+		What:   fmt.Sprintf("%s is %s %s %s", what, does, by, placeOf(d)),
+		Remedy: k.remedy(d),
+		Stops:  !d.Some,
+	}
+}
+
+func placeOf(d trace.Drop) string {
+	chain := "chain " + d.Chain
+	if d.Chain != d.Base {
+		chain += ", to which " + d.Base + " leads,"
+	}
+	switch {
+	case d.Legacy:
+		return fmt.Sprintf("%s of iptables-legacy's table %s", chain, d.Table)
+	case isIPTables(d):
+		return fmt.Sprintf("%s of iptables' table %s", chain, d.Table)
+	}
+	return fmt.Sprintf("%s of nftables' table %s %s", chain, d.Family, d.Table)
+}
+
+// isIPTables tells the tables of iptables' nftables variant.
+func isIPTables(d trace.Drop) bool {
+	return !d.Legacy && d.Family != "inet" && d.Base == "FORWARD"
+}
+
+// remedy is what lets the overlay's packets pass, which all have a source in its
+// network.
+func (k *keeping) remedy(d trace.Drop) string {
+	network := k.now.Network
+	switch {
+	case k.waiting != nil && k.now.Forward && d.Rule == "" && d.Base == "FORWARD":
+		return "the forward rules accept it as soon as they can be put: " + words(k.waiting)
+	case d.Table == "firewalld":
+		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", network)
+	case strings.HasPrefix(d.Chain, "ufw"):
+		return fmt.Sprintf("ufw route allow from %s", network)
+	case !d.Legacy && !isIPTables(d):
+		family := "ip"
+		if k.family == IPv6 {
+			family = "ip6"
+		}
+		return fmt.Sprintf("nft insert rule %s %s %s %s saddr %s accept", d.Family, d.Table, d.Base, family, network)
+	}
+	chain, table, otherwise := d.Base, "", ""
+	if strings.HasPrefix(d.Chain, "DOCKER") {
+		chain = "DOCKER-USER"
+	}
+	if d.Table != "filter" {
+		table = " -t " + d.Table
+	}
+	if d.Rule == "" && d.Table == "filter" {
+		otherwise = k.withOurRules(d)
+	}
+	return fmt.Sprintf("%s%s -I %s -s %s -j ACCEPT%s", k.command(d.Legacy), table, chain, network, otherwise)
+}
+
+// withOurRules says how our forward rules would accept what a policy of iptables'
+// drops, which they do in its own chain alone.
+func (k *keeping) withOurRules(d trace.Drop) string {
+	switch {
+	case d.Legacy != k.legacy():
+		return ""
+	case k.nft:
+		return `, or leave EnableNFTables out of the network config`
+	case !k.now.Forward:
+		return ", or leave -iptables-forward-rules=false away"
+	}
+	return ""
+}
+
+// command is what the iptables of a variant is called on this host.
+func (k *keeping) command(legacy bool) string {
+	name := (&xtables{family: k.family}).name()
+	switch {
+	case k.legacy() == legacy:
+		return name
+	case legacy:
+		return name + "-legacy"
+	}
+	return name + "-nft"
+}
+
+// legacy tells whether the host's iptables command is of the legacy variant.
+func (k *keeping) legacy() bool {
+	version, err := exec.Command((&xtables{family: k.family}).name(), "--version").Output()
+	return err == nil && !strings.Contains(string(version), "nf_tables")
+}

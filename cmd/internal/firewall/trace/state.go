@@ -1,0 +1,114 @@
+package trace
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// state is what is known of a packet on its way through the rules, as the kernel
+// has it: numbers of the network in network byte order, those of the host in the
+// host's.
+type state struct {
+	v6       bool
+	src, dst value
+	in, out  port
+	protocol value // IP's
+	sport    value
+	dport    value
+	flags    value // TCP's
+	mark     value
+	connmark value
+	ctState  value
+	ctStatus value
+}
+
+// port is an interface by its name and by its number.
+type port struct{ name, index value }
+
+const (
+	nameSize = 16 // linux/if.h, IFNAMSIZ
+	tcp      = 6
+	syn      = 2
+	stateNew = 8 // of conntrack's states, as nftables and iptables number them
+	// A port that no rule is about: both of the range that clients use.
+	clientPort, serverPort = 51413, 52747
+)
+
+// newState returns the state of a packet of any protocol, or of a common one: a
+// TCP connection to a port that no rule names.
+func newState(p Packet, common bool) *state {
+	s := &state{
+		v6: !p.Src.In.Addr().Is4(), src: p.Src.value(), dst: p.Dst.value(), in: p.In.port(), out: p.Out.port(),
+		protocol: anything(1), sport: anything(2), dport: anything(2), flags: anything(1),
+		mark: exactly(native(0)), connmark: exactly(native(0)),
+		ctState: exactly(native(stateNew)), ctStatus: exactly(native(0)),
+	}
+	if common {
+		s.protocol, s.flags = exactly([]byte{tcp}), exactly([]byte{syn})
+		s.sport, s.dport = exactly(network(clientPort)), exactly(network(serverPort))
+	}
+	return s
+}
+
+func (r Range) value() value {
+	v := value{span: addresses(r.In)}
+	if r.NotIn.IsValid() {
+		not := addresses(r.NotIn)
+		v.except = &not
+	}
+	return v
+}
+
+func (i Interface) port() port {
+	n, x := name(i.Name), native(uint32(i.Index))
+	if !i.Not {
+		return port{exactly(n), exactly(x)}
+	}
+	p := port{anything(nameSize), anything(len(x))}
+	p.name.except, p.index.except = &span{n, n}, &span{x, x}
+	return p
+}
+
+// name is an interface's name as the kernel has it.
+func name(s string) []byte {
+	return append([]byte(s), make([]byte, max(nameSize-len(s), 0))...)
+}
+
+func native(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+
+func network(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
+
+// header is a part of the IP header, nil where nothing is known of it.
+func (s *state) header(offset, n int) []value {
+	source, destination, protocol, size := 12, 16, 9, 4
+	if s.v6 {
+		source, destination, protocol, size = 8, 24, 6, 16
+	}
+	end := offset + n
+	switch {
+	case offset == protocol && n == 1:
+		return []value{s.protocol}
+	case offset == source && end == destination+size:
+		return []value{s.src, s.dst}
+	case offset >= source && end <= source+size:
+		return []value{s.src.slice(offset-source, n)}
+	case offset >= destination && end <= destination+size:
+		return []value{s.dst.slice(offset-destination, n)}
+	}
+	return []value{anything(n)}
+}
+
+// transport is a part of the TCP or UDP header.
+func (s *state) transport(offset, n int) value {
+	switch {
+	case offset == 0 && n == 2:
+		return s.sport
+	case offset == 2 && n == 2:
+		return s.dport
+	case offset == 0 && n == 4 && s.sport.exact() && s.dport.exact():
+		return exactly(slices.Concat(s.sport.lo, s.dport.lo))
+	case offset == 13 && n == 1:
+		return s.flags
+	}
+	return anything(n)
+}

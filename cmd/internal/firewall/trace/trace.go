@@ -1,0 +1,145 @@
+package trace
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Packet is the first packet of a new connection that the host forwards, straight
+// to the address of who serves it: no address is translated, and no mark is set.
+type Packet struct {
+	Src, Dst Range
+	// In and Out are the interfaces that it comes and goes by.
+	In, Out Interface
+}
+
+// Range is an unknown address of a prefix, of an IPv4 one or an IPv6 one.
+type Range struct {
+	In netip.Prefix
+	// NotIn is a part of In that the address isn't in; invalid for none.
+	NotIn netip.Prefix
+}
+
+// Interface is what is known of an interface: that it is the one of a name and a
+// number, or, with Not, that it is another one.
+type Interface struct {
+	Name  string
+	Index int
+	Not   bool
+}
+
+// Drop is where the rules drop a packet, or reject it.
+type Drop struct {
+	// Legacy says that iptables-legacy's tables do it, not nftables.
+	Legacy bool
+	// Family is nftables' word for that of the table: "ip", "ip6" or "inet".
+	Family string
+	Table  string
+	// Base is the chain that the kernel begins with, and Chain the one that drops.
+	Base, Chain string
+	// Rule is the text of the rule, as far as it is understood; empty if the policy
+	// of Base drops.
+	Rule string
+	// Some says that a rule before might have accepted the packet, depending on its
+	// ports and protocol: what is dropped surely is a TCP connection to a port that
+	// no rule names.
+	Some bool
+}
+
+// forward is the hook of forwarded packets (linux/netfilter.h, NF_INET_FORWARD).
+const forward = 2
+
+// Rules are those of a network namespace. What has been found out is remembered
+// until they change; the zero value knows nothing. One goroutine at a time uses it.
+type Rules struct {
+	generation uint32 // of nftables' rules
+	known      map[Packet][]Drop
+}
+
+// Forward tells where the rules for what the host forwards drop packets, for each
+// packet in turn. Each chain of the kernel's hook has its say, so that there may be
+// several places. It looks at the calling thread's network namespace. The drops are
+// valid even with an error, which says what could not be read.
+func (r *Rules) Forward(packets ...Packet) ([][]Drop, error) {
+	drops, err := r.nftables(packets)
+	errs := []error{err}
+	legacy := map[bool][]base{}
+	for i, p := range packets {
+		v6 := !p.Src.In.Addr().Is4()
+		if _, read := legacy[v6]; !read {
+			if legacy[v6], err = legacyBases(v6); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		more, err := judge(legacy[v6], p)
+		errs, drops[i] = append(errs, err), append(drops[i], more...)
+	}
+	return drops, errors.Join(errs...)
+}
+
+// nftables follows the packets through nftables' chains.
+func (r *Rules) nftables(packets []Packet) ([][]Drop, error) {
+	drops := make([][]Drop, len(packets))
+	t, err := openTables()
+	if err != nil {
+		return drops, err
+	}
+	defer t.close()
+	generation, err := t.generation()
+	if missing(err) {
+		return drops, nil
+	}
+	if err != nil {
+		return drops, fmt.Errorf("read nftables' generation: %w", err)
+	}
+	if r.generation != generation || r.known == nil {
+		r.generation, r.known = generation, map[Packet][]Drop{}
+	}
+	var errs []error
+	for i, p := range packets {
+		found, known := r.known[p]
+		if !known {
+			bases, err := t.bases(!p.Src.In.Addr().Is4())
+			if found, err = judge(bases, p, err); err != nil {
+				errs = append(errs, err)
+			} else {
+				r.known[p] = found
+			}
+		}
+		drops[i] = slices.Clone(found)
+	}
+	return drops, errors.Join(errs...)
+}
+
+// judge follows the packet through base chains. Its error has those before in it.
+func judge(bases []base, p Packet, before ...error) (drops []Drop, err error) {
+	errs := before
+	for _, b := range bases {
+		d, err := b.judge(p)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("chain %s of table %s: %w", b.drop.Base, b.drop.Table, err))
+		}
+		if d != nil {
+			drops = append(drops, *d)
+		}
+	}
+	return drops, errors.Join(errs...)
+}
+
+// judge follows the packet through a base chain.
+func (b base) judge(p Packet) (*Drop, error) {
+	for _, common := range []bool{false, true} {
+		w := walker{base: b, packet: newState(p, common)}
+		end, err := w.run()
+		if err != nil {
+			return nil, err
+		}
+		if end != nil && !w.mayAccept {
+			end.Some = common
+			return end, nil
+		}
+	}
+	return nil, nil
+}
