@@ -45,7 +45,9 @@ func (u *underlay) check(context.Context) []host.Fault {
 			Remedy: "give it an address (ip addr add): it is taken at once", Stops: true,
 		}}
 	case next != now:
-		return []host.Fault{{What: now.Changes(next), Stops: next.Address != now.Address || next.AddressV6 != now.AddressV6}}
+		from, fromV6 := now.Sockets()
+		to, toV6 := next.Sockets()
+		return []host.Fault{{What: now.Changes(next), Stops: from != to || fromV6 != toV6}}
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ type candidate struct {
 	index   int
 	mtu     encap.OuterMTU
 	flags   net.Flags
+	kind    string         // the kernel's word for its type
 	addrs   []netlink.Addr // IPv4, the best first
 	addrsV6 []netlink.Addr
 }
@@ -44,7 +45,7 @@ func list() (candidates, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, addrs, addrsV6})
+		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, link.Type(), addrs, addrsV6})
 	}
 	return all, nil
 }
@@ -90,15 +91,62 @@ func fault(a netlink.Addr) string {
 	return ""
 }
 
-// choose picks the interface's best address, or prefer if it has that.
-func (c candidate) choose(prefer netip.Addr) (Interface, error) {
-	best := Interface{Name: c.name, Index: c.index, MTU: c.mtu}
+// leadsNowhere tells whether packets that are sent by the interface reach no other
+// host.
+func (c candidate) leadsNowhere() bool { return c.flags&net.FlagLoopback != 0 || c.kind == "dummy" }
+
+// inward tells whether the address is that of an interface that leads nowhere.
+func (all candidates) inward(a netip.Addr) bool {
+	return slices.ContainsFunc(all, func(c candidate) bool { return c.leadsNowhere() && c.has(a) })
+}
+
+// refuse says why an interface that leads nowhere isn't chosen, and what is meant
+// instead.
+func (all candidates) refuse(c candidate, a netip.Addr) error {
+	name := "NAME"
+	if i, err := all.byDefaultRoute(netip.Addr{}); err == nil {
+		name = i.Name
+	}
+	if !a.IsValid() {
+		a = c.best()
+	}
+	if !a.IsValid() {
+		return fmt.Errorf("%s leads to no other host: name the interface that does, -iface %s", c.name, name)
+	}
+	return fmt.Errorf("%s leads to no other host: name the interface that does and, if the others know this host by %s, that: -iface %s -public-ip %s",
+		c.name, a, name, a)
+}
+
+// offers tells whether the interface has an address that peers can be told.
+func (c candidate) offers(a netip.Addr) bool {
+	same := func(has netlink.Addr) bool { return address(has) == a && fault(has) == "" }
+	return slices.ContainsFunc(c.addrs, same) || slices.ContainsFunc(c.addrsV6, same)
+}
+
+// best is the interface's best IPv4 address that peers can be told, the zero Addr
+// if it has none.
+func (c candidate) best() netip.Addr {
 	for _, a := range c.addrs {
-		if fault(a) == "" && (!best.Address.IsValid() || address(a) == prefer) {
-			best.Address = address(a)
+		if fault(a) == "" {
+			return address(a)
 		}
 	}
-	if !best.Address.IsValid() {
+	return netip.Addr{}
+}
+
+// choose picks the interface's best address, or prefer if it has that. With no
+// address of its own it takes prefer if the host has that elsewhere.
+func (all candidates) choose(c candidate, prefer netip.Addr) (Interface, error) {
+	if c.leadsNowhere() {
+		return Interface{}, all.refuse(c, netip.Addr{})
+	}
+	best := Interface{Name: c.name, Index: c.index, MTU: c.mtu}
+	switch {
+	case c.offers(prefer) || !c.best().IsValid() && all.have(prefer):
+		best.Address = prefer
+	case c.best().IsValid():
+		best.Address = c.best()
+	default:
 		return Interface{}, fmt.Errorf("%s has no IPv4 address that peers could be told", c.name)
 	}
 	return best, nil

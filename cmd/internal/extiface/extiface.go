@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 
 	"uvxlan/encap"
 )
@@ -17,13 +18,30 @@ type Interface struct {
 	// Index is the interface's number, by which it is known when it is renamed.
 	Index int
 	MTU   encap.OuterMTU
-	// Address is the interface's own, which packets are sent from.
+	// Address is the interface's own, or else Local.
 	Address netip.Addr
-	// PublicIP is what peers send to: Address, unless a NAT stands between.
+	// PublicIP is what peers send to: Address, unless a NAT stands between or the
+	// host has it elsewhere.
 	PublicIP netip.Addr
-	// AddressV6 and PublicIPv6 are the same of IPv6, once [Interface.AddIPv6] has
-	// chosen them.
-	AddressV6, PublicIPv6 netip.Addr
+	// Local is PublicIP if the host has that on another interface, such as lo; the
+	// zero Addr otherwise.
+	Local netip.Addr
+	// AddressV6, PublicIPv6 and LocalV6 are the same of IPv6, once
+	// [Interface.AddIPv6] has chosen them.
+	AddressV6, PublicIPv6, LocalV6 netip.Addr
+}
+
+// Sockets are the addresses that packets are sent from and received at: those that
+// peers know, where the host has them.
+func (i Interface) Sockets() (v4, v6 netip.Addr) {
+	v4, v6 = i.Address, i.AddressV6
+	if i.Local.IsValid() {
+		v4 = i.Local
+	}
+	if i.LocalV6.IsValid() {
+		v6 = i.LocalV6
+	}
+	return v4, v6
 }
 
 // Wanted is what the user said about it.
@@ -45,7 +63,8 @@ type Wanted struct {
 
 // Choose finds the interface: by w.Names, w.Patterns and w.CanReach, whatever
 // of them fits first; without any of these, the one that has w.PublicIP, else
-// that of the default route. It looks at the calling thread's network
+// that of the default route. An interface that leads to no other host, such as lo,
+// is never chosen. It looks at the calling thread's network
 // namespace. The error says what was tried, why nothing fitted, and what there
 // was to choose from.
 func Choose(w Wanted) (Interface, error) {
@@ -59,9 +78,23 @@ func Choose(w Wanted) (Interface, error) {
 	}
 	found.PublicIP = found.Address
 	if w.PublicIP.IsValid() {
-		found.PublicIP = w.PublicIP
+		found.PublicIP, found.Local = w.PublicIP, all.elsewhere(w.PublicIP, found.Address)
 	}
 	return found, nil
+}
+
+// elsewhere is a public address that the host has and its interface to the others
+// has not; the zero Addr otherwise.
+func (all candidates) elsewhere(public, own netip.Addr) netip.Addr {
+	if public == own || !all.have(public) {
+		return netip.Addr{}
+	}
+	return public
+}
+
+// have tells whether one of the interfaces has an address that peers can be told.
+func (all candidates) have(a netip.Addr) bool {
+	return slices.ContainsFunc(all, func(c candidate) bool { return c.offers(a) })
 }
 
 // find takes the first way that leads somewhere.
@@ -90,8 +123,8 @@ func (w Wanted) ways(all candidates) (ways []func() (Interface, error)) {
 	switch {
 	case len(ways) > 0:
 		return ways
-	case w.PublicIP.IsValid():
+	case w.PublicIP.IsValid() && !all.inward(w.PublicIP):
 		return append(ways, func() (Interface, error) { return all.byAddress(w.PublicIP) })
 	}
-	return append(ways, all.byDefaultRoute)
+	return append(ways, func() (Interface, error) { return all.byDefaultRoute(w.PublicIP) })
 }

@@ -22,8 +22,12 @@ func Follow(w Wanted, now Interface, ipv6 bool) (Interface, error) {
 	i := slices.IndexFunc(all, func(c candidate) bool {
 		return c.index == now.Index || now.Index == 0 && c.name == now.Name
 	})
-	if i >= 0 && all[i].has(now.Address) && (!ipv6 || all[i].has(now.AddressV6)) && all.public(w, now) {
+	if i >= 0 && all.keeps(all[i], w, now, ipv6) {
 		now.Index, now.Name, now.MTU = all[i].index, all[i].name, all[i].mtu
+		now.Local = all.elsewhere(now.PublicIP, now.Address)
+		if ipv6 {
+			now.LocalV6 = all.elsewhere(now.PublicIPv6, now.AddressV6)
+		}
 		return now, nil
 	}
 	next, err := Choose(w)
@@ -46,7 +50,14 @@ func (w Wanted) byName() bool {
 	})
 }
 
-// has tells whether the interface has an address that can be used.
+// keeps tells whether a choice may stay: the interface has its addresses, or the
+// host has those that were given elsewhere.
+func (all candidates) keeps(c candidate, w Wanted, now Interface, ipv6 bool) bool {
+	has := func(own, given netip.Addr) bool { return c.has(own) || own == given && all.have(own) }
+	return has(now.Address, w.PublicIP) && (!ipv6 || has(now.AddressV6, w.PublicIPv6)) && all.public(w, now)
+}
+
+// has tells whether the interface has an address.
 func (c candidate) has(a netip.Addr) bool {
 	same := func(has netlink.Addr) bool { return address(has) == a }
 	return slices.ContainsFunc(c.addrs, same) || slices.ContainsFunc(c.addrsV6, same)
@@ -68,6 +79,8 @@ func (i Interface) Changes(next Interface) string {
 		{"the interface", i.Name, next.Name},
 		{"its address", i.Address, next.Address},
 		{"its IPv6 address", i.AddressV6, next.AddressV6},
+		{"the address on another interface", i.Local, next.Local},
+		{"the IPv6 address on another interface", i.LocalV6, next.LocalV6},
 		{"its MTU", i.MTU, next.MTU},
 	} {
 		if c.before != c.now {

@@ -52,12 +52,16 @@ func (i Interface) addIPv6(w Wanted) (Interface, error) {
 	if at < 0 {
 		return Interface{}, fmt.Errorf("choose the external IPv6 address: %s is gone", i.Name)
 	}
-	if i.AddressV6, err = all[at].chooseV6(w.preferredV6()); err != nil {
+	i.AddressV6, err = all[at].chooseV6(w.preferredV6())
+	if err != nil && !errors.Is(err, errTentative) && all.have(w.PublicIPv6) {
+		i.AddressV6, err = w.PublicIPv6, nil // none of its own is needed
+	}
+	if err != nil {
 		return Interface{}, fmt.Errorf("choose the external IPv6 address: %w", err)
 	}
 	i.PublicIPv6 = i.AddressV6
 	if w.PublicIPv6.IsValid() {
-		i.PublicIPv6 = w.PublicIPv6
+		i.PublicIPv6, i.LocalV6 = w.PublicIPv6, all.elsewhere(w.PublicIPv6, i.AddressV6)
 	}
 	return i, nil
 }

@@ -21,7 +21,7 @@ func (all candidates) byNameOrAddress(name string, prefer netip.Addr) (Interface
 	}
 	for _, c := range all {
 		if c.name == name {
-			return c.choose(prefer)
+			return all.choose(c, prefer)
 		}
 	}
 	return Interface{}, fmt.Errorf("no interface is called %s", name)
@@ -37,6 +37,9 @@ func (all candidates) byAddress(a netip.Addr) (Interface, error) {
 			if f := fault(has); f != "" {
 				return Interface{}, fmt.Errorf("%s has the address %s, but that is %s", c.name, a, f)
 			}
+			if c.leadsNowhere() {
+				return Interface{}, all.refuse(c, a)
+			}
 			return Interface{Name: c.name, Index: c.index, MTU: c.mtu, Address: a}, nil
 		}
 	}
@@ -48,7 +51,7 @@ func (all candidates) byAddress(a netip.Addr) (Interface, error) {
 func (all candidates) byAddressV6(a, prefer netip.Addr) (Interface, error) {
 	for _, c := range all {
 		if slices.ContainsFunc(c.addrsV6, func(has netlink.Addr) bool { return address(has) == a }) {
-			return c.choose(prefer)
+			return all.choose(c, prefer)
 		}
 	}
 	return Interface{}, fmt.Errorf("no interface has the address %s (behind a NAT, name the interface as well: -iface)", a)
@@ -66,6 +69,8 @@ func (all candidates) byPattern(p *regexp.Regexp, prefer netip.Addr) (Interface,
 				passed = append(passed, fmt.Errorf("%s of %s, which is down", address(a), c.name))
 			case fault(a) != "":
 				passed = append(passed, fmt.Errorf("%s of %s, which is %s", address(a), c.name, fault(a)))
+			case c.leadsNowhere():
+				passed = append(passed, fmt.Errorf("%s of %s, which leads to no other host", address(a), c.name))
 			default:
 				return Interface{Name: c.name, Index: c.index, MTU: c.mtu, Address: address(a)}, nil
 			}
@@ -75,7 +80,7 @@ func (all candidates) byPattern(p *regexp.Regexp, prefer netip.Addr) (Interface,
 		if !p.MatchString(c.name) {
 			continue
 		}
-		found, err := c.choose(prefer)
+		found, err := all.choose(c, prefer)
 		switch {
 		case c.flags&net.FlagUp == 0:
 			passed = append(passed, fmt.Errorf("%s, which is down", c.name))
@@ -113,7 +118,7 @@ func (all candidates) byReach(to netip.Addr) (Interface, error) {
 }
 
 // byDefaultRoute takes the first default route whose interface can be used.
-func (all candidates) byDefaultRoute() (Interface, error) {
+func (all candidates) byDefaultRoute(prefer netip.Addr) (Interface, error) {
 	indexes, err := defaultLinks()
 	if err != nil {
 		return Interface{}, err
@@ -124,7 +129,7 @@ func (all candidates) byDefaultRoute() (Interface, error) {
 		if i < 0 {
 			continue
 		}
-		found, err := all[i].choose(netip.Addr{})
+		found, err := all.choose(all[i], prefer)
 		if err == nil {
 			return found, nil
 		}

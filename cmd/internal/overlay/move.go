@@ -40,7 +40,8 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 	m.err = err
 	close(m.done)
 	if err == nil {
-		v.log.Info("sockets moved", "address", ext.Address, "interface", ext.Name, "paused", time.Since(begin).Round(time.Microsecond))
+		local, _ := ext.Sockets()
+		v.log.Info("sockets moved", "address", local, "interface", ext.Name, "paused", time.Since(begin).Round(time.Microsecond))
 	}
 	return nil
 }
@@ -50,7 +51,9 @@ func (v *Overlay) beginMove(ext extiface.Interface) *move {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	before, inner := v.ext, outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
-	same := before.Address == ext.Address && before.AddressV6 == ext.AddressV6 && v.inner == inner
+	from, fromV6 := before.Sockets()
+	to, toV6 := ext.Sockets()
+	same := from == to && fromV6 == toV6 && v.inner == inner
 	v.ext, v.inner = ext, inner
 	if same || v.down != nil || v.handed {
 		return nil

@@ -237,9 +237,9 @@ func (v *Overlay) acquire() error {
 
 // listen opens the sockets on the underlay's addresses.
 func (v *Overlay) listen() (err error) {
-	ext := v.external()
+	local, localV6 := v.external().Sockets()
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
-		Address: ext.Address, AddressV6: ext.AddressV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
+		Address: local, AddressV6: localV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
 		Direct: v.direct, Logger: v.log,
 	})
 	return err
