@@ -68,7 +68,7 @@ func parseBackend(p *problems, data json.RawMessage, ipv6 bool) Backend {
 		p.add("Backend", data, `must be an object such as {"Type":"vxlan"}`)
 		return b
 	}
-	if !takeString(p, "Backend.Type", raw.Type, &b.Type) {
+	if !decodeString(p, "Backend.Type", raw.Type, &b.Type) {
 		return b
 	}
 	b.Type = strings.ToLower(b.Type)
@@ -84,35 +84,35 @@ func parseBackend(p *problems, data json.RawMessage, ipv6 bool) Backend {
 
 func (b *Backend) vxlan(p *problems, raw backendFields, ipv6 bool) {
 	vni, port := int(b.VNI), int(b.Port)
-	takeInt(p, "Backend.VNI", raw.VNI, 0, 1<<24-1, &vni)
+	decodeInt(p, "Backend.VNI", raw.VNI, 0, 1<<24-1, &vni)
 	if string(raw.Port) == "0" {
 		p.add("Backend.Port", raw.Port, "must name a port, since zero means 8472 to flannel and 4789 to others")
 	} else {
-		takeInt(p, "Backend.Port", raw.Port, 1, 1<<16-1, &port)
+		decodeInt(p, "Backend.Port", raw.Port, 1, 1<<16-1, &port)
 	}
 	b.VNI, b.Port = uint32(vni), uint16(port)
-	b.takeMTU(p, raw.MTU, ipv6)
-	takeBool(p, "Backend.DirectRouting", raw.DirectRouting, &b.DirectRouting)
-	takeString(p, "Backend.DirectMode", raw.DirectMode, &b.DirectMode)
+	b.decodeMTU(p, raw.MTU, ipv6)
+	decodeBool(p, "Backend.DirectRouting", raw.DirectRouting, &b.DirectRouting)
+	decodeString(p, "Backend.DirectMode", raw.DirectMode, &b.DirectMode)
 	b.DirectMode = strings.ToLower(b.DirectMode)
 	if b.DirectMode != DirectSocket && b.DirectMode != DirectRoute {
 		p.add("Backend.DirectMode", raw.DirectMode, `must be "socket" or "route"`)
 	}
-	takeBool(p, "Backend.GBP", raw.GBP, &b.GBP)
+	decodeBool(p, "Backend.GBP", raw.GBP, &b.GBP)
 	if b.GBP {
 		p.add("Backend.GBP", raw.GBP, "must be false, since the group policy extension isn't spoken; flannel peers need it off as well")
 	}
-	takeBool(p, "Backend.Learning", raw.Learning, &b.Learning)
+	decodeBool(p, "Backend.Learning", raw.Learning, &b.Learning)
 }
 
-// takeMTU holds the underlay to what the inner family needs: 576 bytes for
+// decodeMTU reads the underlay's MTU, which must leave room for what the inner family needs: 576 bytes for
 // IPv4, 1280 plus 70 bytes of headers for IPv6.
-func (b *Backend) takeMTU(p *problems, raw json.RawMessage, ipv6 bool) {
+func (b *Backend) decodeMTU(p *problems, raw json.RawMessage, ipv6 bool) {
 	least := 576
 	if ipv6 {
 		least = 1280 + 70
 	}
-	if !takeInt(p, "Backend.MTU", raw, 0, 1<<16-1, &b.MTU) || b.MTU == 0 || b.MTU >= least {
+	if !decodeInt(p, "Backend.MTU", raw, 0, 1<<16-1, &b.MTU) || b.MTU == 0 || b.MTU >= least {
 		return
 	}
 	p.add("Backend.MTU", raw, fmt.Sprintf("must be 0, for the external interface's, or at least %d", least))

@@ -71,9 +71,9 @@ func ParseConfig(data []byte) (*Config, error) {
 	}
 	c := &Config{EnableIPv4: true}
 	var p problems
-	takeBool(&p, "EnableIPv4", raw.EnableIPv4, &c.EnableIPv4)
-	takeBool(&p, "EnableIPv6", raw.EnableIPv6, &c.EnableIPv6)
-	takeBool(&p, "EnableNFTables", raw.EnableNFTables, &c.EnableNFTables)
+	decodeBool(&p, "EnableIPv4", raw.EnableIPv4, &c.EnableIPv4)
+	decodeBool(&p, "EnableIPv6", raw.EnableIPv6, &c.EnableIPv6)
+	decodeBool(&p, "EnableNFTables", raw.EnableNFTables, &c.EnableNFTables)
 	if !c.EnableIPv4 {
 		p.add("EnableIPv4", raw.EnableIPv4, "must be true, since a lease in etcd always has an IPv4 subnet; for both families add \"EnableIPv6\":true")
 	}

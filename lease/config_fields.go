@@ -20,7 +20,7 @@ func (p *problems) add(field string, value json.RawMessage, rule string) {
 // absent reports whether a field keeps its default; null does as well.
 func absent(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }
 
-func takeBool(p *problems, field string, raw json.RawMessage, to *bool) {
+func decodeBool(p *problems, field string, raw json.RawMessage, to *bool) {
 	if absent(raw) {
 		return
 	}
@@ -29,8 +29,8 @@ func takeBool(p *problems, field string, raw json.RawMessage, to *bool) {
 	}
 }
 
-// takeString reports whether the field is a string or absent.
-func takeString(p *problems, field string, raw json.RawMessage, to *string) bool {
+// decodeString reports whether the field is a string or absent.
+func decodeString(p *problems, field string, raw json.RawMessage, to *string) bool {
 	if absent(raw) {
 		return true
 	}
@@ -41,8 +41,8 @@ func takeString(p *problems, field string, raw json.RawMessage, to *string) bool
 	return true
 }
 
-// takeInt reads a whole number from low to high and reports whether it did.
-func takeInt(p *problems, field string, raw json.RawMessage, low, high int, to *int) bool {
+// decodeInt reads a whole number from low to high and reports whether it did.
+func decodeInt(p *problems, field string, raw json.RawMessage, low, high int, to *int) bool {
 	if absent(raw) {
 		return false
 	}
@@ -55,7 +55,7 @@ func takeInt(p *problems, field string, raw json.RawMessage, low, high int, to *
 	return true
 }
 
-func takePrefix(raw json.RawMessage) (netip.Prefix, error) {
+func decodePrefix(raw json.RawMessage) (netip.Prefix, error) {
 	var s string
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return netip.Prefix{}, err
@@ -64,7 +64,7 @@ func takePrefix(raw json.RawMessage) (netip.Prefix, error) {
 	return n.Masked(), err
 }
 
-func takeAddr(raw json.RawMessage) (netip.Addr, error) {
+func decodeAddr(raw json.RawMessage) (netip.Addr, error) {
 	var s string
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return netip.Addr{}, err

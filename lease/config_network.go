@@ -27,7 +27,7 @@ type networkFields struct {
 // parse reports what is wrong with each field, also where another one, on which
 // its meaning depends, is wrong too.
 func (r familyRules) parse(p *problems, raw networkFields) pool {
-	network, err := takePrefix(raw.network)
+	network, err := decodePrefix(raw.network)
 	if err != nil || network.Addr().BitLen() != r.width {
 		p.add(r.prefix+"Network", raw.network, fmt.Sprintf("must be an %s network such as %q", r.name, r.example))
 		network = netip.Prefix{}
@@ -49,7 +49,7 @@ func (r familyRules) parse(p *problems, raw networkFields) pool {
 // subnetLen returns 0 if it is not known.
 func (r familyRules) subnetLen(p *problems, network netip.Prefix, raw networkFields) int {
 	n := 0
-	if !absent(raw.subnetLen) && !takeInt(p, r.prefix+"SubnetLen", raw.subnetLen, 0, r.width-2, &n) {
+	if !absent(raw.subnetLen) && !decodeInt(p, r.prefix+"SubnetLen", raw.subnetLen, 0, r.width-2, &n) {
 		return 0
 	}
 	least := network.Bits() + 2
@@ -72,7 +72,7 @@ func (r familyRules) bound(p *problems, field string, raw json.RawMessage, all p
 	if absent(raw) {
 		return
 	}
-	a, err := takeAddr(raw)
+	a, err := decodeAddr(raw)
 	switch {
 	case err != nil || a.BitLen() != r.width || a.Zone() != "":
 		p.add(r.prefix+field, raw, "must be an "+r.name+" address")
