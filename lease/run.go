@@ -52,7 +52,7 @@ func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error
 	k := newKeeper(m, own)
 	defer m.held.Store(nil)
 	f := follower{Manager: m, own: own, touched: func() { signal(m.signs) }}
-	f.out = newDelivery(func(u Update) {
+	f.out = newDamper(func(u Update) {
 		m.journal.touch()
 		report(u)
 	})
@@ -75,7 +75,7 @@ func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error
 type follower struct {
 	*Manager
 	own     Lease
-	out     *delivery
+	out     *damper
 	touched func() // the own entry isn't what it should be
 }
 

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// How long a deletion is held back, so that no peer parts with a host whose lease
+// How long a deletion is withheld, so that no peer parts with a host whose lease
 // comes back and no packet to it is lost.
 const (
 	// watchGrace is for a lease that somebody deletes: its host puts it back
@@ -21,14 +21,15 @@ const (
 	resetGrace = 2 * backoffMax
 )
 
-// delivery passes updates on, one at a time, and deletions late.
-type delivery struct {
-	report func(Update) // called with mu held
+// damper keeps leases from flapping: it passes updates on, one at a time, and
+// deletions late, if the lease isn't back by then.
+type damper struct {
+	report func(Update) // called with mu locked
 
-	mu     sync.Mutex
-	table  map[subnets]Lease      // what was reported and is not deleted; nil before a snapshot
-	held   map[netip.Prefix]Lease // those of the table whose deletion is held back, under each subnet
-	closed bool
+	mu       sync.Mutex
+	table    map[subnets]Lease      // what was reported and is not deleted; nil before a snapshot
+	withheld map[netip.Prefix]Lease // those of the table whose deletion waits, under each subnet
+	closed   bool
 }
 
 // subnets identify a lease.
@@ -36,19 +37,19 @@ type subnets struct{ v4, v6 netip.Prefix }
 
 func subnetsOf(l Lease) subnets { return subnets{l.Subnet, l.IPv6Subnet} }
 
-func newDelivery(report func(Update)) *delivery {
-	return &delivery{report: report, held: map[netip.Prefix]Lease{}}
+func newDamper(report func(Update)) *damper {
+	return &damper{report: report, withheld: map[netip.Prefix]Lease{}}
 }
 
-// close ends reports; a deletion that is held back isn't reported.
-func (d *delivery) close() {
+// close ends reports; a deletion that is withheld isn't reported.
+func (d *damper) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
 }
 
 // all returns what was reported and is not deleted, nil before a snapshot.
-func (d *delivery) all() []Lease {
+func (d *damper) all() []Lease {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.table == nil {
@@ -58,8 +59,8 @@ func (d *delivery) all() []Lease {
 }
 
 // reset passes a snapshot on, and returns how many of the leases before it are
-// missing in it and held back.
-func (d *delivery) reset(u Update) int {
+// missing in it and withheld.
+func (d *damper) reset(u Update) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	u.Leases = d.readable(u.Leases)
@@ -69,14 +70,14 @@ func (d *delivery) reset(u Update) int {
 	for _, l := range u.Leases {
 		d.table[subnetsOf(l)] = l
 	}
-	clear(d.held)
-	d.hold(missing, resetGrace)
+	clear(d.withheld)
+	d.withhold(missing, resetGrace)
 	d.report(u)
 	return len(missing)
 }
 
 // readable puts what was known in the place of damaged leases.
-func (d *delivery) readable(all []Lease) []Lease {
+func (d *damper) readable(all []Lease) []Lease {
 	out := make([]Lease, 0, len(all))
 	for _, l := range all {
 		known := true
@@ -92,7 +93,7 @@ func (d *delivery) readable(all []Lease) []Lease {
 
 // missing are the leases of the table that share no subnet with those that there
 // are now.
-func (d *delivery) missing(now []Lease) (out []Lease) {
+func (d *damper) missing(now []Lease) (out []Lease) {
 	if len(d.table) == 0 {
 		return nil
 	}
@@ -112,11 +113,11 @@ func (d *delivery) missing(now []Lease) (out []Lease) {
 
 // pass passes a change on. A lease that is written again as it was, as flannel's
 // hosts do to renew it, is none.
-func (d *delivery) pass(u Update) {
+func (d *damper) pass(u Update) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.hold(u.Deleted, watchGrace)
-	d.settle(u)
+	d.withhold(u.Deleted, watchGrace)
+	d.cancel(u)
 	u.Deleted = nil
 	u.Leases = slices.DeleteFunc(u.Leases, func(l Lease) bool {
 		before, known := d.table[subnetsOf(l)]
@@ -128,27 +129,27 @@ func (d *delivery) pass(u Update) {
 	}
 }
 
-// hold holds deletions back for some time; mu is held.
-func (d *delivery) hold(gone []Lease, wait time.Duration) {
+// withhold withholds deletions for some time; mu is locked.
+func (d *damper) withhold(gone []Lease, wait time.Duration) {
 	if len(gone) == 0 {
 		return
 	}
 	for _, l := range gone {
 		for _, n := range subnetsIn(l) {
-			d.held[n] = l
+			d.withheld[n] = l
 		}
 	}
-	time.AfterFunc(wait, func() { d.flush(gone) })
+	time.AfterFunc(wait, func() { d.release(gone) })
 }
 
-// settle drops the deletions of leases that are back. One that has a subnet in
+// cancel drops the deletions of leases that are back. One that has a subnet in
 // common with another lease now must be reported before that.
-func (d *delivery) settle(u Update) {
+func (d *damper) cancel(u Update) {
 	var due []Lease
 	for _, l := range u.Leases {
 		for _, n := range subnetsIn(l) {
-			gone, held := d.held[n]
-			if !held {
+			gone, waits := d.withheld[n]
+			if !waits {
 				continue
 			}
 			d.forget(gone)
@@ -160,8 +161,8 @@ func (d *delivery) settle(u Update) {
 	d.remove(due)
 }
 
-// flush reports those deletions that are still held back.
-func (d *delivery) flush(gone []Lease) {
+// release reports those deletions that are still withheld.
+func (d *damper) release(gone []Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
@@ -169,7 +170,7 @@ func (d *delivery) flush(gone []Lease) {
 	}
 	var due []Lease
 	for _, l := range gone {
-		if now, held := d.held[l.Subnet]; held && now.Revision == l.Revision {
+		if now, waits := d.withheld[l.Subnet]; waits && now.Revision == l.Revision {
 			d.forget(l)
 			due = append(due, l)
 		}
@@ -177,14 +178,14 @@ func (d *delivery) flush(gone []Lease) {
 	d.remove(due)
 }
 
-func (d *delivery) forget(l Lease) {
+func (d *damper) forget(l Lease) {
 	for _, n := range subnetsIn(l) {
-		delete(d.held, n)
+		delete(d.withheld, n)
 	}
 }
 
 // remove reports deletions.
-func (d *delivery) remove(due []Lease) {
+func (d *damper) remove(due []Lease) {
 	if len(due) == 0 {
 		return
 	}
