@@ -52,7 +52,7 @@ func (j *journal) configured(config []byte) {
 	j.change(func() { j.state.Config = config })
 }
 
-func (j *journal) hold(own Lease) {
+func (j *journal) record(own Lease) {
 	j.change(func() { j.state.Own, j.state.Renewed = own, own.Renewed })
 }
 

@@ -56,8 +56,8 @@ func newKeeper(m *Manager, own Lease) *keeper {
 // record takes note of the lease as it stands in the registry.
 func (k *keeper) record(l Lease) {
 	k.own, k.written, k.unsure = l, []Attrs{l.Attrs}, false
-	k.held.Store(&l)
-	k.journal.hold(l)
+	k.current.Store(&l)
+	k.journal.record(l)
 }
 
 func (k *keeper) run(ctx context.Context) error {

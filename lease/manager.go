@@ -69,7 +69,7 @@ type Manager struct {
 	inForce      atomic.Pointer[Config] // nil before it is known
 	configChange atomic.Pointer[string] // how the registry's differs, in words
 
-	held     atomic.Pointer[Lease]   // the own lease as it stands in the registry
+	current  atomic.Pointer[Lease]   // the own lease as it stands in the registry
 	refused  atomic.Pointer[earlier] // what this run may not start from, while it waits for the registry
 	fallback atomic.Pointer[earlier] // what this run started from, until the registry answers
 }

@@ -50,7 +50,7 @@ func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error
 	m.wanted.CompareAndSwap(nil, &own.Attrs)
 	defer m.wanted.Store(nil)
 	k := newKeeper(m, own)
-	defer m.held.Store(nil)
+	defer m.current.Store(nil)
 	f := follower{Manager: m, own: own, touched: func() { signal(m.signs) }}
 	f.out = newDamper(func(u Update) {
 		m.journal.touch()
@@ -153,5 +153,5 @@ func (f *follower) isOwn(l Lease) bool {
 
 // isAsWanted tells whether the entry says what we want it to, by our own writing.
 func (f *follower) isAsWanted(own Lease) bool {
-	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.held.Load().Revision
+	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.current.Load().Revision
 }

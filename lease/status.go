@@ -61,7 +61,7 @@ func (m *Manager) Status() Status {
 	if e := m.refused.Load(); e != nil {
 		s.Refused = m.refusal(e)
 	}
-	if l := m.held.Load(); l != nil {
+	if l := m.current.Load(); l != nil {
 		s.Lease, s.Renewed = *l, l.Renewed
 	}
 	return s

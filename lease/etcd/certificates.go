@@ -56,7 +56,7 @@ func (c *certificates) config() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.roots, Certificates: c.pair}
 }
 
-// read replaces what is good, and returns the first fault; mu is held, or nobody
+// read replaces what is good, and returns the first fault; mu is locked, or nobody
 // else has c.
 func (c *certificates) read() error {
 	var caErr error
