@@ -30,8 +30,10 @@ func (c *contest) written(now time.Time, by Lease) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pruneLocked(now)
-	c.writes, c.last = append(c.writes, now), by
-	return min(restorePause<<min(len(c.writes)-1, 10), contestPause)
+	if by.Revision != c.last.Revision { // else ours has failed since
+		c.writes, c.last = append(c.writes, now), by
+	}
+	return min(restorePause<<min(max(len(c.writes)-1, 0), 10), contestPause)
 }
 
 func (c *contest) pruneLocked(now time.Time) {

@@ -1,11 +1,14 @@
 package lease_test
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"uvxlan/lease"
 )
 
 // clones runs a host and its clone for some minutes: both must say what is wrong,
@@ -89,5 +92,26 @@ func TestNoContest(t *testing.T) {
 			h.stop()
 			pause(10 * time.Minute)
 		}
+	})
+}
+
+// refusing is a way to a registry that takes no writes.
+type refusing struct{ *link }
+
+func (refusing) Update(_ context.Context, own lease.Lease, _ time.Duration) (lease.Lease, error) {
+	return own, lease.ErrReadOnly
+}
+
+// One write of another's counts once, however often it can't be put right.
+func TestContestCountsWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory(network)
+		h := live(t, refusing{newLink(m)}, nil, "192.168.14.21")
+		m.put(peer(h.own.Subnet.String(), "192.168.14.21"), time.Hour)
+		pause(4 * time.Minute)
+		if st := h.m.Status(); st.Conflict != "" || st.WriteErr == nil {
+			t.Errorf("the status is %+v", st)
+		}
+		h.stop()
 	})
 }

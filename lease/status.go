@@ -62,7 +62,10 @@ func (m *Manager) Status() Status {
 		s.Refused = m.refusal(e)
 	}
 	if l := m.current.Load(); l != nil {
-		s.Lease, s.Renewed = *l, l.Renewed
+		s.Lease = *l
+		// By the wall clock: the other one stands still while the machine is suspended.
+		s.Lease.Expires, s.Lease.Renewed = l.Expires.Round(0), l.Renewed.Round(0)
+		s.Renewed = s.Lease.Renewed
 	}
 	return s
 }
