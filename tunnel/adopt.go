@@ -176,6 +176,14 @@ func checkSockets(s UDPSockets) (*socketSet, family, error) {
 	return set, familyOf(local.Addr()), set.checkSenders(local)
 }
 
+// descriptors are the sockets as checkSockets takes them, each of them once.
+func (s *socketSet) descriptors() UDPSockets {
+	if s.sendsByReceivers() {
+		return UDPSockets{Receive: s.rx}
+	}
+	return UDPSockets{Receive: s.rx, Send: s.tx}
+}
+
 func (s *socketSet) checkSenders(local netip.AddrPort) error {
 	for i, pool := range s.tx {
 		if len(pool) == 0 || len(pool) != len(s.tx[0]) {
@@ -362,7 +370,7 @@ func (r *Router) descriptorsLocked() (Descriptors, error) {
 	d := Descriptors{Sockets: Sockets{Packet: r.underlay.direct}}
 	for _, s := range r.underlay.sockets {
 		if s != nil {
-			d.Sockets.UDP = append(d.Sockets.UDP, UDPSockets{Receive: s.rx, Send: s.tx})
+			d.Sockets.UDP = append(d.Sockets.UDP, s.descriptors())
 		}
 	}
 	for _, q := range device.queues {

@@ -38,15 +38,17 @@ type UnderlayConfig struct {
 	Workers int
 	// SourcePorts is the number of sending sockets a worker has, each on another
 	// port of the kernel's local range, the same for all workers; 0 means
-	// DefaultSourcePorts.
+	// DefaultSourcePorts. They are fewer where that range is narrow, of which no
+	// more than a quarter is taken, or used up; without any, everything leaves from
+	// the VXLAN port.
 	SourcePorts int
 	// Offloads are those wanted of the sockets, OffloadGSO and OffloadGRO; what
 	// the kernel refuses is left out.
 	Offloads Offloads
 	// Direct says how packets to on-link peers travel.
 	Direct DirectMode
-	// Logger gets what following the host's routes and neighbours meets with;
-	// nil means nothing is logged.
+	// Logger gets what following the host's routes and neighbours meets with, and
+	// that there are few source ports; nil means nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -98,6 +100,7 @@ func (u *Underlay) open(c UnderlayConfig) error {
 			return err
 		}
 	}
+	u.tellFewPorts(c)
 	return u.openDirect(c)
 }
 
@@ -155,31 +158,6 @@ func (u *Underlay) reach() (r [families]bool) {
 		r[f] = s != nil
 	}
 	return r
-}
-
-// openSenders opens each worker's pool. The workers' pools have the same ports:
-// a flow keeps its outer addresses and ports whichever worker sends it. Else the
-// two ends could chase each other, since the kernel gives a flow to the queue
-// that its answers were written to, and the port it then leaves by decides which
-// worker of the peer writes and answers.
-func (s *socketSet) openSenders(c UnderlayConfig, address netip.Addr) error {
-	s.tx = make([][]int, c.Workers)
-	for range c.SourcePorts {
-		local := netip.AddrPortFrom(address, 0)
-		for i := range s.tx {
-			fd, err := openSender(local, i > 0)
-			if err != nil {
-				return err
-			}
-			s.tx[i] = append(s.tx[i], fd)
-			if i == 0 && c.Workers > 1 {
-				if local, err = share(fd); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
 }
 
 // share lets others bind to the port of a socket and returns its address. The
