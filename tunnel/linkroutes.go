@@ -8,11 +8,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-)
 
-// v6Priority is what the kernel makes of an IPv6 route's priority 0
-// (IP6_RT_PRIO_USER).
-const v6Priority = 1024
+	"uvxlan/tunnel/kroute"
+)
 
 // checkRoutes refuses routes that somebody else has already by another interface.
 // It may miss one in a table that changes meanwhile; then adding ours is refused.
@@ -45,7 +43,7 @@ func routeExists(n netip.Prefix, r netlink.Route) error {
 func routesTo(n netip.Prefix) (routes []netlink.Route, err error) {
 	family, priority := netlink.FAMILY_V4, 0
 	if n.Addr().Is6() {
-		family, priority = netlink.FAMILY_V6, v6Priority
+		family, priority = netlink.FAMILY_V6, kroute.PriorityV6
 	}
 	all, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: ipNet(n)}, netlink.RT_FILTER_DST)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {

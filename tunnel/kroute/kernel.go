@@ -14,9 +14,9 @@ import (
 // meanwhile.
 const dumpTries = 10
 
-// v6Priority is what the kernel makes of an IPv6 route's priority 0
+// PriorityV6 is what the kernel makes of an IPv6 route's priority 0
 // (IP6_RT_PRIO_USER).
-const v6Priority = 1024
+const PriorityV6 = 1024
 
 // kernel is the main table of one network namespace.
 type kernel struct {
@@ -58,7 +58,7 @@ func (k kernel) ours(e entry) bool {
 // the kernel tells routes to a subnet apart by TOS and priority.
 func (e entry) competes() bool {
 	if e.family() == netlink.FAMILY_V6 {
-		return e.priority == v6Priority
+		return e.priority == PriorityV6
 	}
 	return e.priority == 0 && e.tos == 0
 }

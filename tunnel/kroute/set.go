@@ -48,7 +48,7 @@ type placement struct {
 func (p placement) entry() entry {
 	e := entry{Route: p.Route}
 	if e.family() == netlink.FAMILY_V6 {
-		e.priority = v6Priority
+		e.priority = PriorityV6
 	}
 	return e
 }
