@@ -31,17 +31,20 @@ func addressOf(endpoint string) string {
 
 // checkEndpoint refuses what the client would only fail to dial, again and again.
 func checkEndpoint(endpoint string) error {
+	malformed := fmt.Errorf("etcd: endpoint %s: must be an URL such as http://192.168.14.21:%s", endpoint, defaultPort)
 	switch schemeOf(endpoint) {
 	case "", "http", "https":
-	default:
+	case "unix", "unixs":
 		return nil // a socket in the file system
+	default:
+		return malformed
 	}
 	host, port, err := net.SplitHostPort(addressOf(endpoint))
 	switch {
 	case err != nil:
 		return fmt.Errorf("etcd: endpoint %s has no port: write %s:%s", endpoint, endpoint, defaultPort)
 	case host == "" || port == "":
-		return fmt.Errorf("etcd: endpoint %s: must be an URL such as http://192.168.14.21:%s", endpoint, defaultPort)
+		return malformed
 	}
 	return nil
 }

@@ -361,6 +361,7 @@ func TestOpenChecksOptions(t *testing.T) {
 		"no port":          {etcd.Options{Endpoints: []string{"http://10.0.0.1"}}, "endpoint http://10.0.0.1 has no port: write http://10.0.0.1:2379"},
 		"no scheme either": {etcd.Options{Endpoints: []string{"http://10.0.0.2:2379", "10.0.0.1"}}, "has no port: write 10.0.0.1:2379"},
 		"no port of IPv6":  {etcd.Options{Endpoints: []string{"https://[fd00::1]/"}}, "write https://[fd00::1]:2379"},
+		"another scheme":   {etcd.Options{Endpoints: []string{"htp://10.0.0.1:2379"}}, "endpoint htp://10.0.0.1:2379: must be an URL"},
 		"an empty port":    {etcd.Options{Endpoints: []string{"http://10.0.0.1:"}}, "http://10.0.0.1:"},
 	} {
 		r, err := etcd.Open(c.options)

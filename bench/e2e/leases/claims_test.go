@@ -90,6 +90,28 @@ func TestIntegrationExpiredStoredLease(t *testing.T) {
 	}
 }
 
+// A host that comes back with another address has the same subnet and MAC: its own
+// record says who it is.
+func TestIntegrationRestartWithAnotherAddress(t *testing.T) {
+	w := e2e.NewWorld(t, "kb21")
+	useInstalledEtcd(w, e2e.VXLANConfig)
+	kb21 := w.Host("kb21")
+	d := w.Start("kb21")[0]
+	before := entryOf(w, kb21.Subnet)
+	e2e.End(t, unix.SIGTERM, d)
+	e2e.Command(t, kb21.Node, "ip address add 192.168.14.121/24 dev eth0")
+	if err := os.Remove(d.SubnetFile()); err != nil { // as after a boot
+		t.Fatal(err)
+	}
+	d = start(w, "kb21", "-iface", "192.168.14.121")
+	e2e.AwaitLine(t, d, time.Time{}, "the public address has changed", "public_ip=192.168.14.121", "before="+kb21.Address.String())
+	if err := d.Ready(w.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(before.value, kb21.Address.String())
+	awaitEntry(w, kb21.Subnet, `{"PublicIP":"192.168.14.121`+rest)
+}
+
 // A clone has the address of another machine: both find each other out.
 func TestIntegrationClone(t *testing.T) {
 	w := e2e.NewWorld(t, "kb21", "kb22")
