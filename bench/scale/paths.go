@@ -53,12 +53,12 @@ func (r *run) paths(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range []struct{ what, words string }{{"a detour", backToVXLAN}, {"its end", directNow}} {
+	for _, c := range []struct{ what, words string }{{"begin of a detour in the underlay to the path by VXLAN", backToVXLAN}, {"end of the detour to the direct path", directNow}} {
 		took := times[c.words]
 		slices.Sort(took)
 		most := took[len(took)-1]
 		r.table.add(Row{
-			What:  fmt.Sprintf("%d leases: %s in the underlay to the path that follows, %d times", many, c.what, len(took)),
+			What:  fmt.Sprintf("%d leases: %s, %d times", many, c.what, len(took)),
 			Value: milliseconds(took[len(took)/2]), Range: "most " + milliseconds(most),
 			Goal: "all below 200 ms", Met: most < 200*time.Millisecond,
 		})
