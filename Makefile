@@ -38,7 +38,7 @@ lint:
 # Once more for what speaks to etcd, with the machine's: Debian's is 3.4, the
 # embedded one is newer.
 unit: tools
-	$(GO) test -race -skip '^TestIntegration' $$($(GO) list ./... | grep -v /bench/e2e/)
+	$(GO) test -race -skip '^TestIntegration' $$($(GO) list ./... | grep -v /bench/e2e)
 	UVXLAN_TEST_ETCD=etcd $(GO) test -count=1 ./lease ./lease/etcd
 
 # The lab is one to a machine, so packages take turns: those that have integration

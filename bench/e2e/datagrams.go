@@ -198,6 +198,13 @@ func (d *Datagrams) Await(more int64) {
 // socket. What a queue to uvxlan drops is uvxlan's loss.
 func (d *Datagrams) End() {
 	d.w.T.Helper()
+	if err := d.end(); err != nil {
+		d.w.T.Error(err)
+	}
+}
+
+func (d *Datagrams) end() error {
+	d.w.T.Helper()
 	close(d.stop)
 	d.sender.Wait()
 	sent := d.sent.Load()
@@ -219,10 +226,14 @@ func (d *Datagrams) End() {
 	d.mu.Lock()
 	wrong := d.wrong
 	d.mu.Unlock()
-	if wrong != nil || lost > excused || sent == 0 {
-		d.w.T.Errorf("%s: %d of %d datagrams were lost, %d for want of room; %v", d.name, lost, sent, excused, wrong)
-	}
 	d.w.T.Logf("%s: %d datagrams, %d lost", d.name, sent, lost)
+	if wrong != nil {
+		return fmt.Errorf("%s: %w", d.name, wrong)
+	}
+	if lost > excused || sent == 0 {
+		return fmt.Errorf("%s: %d of %d datagrams were lost, %d of them for want of room", d.name, lost, sent, excused)
+	}
+	return nil
 }
 
 // SendDatagrams sends some thousand datagrams, each of which must come.
