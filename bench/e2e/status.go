@@ -100,6 +100,7 @@ type Status struct {
 	MTU      int
 	Lease    struct {
 		Subnet  netip.Prefix
+		Renewed time.Time
 		Expires time.Time
 	}
 	Etcd struct {

@@ -444,8 +444,8 @@ func TestIntegrationReloadTwentyTimes(t *testing.T) {
 	})
 	for range 19 {
 		reloadDaemon(t, d)
-		if s := e2e.AskStatus(t, d); s.PID != first.PID || !s.Started.Equal(first.Started) {
-			t.Errorf("it is process %d since %s", s.PID, s.Started)
+		if s := e2e.AskStatus(t, d); s.PID != first.PID || !s.Started.Equal(first.Started) || !s.Lease.Renewed.Equal(first.Lease.Renewed) {
+			t.Errorf("it is process %d since %s, the lease was renewed at %s; before %+v", s.PID, s.Started, s.Lease.Renewed, first)
 		}
 	}
 	cancel()
