@@ -78,29 +78,32 @@ func (c *LinkConfig) queueLen() int {
 // needs CAP_NET_ADMIN and a writable /proc/sys/net. A route in the way is
 // [ErrRouteExists].
 func PrepareLink(name string, c LinkConfig) error {
-	return configure(name, []step{
+	return configure(name, append(c.settings(name),
+		step{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.routes()) }}))
+}
+
+// settings are the steps that take no addresses.
+func (c *LinkConfig) settings(name string) []step {
+	return []step{
 		{"set sysctl", func(netlink.Link) error { return setSysctls(c.sysctls(name)) }},
 		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
 		{"set queue length", func(l netlink.Link) error { return setQueueLen(l, c.queueLen()) }},
-		{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.routes()) }},
-	})
+	}
 }
 
-// ConfigureLink does what [PrepareLink] does, gives the interface its addresses,
-// brings it up and adds the routes; then packets come. What is there already
+// ConfigureLink makes the settings that [PrepareLink] makes, gives the interface its
+// addresses, brings it up and adds the routes; then packets come. What is there already
 // stays, so that it also repairs an interface that somebody has changed; routes of
 // [RouteProtocol] into the interface that aren't wanted go. All of it goes with the
-// interface. An interface that was deleted is [ErrDeviceGone].
+// interface. An interface that was deleted is [ErrDeviceGone], and a route in the way
+// [ErrRouteExists]; all else is done then.
 func ConfigureLink(name string, c LinkConfig) error {
-	if err := PrepareLink(name, c); err != nil {
-		return err
-	}
-	return configure(name, []step{
-		{"add address", func(l netlink.Link) error { return addAddresses(l, c.Addresses) }},
-		{"bring up", netlink.LinkSetUp},
-		{"add route", func(l netlink.Link) error { return addRoutes(l, c) }},
-		{"remove route", func(l netlink.Link) error { return removeRoutes(l, c) }},
-	})
+	return configure(name, append(c.settings(name),
+		step{"add address", func(l netlink.Link) error { return addAddresses(l, c.Addresses) }},
+		step{"bring up", netlink.LinkSetUp},
+		step{"remove route", func(l netlink.Link) error { return removeRoutes(l, c) }},
+		step{"add route", func(l netlink.Link) error { return addRoutes(l, c) }},
+	))
 }
 
 // CheckLink says in what the interface name isn't as [ConfigureLink] leaves it, an

@@ -62,6 +62,7 @@ func addRoutes(link netlink.Link, c LinkConfig) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, n := range c.routes() {
 		wanted := routeInto(link, c, n)
 		if slices.ContainsFunc(have, func(r netlink.Route) bool { return sameRoute(r, wanted) }) {
@@ -76,10 +77,10 @@ func addRoutes(link netlink.Link, c LinkConfig) error {
 			if errors.Is(err, unix.EEXIST) {
 				err = fmt.Errorf("%w: %w", ErrRouteExists, err)
 			}
-			return fmt.Errorf("%s: %w", n, err)
+			errs = append(errs, fmt.Errorf("%s: %w", n, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // removeRoutes removes those of ours that aren't wanted.

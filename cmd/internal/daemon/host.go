@@ -33,7 +33,7 @@ type hostOf struct {
 func (h *hostOf) ready(ctx context.Context, done func()) error {
 	h.keeper.Add(h.parts()...)
 	if err := h.keeper.AwaitLook(ctx); err != nil {
-		return nil // the daemon ends
+		return err // the daemon ends
 	}
 	file, err := h.subnetFile(sync.OnceFunc(done))
 	if err != nil {

@@ -20,6 +20,14 @@ func (v *Overlay) inForce() (*tunnel.Router, error) {
 	return v.router, v.down
 }
 
+// carries tells whether the router in force carries packets, and this process has
+// it.
+func (v *Overlay) carries() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.down == nil && !v.handed
+}
+
 // Describe tells of the device, the peers and the traffic.
 func (v *Overlay) Describe(s *control.Status) {
 	s.Device = v.name

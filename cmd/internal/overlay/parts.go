@@ -54,7 +54,7 @@ func (v *Overlay) checkDevice(context.Context) (faults []host.Fault) {
 
 // repairDevice leaves a device alone that is gone, being made or not to be up yet.
 func (v *Overlay) repairDevice(context.Context) error {
-	if _, down := v.inForce(); down != nil || v.isHanded() {
+	if !v.carries() {
 		return nil
 	}
 	err := tunnel.ConfigureLink(v.name, v.link())
