@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -71,16 +72,31 @@ func TestDeadEndpoints(t *testing.T) {
 	well := c.Endpoints()[0]
 	hole := "http://" + blackHole(t)
 	for _, endpoints := range [][]string{{"http://127.0.0.1:1", well}, {hole, well}, {well, hole}, {hole, "http://127.0.0.1:1", well}} {
-		r := open(t, etcd.Options{Endpoints: endpoints, Username: "root", Password: etcdtest.RootPassword})
-		for _, call := range []string{"first", "second", "third"} {
-			begin := time.Now()
-			_, _, err := r.List(t.Context())
-			if took := time.Since(begin); err != nil || took > 3*time.Second {
-				t.Errorf("%v: the %s call took %s, %v", endpoints, call, took, err)
-			}
+		// The slowest call of each try; a busy machine is not slow each time.
+		var slowest []time.Duration
+		for len(slowest) < 5 && (len(slowest) == 0 || slices.Min(slowest) > 3*time.Second) {
+			slowest = append(slowest, slowestOf(t, endpoints, "first", "second", "third"))
 		}
-		_ = r.Close()
+		if slices.Min(slowest) > 3*time.Second {
+			t.Errorf("%v: calls took %v", endpoints, slowest)
+		}
 	}
+}
+
+// slowestOf makes calls with a registry of its own, which must succeed, and returns
+// how long the slowest took.
+func slowestOf(t *testing.T, endpoints []string, calls ...string) (slowest time.Duration) {
+	t.Helper()
+	r := open(t, etcd.Options{Endpoints: endpoints, Username: "root", Password: etcdtest.RootPassword})
+	defer r.Close()
+	for _, call := range calls {
+		begin := time.Now()
+		if _, _, err := r.List(t.Context()); err != nil {
+			t.Errorf("%v: the %s call: %v", endpoints, call, err)
+		}
+		slowest = max(slowest, time.Since(begin))
+	}
+	return slowest
 }
 
 // When nobody answers at all, each call ends in time, and at once when its

@@ -17,59 +17,48 @@ import (
 	"uvxlan/cmd/internal/overlay"
 )
 
-// hostOf is what a daemon wants on its host, beside what the backend wants.
-type hostOf struct {
-	opts     Options
-	config   *lease.Config
-	own      lease.Lease
-	keeper   *host.Keeper
-	network  backend
-	rules    rules
-	underlay *underlay
-}
-
 // ready looks at all parts once the backend carries packets, and then has the
 // container runtime find the subnet file.
-func (h *hostOf) ready(ctx context.Context, done func()) error {
-	h.keeper.Add(h.parts()...)
-	if err := h.keeper.AwaitLook(ctx); err != nil {
+func (s *service) ready(ctx context.Context) error {
+	s.keeper.Add(s.parts()...)
+	if err := s.keeper.AwaitLook(ctx); err != nil {
 		return err // the daemon ends
 	}
-	file, err := h.subnetFile(sync.OnceFunc(done))
+	file, err := s.subnetFile(sync.OnceFunc(s.monitor.beReady))
 	if err != nil {
 		return err
 	}
 	_ = file.Repair(ctx) // once in any case, as the file of a start; the keeper tells what is wrong
-	h.keeper.Add(file)
+	s.keeper.Add(file)
 	return nil
 }
 
-func (h *hostOf) parts() []host.Part {
-	subnets := h.own.Subnets()
-	containers := host.Containers{Networks: h.config.Allocatable(), Subnets: subnets, Ours: isOverlayDevice}
-	direct := overlay.DirectMode(h.config.Backend) != tunnel.DirectOff
-	if direct || h.config.Backend.Type == lease.TypeHostGW {
-		containers.Arrivals = func() []string { return []string{h.underlay.name()} }
+func (s *service) parts() []host.Part {
+	subnets := s.own.Subnets()
+	containers := host.Containers{Networks: s.config.Allocatable(), Subnets: subnets, Ours: isOverlayDevice}
+	direct := overlay.DirectMode(s.config.Backend) != tunnel.DirectOff
+	if direct || s.config.Backend.Type == lease.TypeHostGW {
+		containers.Arrivals = func() []string { return []string{s.underlay.name()} }
 	}
-	parts := append([]host.Part{h.underlay.part()}, containers.Parts()...)
-	parts = append(parts, h.rules.parts(h.own, h.devices)...)
+	parts := append([]host.Part{s.underlay.part()}, containers.Parts()...)
+	parts = append(parts, s.rules.parts(s.own, s.devices)...)
 	if direct {
-		parts = append(parts, host.ReversePath(h.opts.StateDir, h.underlay.name))
+		parts = append(parts, host.ReversePath(s.opts.StateDir, s.underlay.name))
 	}
-	if h.opts.Blackhole {
-		parts = append(parts, host.Blackholes(h.opts.StateDir, subnets))
+	if s.opts.Blackhole {
+		parts = append(parts, host.Blackholes(s.opts.StateDir, subnets))
 	}
 	return parts
 }
 
 // devices are the interfaces by which the overlay's packets come and go.
-func (h *hostOf) devices() (names []string) {
-	b := h.config.Backend
+func (s *service) devices() (names []string) {
+	b := s.config.Backend
 	if b.Type != lease.TypeHostGW {
 		names = append(names, overlay.DeviceName(b.VNI))
 	}
 	if b.Type == lease.TypeHostGW || overlay.DirectMode(b) != tunnel.DirectOff {
-		names = append(names, h.underlay.name())
+		names = append(names, s.underlay.name())
 	}
 	return names
 }
@@ -80,41 +69,42 @@ func isOverlayDevice(name string) bool {
 }
 
 // subnetFile notes where the file is, which stays when the daemon ends.
-func (h *hostOf) subnetFile(right func()) (host.Part, error) {
-	path, err := filepath.Abs(h.opts.SubnetFile)
+func (s *service) subnetFile(right func()) (host.Part, error) {
+	path, err := filepath.Abs(s.opts.SubnetFile)
 	if err != nil {
 		return host.Part{}, fmt.Errorf("write subnet file: %w", err)
 	}
 	want := func() subnetfile.File {
 		return subnetfile.File{
-			Network: h.config.Network, Subnet: h.own.Subnet, NetworkV6: h.networkV6(), SubnetV6: h.own.IPv6Subnet,
-			MTU: h.network.MTU(), IPMasq: h.opts.Firewall.Masquerade,
+			Network: s.config.Network, Subnet: s.own.Subnet, NetworkV6: s.networkV6(), SubnetV6: s.own.IPv6Subnet,
+			MTU: s.network.MTU(), IPMasq: s.opts.Firewall.Masquerade,
 		}
 	}
-	return host.SubnetFile(h.opts.StateDir, path, want, right), nil
+	return host.SubnetFile(s.opts.StateDir, path, want, right), nil
 }
 
-func (h *hostOf) networkV6() netip.Prefix {
-	if !h.config.EnableIPv6 {
+func (s *service) networkV6() netip.Prefix {
+	if !s.config.EnableIPv6 {
 		return netip.Prefix{}
 	}
-	return h.config.IPv6Network
+	return s.config.IPv6Network
 }
 
 // move has the daemon reach the other hosts by ext, and has them know of it.
-func (h *hostOf) move(m *monitor, manager *lease.Manager, ext extiface.Interface) error {
-	if err := checkHidden(h.opts, h.config, ext); err != nil {
+func (s *service) move(ext extiface.Interface) error {
+	if err := checkHidden(s.opts, s.config, ext); err != nil {
 		return err
 	}
-	if err := h.network.Move(ext); err != nil {
+	if err := s.network.Move(ext); err != nil {
 		return err
 	}
-	m.set(func(m *monitor) { m.ext = ext })
-	attrs, err := h.network.Attrs(nil)
-	if err != nil {
+	s.monitor.set(func(m *monitor) { m.ext = ext })
+	if err := s.publish(); err != nil {
 		return err
 	}
-	manager.Publish(attrs)
-	h.keeper.Wake("subnet-file") // which has the MTU
+	s.keeper.Wake("subnet-file") // which has the MTU
+	if before := s.underlay.current(); before.Address != ext.Address || before.AddressV6 != ext.AddressV6 {
+		s.leases.Reconnect()
+	}
 	return nil
 }

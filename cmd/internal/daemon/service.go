@@ -1,0 +1,210 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sync/errgroup"
+
+	"uvxlan/cmd/internal/claim"
+	"uvxlan/cmd/internal/extiface"
+	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/host"
+	"uvxlan/cmd/internal/peerlog"
+	"uvxlan/cmd/internal/subnetfile"
+	"uvxlan/lease"
+)
+
+// registry is where the leases are.
+type registry interface {
+	lease.Registry
+	// Reconnect makes connections from the host's address as it is.
+	Reconnect()
+}
+
+// service is the daemon's work: the host's lease, what carries the packets and what
+// is on the host for it.
+type service struct {
+	opts     Options
+	monitor  *monitor
+	leases   registry
+	underlay *underlay
+	before   *handover.State // what the daemon before handed over, or nil
+
+	// in the order in which they come to be
+	manager *lease.Manager
+	config  *lease.Config
+	claim   *claim.Claim
+	rules   rules
+	keeper  *host.Keeper
+	network backend
+	own     lease.Lease
+}
+
+// serve opens what can fail before it takes a lease, so that a host that can't
+// carry packets never holds a subnet.
+//
+// With what the daemon before handed over, there is a lease, and packets flow.
+func serve(ctx context.Context, o Options, ext extiface.Interface, leases registry, r *reloader, before *handover.State) (after *handover.State, err error) {
+	s := &service{opts: o, monitor: r.monitor, leases: leases, before: before}
+	s.underlay = &underlay{log: o.Logger, wanted: o.Interface, moved: s.move, now: ext}
+	defer func() { s.close(after) }()
+	if err := s.readConfig(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	if err := s.takeLease(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.network.Start(s.own); err != nil {
+		return nil, err
+	}
+	s.keeper.Add(s.network.Parts()...)
+	s.monitor.set(func(m *monitor) { m.network = s.network })
+	return s.run(ctx, r)
+}
+
+// readConfig reads what all else depends on. What was handed over goes on with the
+// configuration and the addresses that it was made by.
+func (s *service) readConfig(ctx context.Context) (err error) {
+	earlier := previous(s.opts)
+	s.manager, err = lease.NewManager(lease.Options{
+		Registry: s.leases, Logger: s.opts.Logger, RenewMargin: s.opts.RenewMargin, Store: storeOf(s.opts), UseExpired: s.opts.UseExpired,
+		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
+	})
+	if err != nil {
+		return err
+	}
+	s.monitor.set(func(m *monitor) { m.manager = s.manager })
+	if s.before != nil {
+		s.manager.Resume()
+		s.config = s.before.Config
+	} else if s.config, err = s.manager.Config(ctx); err == nil {
+		err = s.addIPv6(ctx)
+	}
+	s.underlay.ipv6 = err == nil && s.config.EnableIPv6
+	return err
+}
+
+// addIPv6 gives the external interface its IPv6 address, if the network has IPv6.
+func (s *service) addIPv6(ctx context.Context) error {
+	if !s.config.EnableIPv6 {
+		if s.opts.Interface.PublicIPv6.IsValid() {
+			s.opts.Logger.Warn("-public-ipv6 has no effect: the network has no IPv6")
+		}
+		return nil
+	}
+	ext, err := s.underlay.now.AddIPv6(ctx, s.opts.Interface)
+	if err != nil {
+		return err
+	}
+	s.underlay.now = ext
+	s.opts.Logger.Info("external IPv6 address", "name", ext.Name, "address", ext.AddressV6, "public_ipv6", ext.PublicIPv6)
+	return nil
+}
+
+// open opens what may fail before there is a lease.
+func (s *service) open() (err error) {
+	if err := subnetfile.Prepare(s.opts.SubnetFile); err != nil {
+		return err
+	}
+	if s.claim, err = claim.Networks(s.config.Networks()); err != nil {
+		return err
+	}
+	if s.rules, err = openRules(s.opts, s.config); err != nil {
+		return err
+	}
+	if s.keeper, err = host.Open(s.opts.Logger); err != nil {
+		return err
+	}
+	ext := s.underlay.now
+	s.monitor.set(func(m *monitor) { m.config, m.ext, m.keeper = s.config, ext, s.keeper })
+	network, err := openBackend(s.opts, s.config, ext, s.keeper, s.before)
+	if err != nil {
+		return err
+	}
+	s.network = network
+	return nil
+}
+
+// takeLease keeps the lease that was handed over; what happened to it meanwhile,
+// the manager finds out.
+func (s *service) takeLease(ctx context.Context) (err error) {
+	if s.before != nil {
+		s.own = s.before.Own
+		err = s.publish() // the address may have changed while etcd was away
+	} else {
+		s.own, err = s.manager.Acquire(ctx, s.config, s.network.Attrs)
+	}
+	if err != nil {
+		return err
+	}
+	s.opts.Logger.Info("lease", append(peerlog.Subnets(s.own), "expires", s.own.Expires)...)
+	return recordNetworks(s.opts, s.config, s.own)
+}
+
+// publish has the other hosts know of our addresses as they are.
+func (s *service) publish() error {
+	attrs, err := s.network.Attrs(nil)
+	if err != nil {
+		return err
+	}
+	s.manager.Publish(attrs)
+	return nil
+}
+
+// run carries packets, keeps lease and host as they should be and waits for the
+// order to hand over, until ctx ends or one of them fails.
+func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.keeper.Run(ctx) })
+	group.Go(func() error {
+		return s.network.Run(ctx, func() error { return s.ready(ctx) })
+	})
+	group.Go(func() error { return s.manager.Run(ctx, s.own, s.network.Apply) })
+	group.Go(func() error { return s.before.AwaitEnd(ctx) })
+	group.Go(func() error {
+		if after = r.run(ctx); after != nil {
+			return errReloading
+		}
+		return nil
+	})
+	if err = group.Wait(); after != nil {
+		return after, nil
+	}
+	if errors.Is(err, lease.ErrLeaseLost) {
+		withdraw(s.opts, s.config, s.own)
+	}
+	return nil, err
+}
+
+// close removes what shouldn't outlive the process; what is handed over stays.
+func (s *service) close(after *handover.State) {
+	if s.network != nil {
+		s.network.Close()
+	}
+	if s.network != nil && after == nil {
+		host.RemoveBlackholes(s.opts.StateDir, s.opts.Logger)
+		host.RestoreSysctls(s.opts.StateDir, s.opts.Logger)
+	}
+	if s.keeper != nil {
+		s.keeper.Close()
+	}
+	if s.claim != nil {
+		if err := s.claim.Close(); err != nil {
+			s.opts.Logger.Warn("give up the claim of the networks", "error", err)
+		}
+	}
+}
+
+// previous is what an earlier run wrote to the subnet file, the zero File if
+// there is none.
+func previous(o Options) subnetfile.File {
+	f, err := subnetfile.Read(o.SubnetFile)
+	if err != nil {
+		o.Logger.Warn("the earlier run's subnet is not known", "error", err)
+	}
+	return f
+}
