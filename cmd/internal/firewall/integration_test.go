@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,7 @@ func (h machine) sh(command string) string {
 // keep returns the rules as a part of the host, and wants the host to take them.
 func (h machine) keep(c Config) host.Part {
 	h.Helper()
+	c.Resync = time.Nanosecond // each look compares the rules
 	f := New(c)
 	if err := f.Probe(); err != nil {
 		h.Fatal(err)

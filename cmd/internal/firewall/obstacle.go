@@ -28,6 +28,9 @@ func (k *keeping) obstacles() (faults []host.Fault) {
 	for _, device := range k.devices() {
 		packets = append(packets, k.packets(device)...)
 	}
+	if len(packets) == 0 {
+		return nil
+	}
 	drops, err := k.others.Forward(packets...)
 	var found []trace.Drop
 	ways := map[trace.Drop]way{}

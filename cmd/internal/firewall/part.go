@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,10 +20,13 @@ import (
 // that drop what the overlay forwards are told of; devices returns the names of the
 // interfaces by which it comes and goes at the moment.
 func (f *Firewall) Part(subnet netip.Prefix, devices func() []string) host.Part {
-	k := &keeping{nft: f.config.NFTables, family: f.Family(), now: f.config.Policy, before: f.config.Before, devices: devices}
+	k := &keeping{nft: f.config.NFTables, family: f.Family(), now: f.config.Policy, before: f.config.Before, resync: f.config.Resync, devices: devices}
+	if k.resync <= 0 {
+		k.resync = host.DefaultInterval
+	}
 	k.now.Subnet = subnet
 	return host.Part{
-		Name: k.family.part(), Check: k.check, Repair: k.repair, Wakes: k.family.concerns, Interval: f.config.Resync,
+		Name: k.family.part(), Check: k.check, Repair: k.repair, Wakes: k.concerns, Interval: k.resync,
 	}
 }
 
@@ -50,18 +55,43 @@ func (f Family) protocol() byte {
 	return unix.NFPROTO_IPV4
 }
 
-// keeping is the rules that a part keeps. One goroutine at a time uses it.
+// keeping is the rules that a part keeps. One goroutine at a time uses it, apart
+// from concerns.
 type keeping struct {
 	nft         bool
 	family      Family
 	now, before Policy
+	resync      time.Duration
 	devices     func() []string
+
+	touched  atomic.Bool // a table of ours has changed since it was compared
+	compared time.Time   // when all was as wanted, zero if it isn't
 
 	others  trace.Rules
 	backend backend // nil until it could be opened
 	other   bool    // the other way of writing rules has none of ours
 	begun   bool    // the rules have been put once
 	waiting error   // why the last repair failed
+}
+
+// concerns also notes whether a table of ours has changed: others may change all
+// the time, and comparing takes several commands.
+func (k *keeping) concerns(e host.Event) bool {
+	if !k.family.concerns(e) {
+		return false
+	}
+	if k.mayHaveOurs(e.Table) {
+		k.touched.Store(true)
+	}
+	return true
+}
+
+// mayHaveOurs tells the tables with our rules, in the kernel's nftables.
+func (k *keeping) mayHaveOurs(table string) bool {
+	if k.nft {
+		return strings.HasPrefix(table, "flannel-")
+	}
+	return table == masquerading.iptables().table || table == forwarding.iptables().table
 }
 
 // check compares the host's rules with the policy, and looks for rules of others
@@ -77,6 +107,11 @@ func (k *keeping) check(ctx context.Context) []host.Fault {
 // rules compares the host's rules with the policy, and tells whether a repair may
 // put forward rules that are missing.
 func (k *keeping) rules(ctx context.Context) (faults []host.Fault, pending bool) {
+	begin := time.Now()
+	if !k.touched.Swap(false) && begin.Before(k.compared.Add(k.resync)) {
+		return nil, false
+	}
+	k.compared = time.Time{}
 	if err := k.open(); err != nil {
 		return k.unavailable(err), false
 	}
@@ -91,6 +126,9 @@ func (k *keeping) rules(ctx context.Context) (faults []host.Fault, pending bool)
 	}
 	if left := k.otherWay(ctx, false); left != nil {
 		faults = append(faults, *left)
+	}
+	if len(faults) == 0 {
+		k.compared = begin
 	}
 	return faults, pending
 }

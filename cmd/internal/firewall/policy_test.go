@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -247,6 +248,45 @@ func TestConcerns(t *testing.T) {
 	} {
 		if c.f.concerns(c.e) != c.want {
 			t.Errorf("%v concerns %s: %t", c.e, c.f.part(), !c.want)
+		}
+	}
+}
+
+// counting is a backend that counts how often its rules are compared.
+type counting struct {
+	backend
+	compared int
+}
+
+func (c *counting) differing([]chain) ([]purpose, error) {
+	c.compared++
+	return nil, nil
+}
+
+// Rules are compared when their table has changed and from time to time, not with
+// every change of other tables.
+func TestComparesWhenNeeded(t *testing.T) {
+	for _, nft := range []bool{false, true} {
+		rules := &counting{}
+		k := &keeping{nft: nft, now: v4, backend: rules, other: true, resync: time.Hour, devices: func() []string { return nil }}
+		ours, others := "nat", "flannel-ipv4"
+		if nft {
+			ours, others = others, ours
+		}
+		for i, step := range []struct {
+			table string // that changes
+			want  int
+		}{{"", 1}, {"", 1}, {others, 1}, {ours, 2}, {"kube-proxy", 2}, {ours, 3}, {"", 3}} {
+			if step.table != "" && !k.concerns(host.Event{Kind: host.Firewall, Family: unix.NFPROTO_IPV4, Table: step.table}) {
+				t.Errorf("a change of %s wakes nobody", step.table)
+			}
+			if k.check(t.Context()); rules.compared != step.want {
+				t.Errorf("nft %t, step %d: compared %d times, want %d", nft, i, rules.compared, step.want)
+			}
+		}
+		k.compared = time.Now().Add(-2 * time.Hour)
+		if k.check(t.Context()); rules.compared != 4 {
+			t.Errorf("nft %t: compared %d times after the interval", nft, rules.compared)
 		}
 	}
 }
