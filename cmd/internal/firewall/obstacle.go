@@ -34,8 +34,17 @@ func (k *keeping) obstacles() (faults []host.Fault) {
 	drops, err := k.others.Forward(packets...)
 	var found []trace.Drop
 	ways := map[trace.Drop]way{}
+	singles := map[trace.Drop][]trace.Drop{} // by what they have in common
 	for i, all := range drops {
 		for _, d := range all {
+			if d.Only.IsValid() {
+				like := d
+				like.Only, like.Rule = netip.Addr{}, ""
+				singles[like] = append(singles[like], d)
+				if d = singles[like][0]; ways[d] != 0 {
+					continue
+				}
+			}
 			if ways[d] == 0 {
 				found = append(found, d)
 			}
@@ -43,12 +52,23 @@ func (k *keeping) obstacles() (faults []host.Fault) {
 		}
 	}
 	for _, d := range found {
-		faults = append(faults, k.obstacle(d, ways[d]))
+		like := d
+		like.Only, like.Rule = netip.Addr{}, ""
+		faults = append(faults, k.obstacle(d, ways[d], addressesOf(singles[like])))
 	}
 	if err != nil {
 		faults = append(faults, unknown(err))
 	}
 	return faults
+}
+
+// addressesOf counts the different addresses of drops.
+func addressesOf(drops []trace.Drop) int {
+	seen := map[netip.Addr]bool{}
+	for _, d := range drops {
+		seen[d.Only] = true
+	}
+	return len(seen)
 }
 
 func unknown(err error) host.Fault {
@@ -63,7 +83,7 @@ func (k *keeping) packets(device string) []trace.Packet {
 	}
 	bridge, peers, ours := k.bridge(own), trace.Range{In: k.now.Network, NotIn: k.now.Subnet}, trace.Range{In: k.now.Subnet}
 	return []trace.Packet{
-		{Src: peers, Dst: ours, In: own, Out: bridge},
+		{Src: peers, Dst: ours, In: own, Out: bridge, Each: true},
 		{Src: ours, Dst: peers, In: bridge, Out: own},
 	}
 }
@@ -101,11 +121,17 @@ func (f Family) netlink() int {
 	return netlink.FAMILY_V4
 }
 
-// obstacle is the fault of rules that drop.
-func (k *keeping) obstacle(d trace.Drop, w way) host.Fault {
+// obstacle is the fault of rules that drop, of several alike one.
+func (k *keeping) obstacle(d trace.Drop, w way, addresses int) host.Fault {
 	what := map[way]string{
 		in: "what comes to the containers by the overlay", out: "what the containers send into the overlay", in | out: "what the overlay forwards",
 	}[w]
+	if d.Only.IsValid() {
+		what = fmt.Sprintf("what comes to %s by the overlay", d.Only)
+		if addresses > 1 {
+			what = fmt.Sprintf("what comes to %s and %d more of the containers' addresses by the overlay", d.Only, addresses-1)
+		}
+	}
 	does := "dropped"
 	if strings.Contains(strings.ToLower(d.Rule), "reject") {
 		does = "rejected"
@@ -120,7 +146,7 @@ func (k *keeping) obstacle(d trace.Drop, w way) host.Fault {
 	return host.Fault{
 		What:   fmt.Sprintf("%s is %s %s %s", what, does, by, placeOf(d)),
 		Remedy: k.remedy(d),
-		Stops:  !d.Some,
+		Stops:  !d.Some && !d.Only.IsValid(),
 	}
 }
 
@@ -140,7 +166,7 @@ func placeOf(d trace.Drop) string {
 
 // isIPTables tells the tables of iptables' nftables variant.
 func isIPTables(d trace.Drop) bool {
-	return !d.Legacy && d.Family != "inet" && d.Base == "FORWARD"
+	return !d.Legacy && d.Family != "inet" && (d.Base == "FORWARD" || d.Base == "PREROUTING")
 }
 
 // remedy is what lets the overlay's packets pass, which all have a source in its
@@ -170,6 +196,9 @@ func (k *keeping) remedy(d trace.Drop) string {
 	}
 	if d.Rule == "" && d.Table == "filter" {
 		otherwise = k.withOurRules(d)
+	}
+	if d.Table == "raw" && d.Only.IsValid() {
+		otherwise = "; if it is Docker's, start dockerd with --allow-direct-routing (28.2 or later) instead"
 	}
 	return fmt.Sprintf("%s%s -I %s -s %s -j ACCEPT%s", k.command(d.Legacy), table, chain, network, otherwise)
 }

@@ -17,7 +17,7 @@ var (
 )
 
 func inbound(network, subnet netip.Prefix) Packet {
-	return Packet{Src: Range{network, subnet}, Dst: Range{In: subnet}, In: device, Out: bridge}
+	return Packet{Src: Range{network, subnet}, Dst: Range{In: subnet}, In: device, Out: bridge, Each: true}
 }
 
 func outbound(network, subnet netip.Prefix) Packet {
@@ -27,28 +27,35 @@ func outbound(network, subnet netip.Prefix) Packet {
 // sh runs commands in the test's namespace, with the names of the family.
 func sh(t *testing.T, v6 bool, commands string) {
 	t.Helper()
-	names := strings.NewReplacer("IPT", "iptables-nft", "LEGACY", "iptables-legacy", "NET", overlay4.String(), "POD", subnet4.String(),
-		"REFUSE", "icmp-host-prohibited", "FAMILY", "ip ", "TWO", "10.42.7.2")
+	netnstest.Run(t, "sh", "-ec", words(v6).Replace(commands))
+}
+
+// words are what stands for the family's names.
+func words(v6 bool) *strings.Replacer {
 	if v6 {
-		names = strings.NewReplacer("IPT", "ip6tables-nft", "LEGACY", "ip6tables-legacy", "NET", overlay6.String(), "POD", subnet6.String(),
-			"REFUSE", "icmp6-adm-prohibited", "FAMILY", "ip6 ", "TWO", "2001:cafe:42:1::2")
+		return strings.NewReplacer("IPT", "ip6tables-nft", "LEGACY", "ip6tables-legacy", "NET", overlay6.String(), "POD", subnet6.String(),
+			"REFUSE", "icmp6-adm-prohibited", "FAMILY", "ip6", "TWO", "2001:cafe:42:1::2")
 	}
-	netnstest.Run(t, "sh", "-ec", names.Replace(commands))
+	return strings.NewReplacer("IPT", "iptables-nft", "LEGACY", "iptables-legacy", "NET", overlay4.String(), "POD", subnet4.String(),
+		"REFUSE", "icmp-host-prohibited", "FAMILY", "ip", "TWO", "10.42.7.2")
 }
 
 func places(drops []Drop) string {
-	var words []string
+	var all []string
 	for _, d := range drops {
 		w := fmt.Sprintf("%s/%s/%s: %s", d.Table, d.Base, d.Chain, d.Rule)
 		if d.Legacy {
 			w = "legacy " + w
 		}
+		if d.Only.IsValid() {
+			w = d.Only.String() + " " + w
+		}
 		if d.Some {
 			w = "some " + w
 		}
-		words = append(words, strings.TrimSpace(w))
+		all = append(all, strings.TrimSpace(w))
 	}
-	return strings.Join(words, "; ")
+	return strings.Join(all, "; ")
 }
 
 func TestIntegrationForward(t *testing.T) {
@@ -163,6 +170,19 @@ func TestIntegrationForward(t *testing.T) {
 			in: `filter/FORWARD/DOCKER: iifname != "docker0" oifname "docker0" drop`,
 		},
 		{
+			name: "Docker 28's raw table", commands: `IPT -t raw -A PREROUTING -d TWO ! -i docker0 -j DROP; IPT -t raw -A PREROUTING -s TWO -i eth0 -j DROP`,
+			in: `TWO raw/PREROUTING/PREROUTING: iifname != "docker0" FAMILY daddr TWO drop`,
+		},
+		{
+			name: "legacy's raw table", commands: `LEGACY -t raw -A PREROUTING -m comment --comment x -d TWO ! -i docker0 -j DROP; LEGACY -t raw -A PREROUTING -m rpfilter --invert -j DROP`,
+			in: `TWO legacy raw/PREROUTING/PREROUTING: -d TWO ! -i docker0 -j DROP`,
+		},
+		{
+			name: "before routing", commands: `nft 'table inet early { chain raw { type filter hook prerouting priority raw; fib saddr . iif oif missing drop
+				ct state invalid drop; iifname "eth0" drop; oifname "x" drop; FAMILY daddr { TWO } tcp dport 80 drop; iifname "flannel.1" meta l4proto udp drop; iifname "docker0" drop; }; }'`,
+			out: `early/raw/raw: iifname "docker0" drop`,
+		},
+		{
 			name: "kube-proxy", commands: `IPT -N KUBE-FORWARD; IPT -N KUBE-SERVICES; IPT -A FORWARD -m conntrack --ctstate NEW -m comment --comment x -j KUBE-SERVICES
 				IPT -I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
 				IPT -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP; IPT -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
@@ -218,7 +238,7 @@ func TestIntegrationForward(t *testing.T) {
 						t.Error(err)
 					}
 					for i, want := range []string{c.in, c.out} {
-						if got := places(drops[i]); got != strings.ReplaceAll(want, "NET", network.String()) {
+						if got := places(drops[i]); got != words(v6).Replace(want) {
 							t.Errorf("what comes %s is dropped at %q, want %q", []string{"in", "out"}[i], got, want)
 						}
 					}

@@ -66,8 +66,8 @@ const (
 	xtReturn                                                                  = -5
 )
 
-// legacyTables are those with a chain for what is forwarded.
-var legacyTables = []string{"mangle", "filter", "security"}
+// legacyTables are those with chains that drop what is forwarded.
+var legacyTables = []string{"raw", "mangle", "filter", "security"}
 
 // legacyBases are iptables-legacy's chains for forwarded packets of a
 // family. A table that isn't there is not made.
@@ -93,17 +93,21 @@ func legacyBases(v6 bool) (bases []base, err error) {
 			errs = append(errs, fmt.Errorf("read table %s of iptables-legacy: %w", name, err))
 			continue
 		}
-		bases = append(bases, t.base())
+		for _, h := range hooks {
+			if t.has(h) {
+				bases = append(bases, t.base(h))
+			}
+		}
 	}
 	return bases, errors.Join(errs...)
 }
 
 // legacyTable is a table as the kernel has it: entries at their offsets.
 type legacyTable struct {
-	name            string
-	v6              bool
-	entries         []legacyRule // in order
-	hook, underflow int
+	name    string
+	v6      bool
+	entries []legacyRule // in order
+	info    getInfo
 }
 
 // legacyRule is an entry of a table.
@@ -152,7 +156,7 @@ func readLegacy(name string, v6 bool) (*legacyTable, error) {
 		if err != nil {
 			return nil, err
 		}
-		t := &legacyTable{name: name, v6: v6, hook: int(info.HookEntry[forward]), underflow: int(info.Underflow[forward])}
+		t := &legacyTable{name: name, v6: v6, info: info}
 		return t, t.parse(buf[begin:])
 	}
 	return nil, errors.New("it changes all the time")
@@ -244,34 +248,39 @@ func parsePart(b []byte) (p part, size int, err error) {
 	return part{unix.ByteSliceToString(b[2 : head-1]), uint32(b[head-1]), b[head:size]}, size, nil
 }
 
-func (t *legacyTable) base() base {
-	b := base{drop: Drop{Legacy: true, Family: families[unix.NFPROTO_IPV4], Table: t.name, Base: "FORWARD"}}
+// has tells whether the table has a chain at a hook.
+func (t *legacyTable) has(h hook) bool { return t.info.ValidHooks&(1<<h) != 0 }
+
+func (t *legacyTable) base(h hook) base {
+	b := base{hook: h, drop: Drop{Legacy: true, Family: families[unix.NFPROTO_IPV4], Table: t.name, Base: h.chain()}}
+	begin, policy := int(t.info.HookEntry[h]), int(t.info.Underflow[h])
 	if t.v6 {
 		b.drop.Family = families[unix.NFPROTO_IPV6]
 	}
 	b.chain = func(name string) ([]rule, error) {
 		for i, e := range t.entries {
 			if e.target.name == errorTarget && unix.ByteSliceToString(e.target.info) == name {
-				return t.from(i + 1), nil
+				return t.from(i+1, -1), nil
 			}
 		}
 		return nil, fmt.Errorf("chain %s is gone", name)
 	}
 	for i, e := range t.entries {
-		if e.at == t.hook {
-			b.rules = t.from(i)
+		if e.at == begin {
+			b.rules = t.from(i, policy)
 		}
-		if e.at == t.underflow && len(e.target.info) >= 4 && int32(binary.NativeEndian.Uint32(e.target.info)) == -nfDrop-1 {
+		if e.at == policy && len(e.target.info) >= 4 && int32(binary.NativeEndian.Uint32(e.target.info)) == -nfDrop-1 {
 			b.policy = drops
 		}
 	}
 	return b
 }
 
-// from are the rules of a chain from its first on, without its policy.
-func (t *legacyTable) from(i int) (rules []rule) {
+// from are the rules of a chain from its first on, without its policy, the entry at
+// an offset.
+func (t *legacyTable) from(i, policy int) (rules []rule) {
 	for _, e := range t.entries[i:] {
-		if e.target.name == errorTarget || e.at == t.underflow {
+		if e.target.name == errorTarget || e.at == policy {
 			break
 		}
 		rules = append(rules, e)

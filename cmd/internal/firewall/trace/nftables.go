@@ -47,10 +47,12 @@ func (t *tables) bases(v6 bool) (bases []base, err error) {
 		if c.family != own && c.family != unix.NFPROTO_INET || dormant[key(c.family, c.text(unix.NFTA_CHAIN_TABLE))] {
 			continue
 		}
-		if hook := c.get(unix.NFTA_CHAIN_HOOK); hook == nil || hook.number(unix.NFTA_HOOK_HOOKNUM) != forward {
+		at := c.get(unix.NFTA_CHAIN_HOOK)
+		h := hook(at.number(unix.NFTA_HOOK_HOOKNUM))
+		if at == nil || !slices.Contains(hooks, h) || c.text(unix.NFTA_CHAIN_TYPE) == "nat" {
 			continue
 		}
-		b, err := t.base(c)
+		b, err := t.base(c, h)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -91,9 +93,10 @@ func (t *tables) dormant() (map[string]bool, error) {
 	return off, nil
 }
 
-func (t *tables) base(c message) (base, error) {
+func (t *tables) base(c message, h hook) (base, error) {
 	table, name := c.text(unix.NFTA_CHAIN_TABLE), c.text(unix.NFTA_CHAIN_NAME)
 	b := base{
+		hook:  h,
 		drop:  Drop{Family: families[c.family], Table: table, Base: name},
 		chain: func(name string) ([]rule, error) { return t.rules(c.family, table, name) },
 	}

@@ -34,14 +34,18 @@ const (
 	clientPort, serverPort = 51413, 52747
 )
 
-// newState returns the state of a packet of any protocol, or of a common one: a
-// TCP connection to a port that no rule names.
-func newState(p Packet, common bool) *state {
+// newState returns the state at a hook of a packet of any protocol, or of a common
+// one: a TCP connection to a port that no rule names.
+func newState(p Packet, h hook, common bool) *state {
 	s := &state{
 		v6: !p.Src.In.Addr().Is4(), src: p.Src.value(), dst: p.Dst.value(), in: p.In.port(), out: p.Out.port(),
 		protocol: anything(1), sport: anything(2), dport: anything(2), flags: anything(1),
 		mark: exactly(native(0)), connmark: exactly(native(0)),
 		ctState: exactly(native(stateNew)), ctStatus: exactly(native(0)),
+	}
+	if h == preRouting { // it isn't routed yet, and its connection perhaps not known
+		s.out = port{exactly(name("")), exactly(native(0))}
+		s.ctState, s.ctStatus, s.connmark = value{}, value{}, value{}
 	}
 	if common {
 		s.protocol, s.flags = exactly([]byte{tcp}), exactly([]byte{syn})

@@ -13,6 +13,9 @@ type Packet struct {
 	Src, Dst Range
 	// In and Out are the interfaces that it comes and goes by.
 	In, Out Interface
+	// Each asks also for single addresses of Dst that are dropped before the packet
+	// is routed.
+	Each bool
 }
 
 // Range is an unknown address of a prefix, of an IPv4 one or an IPv6 one.
@@ -39,6 +42,8 @@ type Drop struct {
 	Table  string
 	// Base is the chain that the kernel begins with, and Chain the one that drops.
 	Base, Chain string
+	// Only is the address of Dst to which packets are dropped; invalid for all.
+	Only netip.Addr
 	// Rule is the text of the rule, as far as it is understood; empty if the policy
 	// of Base drops.
 	Rule string
@@ -48,8 +53,28 @@ type Drop struct {
 	Some bool
 }
 
-// forward is the hook of forwarded packets (linux/netfilter.h, NF_INET_FORWARD).
-const forward = 2
+// hook is where the kernel has packets judged (linux/netfilter.h, enum
+// nf_inet_hooks).
+type hook int
+
+const (
+	preRouting hook = 0
+	forward    hook = 2
+)
+
+// hooks are those that a forwarded packet comes to and rules usually drop at.
+var hooks = []hook{preRouting, forward}
+
+// chain is what iptables calls the hook's chain.
+func (h hook) chain() string {
+	if h == preRouting {
+		return "PREROUTING"
+	}
+	return "FORWARD"
+}
+
+// mostAddresses is how many single addresses are looked at.
+const mostAddresses = 256
 
 // Rules are those of a network namespace. What has been found out is remembered
 // until they change; the zero value knows nothing. One goroutine at a time uses it.
@@ -58,9 +83,9 @@ type Rules struct {
 	known      map[Packet][]Drop
 }
 
-// Forward tells where the rules for what the host forwards drop packets, for each
-// packet in turn. Each chain of the kernel's hook has its say, so that there may be
-// several places. It looks at the calling thread's network namespace. The drops are
+// Forward tells where the rules drop packets that the host is to forward, for each
+// packet in turn. Each chain of a hook has its say, so that there may be several
+// places. It looks at the calling thread's network namespace. The drops are
 // valid even with an error, which says what could not be read.
 func (r *Rules) Forward(packets ...Packet) ([][]Drop, error) {
 	drops, err := r.nftables(packets)
@@ -121,25 +146,51 @@ func judge(bases []base, p Packet, before ...error) (drops []Drop, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("chain %s of table %s: %w", b.drop.Base, b.drop.Table, err))
 		}
-		if d != nil {
-			drops = append(drops, *d)
-		}
+		drops = append(drops, d...)
 	}
 	return drops, errors.Join(errs...)
 }
 
 // judge follows the packet through a base chain.
-func (b base) judge(p Packet) (*Drop, error) {
+func (b base) judge(p Packet) ([]Drop, error) {
+	var seen []span
 	for _, common := range []bool{false, true} {
-		w := walker{base: b, packet: newState(p, common)}
+		w := walker{base: b, packet: newState(p, b.hook, common)}
+		if p.Each && b.hook == preRouting {
+			w.packet.dst.seen = &seen
+		}
 		end, err := w.run()
 		if err != nil {
 			return nil, err
 		}
 		if end != nil && !w.mayAccept {
 			end.Some = common
-			return end, nil
+			return []Drop{*end}, nil
 		}
 	}
-	return nil, nil
+	return b.each(p, seen)
+}
+
+// each follows packets to single addresses through the chain, those that its rules
+// have compared.
+func (b base) each(p Packet, seen []span) (drops []Drop, err error) {
+	done := map[netip.Addr]bool{}
+	for _, s := range seen {
+		a, ok := netip.AddrFromSlice(s.lo)
+		if !ok || done[a] || !slices.Equal(s.lo, s.hi) || len(done) == mostAddresses {
+			continue
+		}
+		done[a] = true
+		w := walker{base: b, packet: newState(p, b.hook, false)}
+		w.packet.dst = exactly(s.lo)
+		end, err := w.run()
+		if err != nil {
+			return drops, err
+		}
+		if end != nil && !w.mayAccept {
+			end.Only = a
+			drops = append(drops, *end)
+		}
+	}
+	return drops, nil
 }

@@ -30,6 +30,9 @@ func (s span) meet(o span) (span, bool) {
 type value struct {
 	span
 	except *span
+	// seen collects parts of the span that the field was compared with in vain; nil
+	// for none.
+	seen *[]span
 }
 
 // exactly is a known field.
@@ -54,6 +57,9 @@ func (v value) in(s span) tri {
 	case s.contains(v.span):
 		return yes
 	}
+	if v.seen != nil && v.contains(s) {
+		*v.seen = append(*v.seen, s)
+	}
 	return maybe
 }
 
@@ -64,6 +70,8 @@ func (v value) slice(offset, n int) value {
 	switch {
 	case v.lo == nil || offset+n > len(v.lo):
 		return value{}
+	case n == len(v.lo):
+		return v
 	case v.exact():
 		return exactly(v.lo[offset : offset+n])
 	case offset > 0:
@@ -84,6 +92,8 @@ func (v value) masked(mask, x []byte) value {
 		return value{}
 	case v.exact():
 		return exactly(combine(v.lo[:n], mask, x))
+	case len(v.lo) == n && ones(mask) && zero(x):
+		return v
 	case !leading(mask) || !zero(x):
 		return value{}
 	}

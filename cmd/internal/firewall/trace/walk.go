@@ -55,6 +55,7 @@ type rule interface {
 
 // base is a chain that the kernel begins with.
 type base struct {
+	hook  hook
 	drop  Drop // with what all drops of the chain have in common
 	rules []rule
 	// policy is what becomes of the packets that the rules say nothing of.

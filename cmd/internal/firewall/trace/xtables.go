@@ -78,6 +78,9 @@ func conntrack(revision uint32, info []byte, s *state) tri {
 	}
 	if match&conntrackWantStatus != 0 {
 		has := sure(statuses == 0)
+		if !s.ctStatus.exact() {
+			has = maybe
+		}
 		if invert&conntrackWantStatus != 0 {
 			has = has.not()
 		}
