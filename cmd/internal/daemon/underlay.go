@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/host"
@@ -18,8 +19,9 @@ type underlay struct {
 	// moved has the daemon go on with another interface or address.
 	moved func(ext extiface.Interface) error
 
-	mu  sync.Mutex // guards the rest
-	now extiface.Interface
+	mu   sync.Mutex // guards the rest
+	now  extiface.Interface
+	lost bool // now can't be used, and there is no other
 }
 
 // name is the interface's at the moment.
@@ -32,12 +34,23 @@ func (u *underlay) current() extiface.Interface {
 }
 
 func (u *underlay) part() host.Part {
-	return host.Part{Name: "underlay", Check: u.check, Repair: u.repair, Wakes: host.Is(host.Link, host.Address, host.Route)}
+	return host.Part{Name: "underlay", Check: u.check, Repair: u.repair, Wakes: u.concerns, Interval: 10 * time.Second}
+}
+
+// concerns passes over what happens to other interfaces, as containers' come and go
+// all the time; unless another one may be chosen.
+func (u *underlay) concerns(e host.Event) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return e.Kind == host.Address || e.Kind == host.Link && (u.lost || e.Index == u.now.Index) || e.Kind == host.Route && u.lost
 }
 
 func (u *underlay) check(context.Context) []host.Fault {
 	now := u.current()
 	next, err := extiface.Follow(u.wanted, now, u.ipv6)
+	u.mu.Lock()
+	u.lost = err != nil
+	u.mu.Unlock()
 	switch {
 	case err != nil:
 		return []host.Fault{{

@@ -34,30 +34,34 @@ func list() (candidates, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
+	v4, err := addresses(netlink.FAMILY_V4)
+	if err != nil {
+		return nil, err
+	}
+	v6, err := addresses(netlink.FAMILY_V6)
+	if err != nil {
+		return nil, err
+	}
 	var all candidates
 	for _, link := range links {
 		a := link.Attrs()
-		addrs, err := addresses(link, netlink.FAMILY_V4)
-		if err != nil {
-			return nil, err
-		}
-		addrsV6, err := addresses(link, netlink.FAMILY_V6)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, link.Type(), addrs, addrsV6})
+		all = append(all, candidate{a.Name, a.Index, encap.OuterMTU(a.MTU), a.Flags, link.Type(), v4[a.Index], v6[a.Index]})
 	}
 	return all, nil
 }
 
-// addresses are those of a family, the best first.
-func addresses(link netlink.Link, family int) ([]netlink.Addr, error) {
-	addrs, err := netlink.AddrList(link, family)
+// addresses are those of a family by the interface's number, the best first.
+func addresses(family int) (map[int][]netlink.Addr, error) {
+	addrs, err := netlink.AddrList(nil, family)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("%s: list addresses: %w", link.Attrs().Name, err)
+		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	slices.SortStableFunc(addrs, func(a, b netlink.Addr) int { return cmp.Compare(rank(a), rank(b)) })
-	return addrs, nil
+	all := map[int][]netlink.Addr{}
+	for _, a := range addrs {
+		all[a.LinkIndex] = append(all[a.LinkIndex], a)
+	}
+	return all, nil
 }
 
 // rank orders addresses, best first: global ones, then the first of its subnet

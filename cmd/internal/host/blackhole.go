@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
@@ -15,7 +16,7 @@ import (
 // noted in the state directory first, since they outlive a daemon that is killed.
 func Blackholes(stateDir string, subnets []netip.Prefix) Part {
 	return Part{
-		Name: "blackhole-route",
+		Name: "blackhole-route", Interval: 30 * time.Second,
 		Wakes: func(e Event) bool {
 			return e.Kind == Route && e.Protocol == tunnel.RouteProtocol
 		},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -30,8 +31,8 @@ type Containers struct {
 // operator's.
 func (c Containers) Parts() []Part {
 	return []Part{
-		{Name: "forwarding", Check: c.checkForwarding, Wakes: Is(Setting, Address)},
-		{Name: "containers", Check: c.checkSubnets, Wakes: Is(Address)},
+		{Name: "forwarding", Check: c.checkForwarding, Wakes: Is(Setting, Address), Interval: 5 * time.Second},
+		{Name: "containers", Check: c.checkSubnets, Wakes: Is(Address), Interval: 5 * time.Second},
 	}
 }
 

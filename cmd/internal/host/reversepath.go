@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"uvxlan/cmd/internal/hoststate"
 )
@@ -22,7 +23,7 @@ const (
 // iface returns the interface's name at the moment.
 func ReversePath(stateDir string, iface func() string) Part {
 	f := reversePath{stateDir, iface}
-	return Part{Name: "reverse-path", Check: f.check, Repair: f.repair, Wakes: Is(Setting, Link)}
+	return Part{Name: "reverse-path", Check: f.check, Repair: f.repair, Wakes: Is(Setting), Interval: 5 * time.Second}
 }
 
 type reversePath struct {
