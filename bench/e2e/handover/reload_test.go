@@ -499,31 +499,62 @@ func askHealth(h *lab.Host) error {
 }
 
 // A daemon that is told to stop while it reloads stops, at whatever moment that is,
-// and leaves no device and no process.
+// and leaves no device, no process, no route and no setting.
 func TestIntegrationReloadStopped(t *testing.T) {
-	w := newReloadWorld(t)
+	w := e2e.NewWorld(t, "kb21", "kb22")
+	w.Configure(e2e.RouteConfig)
 	kb21 := w.Host("kb21")
-	d := w.Start("kb21")[0]
+	e2e.StrictReversePath(t, kb21)
+	w.Start("kb22")
+	ownProgram(w)
+	before := e2e.SettledState(t, kb21)
+	route := e2e.RouteTo(w.Host("kb22"))
+	start := func() *cluster.Daemon {
+		d := w.Start("kb21")[0]
+		for end := time.Now().Add(e2e.Patience); !slices.Contains(e2e.OurRoutes(t, kb21), route); time.Sleep(2 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("there is no route %s", route)
+			}
+		}
+		return d
+	}
+	d := start()
 	begin := time.Now()
 	reloadDaemon(t, d)
 	whole := time.Since(begin)
-	const steps = 8
+	const steps = 24
+	byItself := 0
 	for i := range time.Duration(steps) {
 		signalDaemon(t, d, unix.SIGUSR2)
 		time.Sleep(whole * i / steps) // the moment is the point
-		signalDaemon(t, d, unix.SIGTERM)
-		// Between the two programs the signal ends it by itself.
-		if err := d.Wait(); err != nil && !strings.Contains(err.Error(), "signal: terminated") {
+		s := []unix.Signal{unix.SIGTERM, unix.SIGHUP}[i%2]
+		signalDaemon(t, d, s)
+		// Between the two programs the signal ends it by itself, and the standby
+		// cleans up.
+		err := d.Wait()
+		if err != nil && strings.Contains(err.Error(), "signal: "+s.String()) {
+			byItself, err = byItself+1, nil
+		}
+		if err != nil {
 			t.Errorf("%d/%d of the reload: %v", i, steps, err)
 		}
 		awaitGone(t, w, kb21)
+		when := fmt.Sprintf("after %s at %d/%d of the reload", s, i, steps)
+		if routes := e2e.OurRoutes(t, kb21); len(routes) > 0 {
+			t.Errorf("%s: routes %s are left", when, routes)
+		}
+		e2e.ExpectState(t, kb21, before, when)
+		if _, err := os.Stat(d.ControlSocket()); !os.IsNotExist(err) {
+			t.Errorf("%s: the control socket is left: %v", when, err)
+		}
 		if i < steps-1 {
-			d = w.Start("kb21")[0]
+			d = start()
 		}
 	}
+	t.Logf("the signal ended %d of %d by itself", byItself, steps)
 }
 
-// awaitGone waits until a host has neither a daemon nor a stand-in nor a device.
+// awaitGone waits until a host has neither a daemon nor a standby nor a device.
 func awaitGone(t *testing.T, w *e2e.World, h *lab.Host) {
 	t.Helper()
 	var left string
@@ -545,5 +576,5 @@ func awaitGone(t *testing.T, w *e2e.World, h *lab.Host) {
 			return
 		}
 	}
-	t.Errorf("%s is left", left)
+	t.Fatalf("%s is left", left)
 }

@@ -4,13 +4,20 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/host"
+	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/overlay"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/kroute"
 )
 
 // standby carries the packets of a daemon that is becoming another program, by
-// VXLAN alone and by the table as it was. It leaves the host and etcd alone.
+// VXLAN alone and by the table as it was. It leaves the host and etcd alone, unless
+// the daemon dies of it.
 func standby(o Options, e *handover.State, main *handover.Main) error {
 	if err := checkCapability(); err != nil {
 		return err
@@ -28,14 +35,40 @@ func standby(o Options, e *handover.State, main *handover.Main) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	died := make(chan bool, 1)
 	go func() { // ends with the main process at the latest
-		main.AwaitStop()
+		died <- main.AwaitStop()
 		cancel()
 	}()
 	err := run(ctx)
-	<-ctx.Done()
 	// What is open is closed with the process; the main process has it as well.
+	if <-died {
+		err = errors.Join(err, tidy(o, e))
+	}
 	return errors.Join(err, main.Stopped())
+}
+
+// tidy removes what a daemon removes that ends, for one that a signal has ended
+// while it was becoming another program. Another daemon may run by then, and has
+// seen to it already.
+func tidy(o Options, e *handover.State) error {
+	lock, err := hoststate.Acquire(o.StateDir)
+	if errors.Is(err, hoststate.ErrRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if e.Tunnel != nil { // host-gw's routes stay
+		_, err = kroute.RemoveLeftover(tunnel.RouteProtocol, e.Config.Networks()...)
+	}
+	host.RemoveBlackholes(o.StateDir, o.Logger)
+	host.RestoreSysctls(o.StateDir, o.Logger)
+	if stale, _ := control.Stale(context.Background(), o.ControlSocket); stale {
+		err = errors.Join(err, os.Remove(o.ControlSocket))
+	}
+	return err
 }
 
 func ignoreEnd(err error) error {

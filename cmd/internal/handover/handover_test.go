@@ -1,9 +1,11 @@
 package handover
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,16 +44,29 @@ func play() error {
 	case r.Main != nil:
 		return playStandby(r)
 	}
+	if os.Getenv(variableOfTest) == "again" {
+		return playAgain(r.Standby)
+	}
 	return playSuccessor(r)
 }
 
 const pipe = 3
 
 func say(format string, args ...any) {
-	fmt.Fprintf(os.NewFile(pipe, "pipe"), format+"\n", args...)
+	_, _ = unix.Write(pipe, fmt.Appendf(nil, format+"\n", args...))
 }
 
 func playFirst() error {
+	switch os.Getenv(variableOfTest) {
+	case "again":
+		return playAgain(nil)
+	case "deaf":
+		t := NotifyTermination()
+		say("deaf")
+		<-t.Done()
+		say("deaf")
+		select {}
+	}
 	termination := NotifyTermination()
 	say("first %d", os.Getpid())
 	program, err := Program()
@@ -66,8 +81,8 @@ func playFirst() error {
 		return err
 	}
 	unix.CloseOnExec(pipe)
-	if os.Getenv(variableOfTest) == "stopped" {
-		if err := unix.Kill(os.Getpid(), unix.SIGTERM); err != nil {
+	if s := sentByItself[os.Getenv(variableOfTest)]; s != 0 {
+		if err := unix.Kill(os.Getpid(), s); err != nil {
 			return err
 		}
 	}
@@ -77,7 +92,55 @@ func playFirst() error {
 	return nil
 }
 
+// sentByItself are the signals that come just before the exec.
+var sentByItself = map[string]unix.Signal{"stopped": unix.SIGTERM, "hung up": unix.SIGHUP}
+
+// playAgain hands over, and so does every successor, until a signal ends one of
+// them.
+func playAgain(before *Standby) error {
+	termination := NotifyTermination()
+	say("main")
+	if before != nil {
+		if err := before.Stop(); err != nil {
+			return err
+		}
+		before.Reap()
+	}
+	program, err := Program()
+	if err != nil {
+		return err
+	}
+	s, err := Start(termination, program, nil, []int{pipe})
+	if errors.Is(err, context.Canceled) {
+		say("cleans up")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.Go(); err != nil {
+		return err
+	}
+	err = Exec(termination, program, nil, []int{pipe}, s)
+	if !errors.Is(err, context.Canceled) {
+		return err
+	}
+	say("cleans up")
+	defer s.Reap()
+	return s.Stop()
+}
+
 func playStandby(r *Received) error {
+	if os.Getenv(variableOfTest) == "again" {
+		if err := r.Main.Ready(); err != nil {
+			return err
+		}
+		if died := r.Main.AwaitStop(); died {
+			say("cleans up")
+		}
+		return r.Main.Stopped()
+	}
+
 	say("standby of %d reads %q", os.Getppid(), r.State)
 	if err := r.Main.Ready(); err != nil {
 		return err
@@ -102,15 +165,16 @@ func playSuccessor(r *Received) error {
 	return nil
 }
 
-// run runs the program as a child of the test, and returns all that it and its
-// successors said once none of them has the pipe any longer, and its process id.
-func run(t *testing.T, how string) (said []string, pid int) {
+// begin starts the program as a child of the test, with a pipe for all that it and
+// its successors say.
+func begin(t *testing.T, how string) (*os.File, *exec.Cmd) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer w.Close()
+	t.Cleanup(func() { r.Close() })
 	c := exec.CommandContext(t.Context(), "/proc/self/exe")
 	c.Env = append(os.Environ(), variableOfTest+"="+how, "GORACE=atexit_sleep_ms=0")
 	c.ExtraFiles = []*os.File{w}
@@ -118,24 +182,25 @@ func run(t *testing.T, how string) (said []string, pid int) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w.Close()
 	if err := r.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	var text strings.Builder
-	buf := make([]byte, 1024)
-	for err == nil {
-		var n int
-		n, err = r.Read(buf)
-		text.Write(buf[:n])
-	}
+	return r, c
+}
+
+// run returns all that the program and its successors said once none of them has
+// the pipe any longer, and its process id.
+func run(t *testing.T, how string) (said []string, pid int) {
+	t.Helper()
+	r, c := begin(t, how)
+	text, err := io.ReadAll(r)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("somebody doesn't end: %v", errors.Join(err, c.Process.Kill()))
 	}
 	if err := c.Wait(); err != nil && how != "dies" {
 		t.Error(err)
 	}
-	return strings.Split(strings.TrimSpace(text.String()), "\n"), c.Process.Pid
+	return strings.Split(strings.TrimSpace(string(text)), "\n"), c.Process.Pid
 }
 
 func expect(t *testing.T, said []string, want ...string) {
@@ -160,10 +225,58 @@ func TestSuccessorDies(t *testing.T) {
 
 // A signal that comes just before the exec is heeded.
 func TestStopped(t *testing.T) {
-	for range 50 {
-		said, pid := run(t, "stopped")
+	for i := range 50 {
+		said, pid := run(t, []string{"stopped", "hung up"}[i%2])
 		expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("standby of %d reads %q", pid, "for the standby"),
 			"standby works", "standby stops", "first goes on: context canceled, <nil>")
+	}
+}
+
+// A signal is heeded at whatever moment of a handover it comes: the program that it
+// meets cleans up, or else, where it has ended that by itself, the standby.
+func TestSignalAtAnyMoment(t *testing.T) {
+	byItself := 0
+	for i := range 60 {
+		r, c := begin(t, "again")
+		lines := bufio.NewScanner(r)
+		for range 1 + i%3 {
+			lines.Scan()
+		}
+		time.Sleep(time.Duration(i) * 300 * time.Microsecond) // the moment is the point
+		s := []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP}[i%3]
+		if err := c.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+		cleaned := 0
+		var said []string
+		for lines.Scan() {
+			said = append(said, lines.Text())
+			if lines.Text() == "cleans up" {
+				cleaned++
+			}
+		}
+		err := c.Wait()
+		if err != nil && err.Error() == "signal: "+s.String() {
+			byItself, err = byItself+1, nil
+		}
+		if err = errors.Join(lines.Err(), err); err != nil || cleaned != 1 {
+			t.Errorf("after %d: it was cleaned up %d times, %v, %v, of %d by itself: %q", i, cleaned, err, c.ProcessState, byItself, said)
+		}
+	}
+	t.Logf("the signal ended %d of 60 by itself", byItself)
+}
+
+// The second signal ends a process, also one whose first one was before.
+func TestSecondSignal(t *testing.T) {
+	r, c := begin(t, "deaf")
+	lines := bufio.NewScanner(r)
+	for lines.Scan() && lines.Text() == "deaf" {
+		if err := c.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Wait(); err == nil || err.Error() != "signal: terminated" {
+		t.Errorf("it said %q and ended: %v", lines.Text(), err)
 	}
 }
 

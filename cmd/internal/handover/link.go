@@ -67,4 +67,12 @@ func (l *link) interrupt() { _ = l.file.SetReadDeadline(time.Unix(1, 0)) }
 // end says that no message will follow.
 func (l *link) end() error { return os.NewSyscallError("shutdown", unix.Shutdown(l.fd, unix.SHUT_WR)) }
 
+// closed tells whether the other side is closed, beyond having said its last
+// message.
+func (l *link) closed() bool {
+	fds := []unix.PollFd{{Fd: int32(l.fd)}}
+	_, err := unix.Poll(fds, 0)
+	return err == nil && fds[0].Revents&unix.POLLHUP != 0
+}
+
 func (l *link) close() error { return l.file.Close() }

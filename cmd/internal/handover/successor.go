@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,12 +65,11 @@ func Exec(t *Termination, program string, state []byte, fds []int, s *Standby) e
 	inherited := append(slices.Clone(fds), file, s.link.fd)
 	defer closeOnExec(inherited, true)
 	closeOnExec(inherited, false)
-	// A signal that comes from here on must not be lost: it ends the old program,
-	// or waits until the new one asks for it.
+	// The order of another handover waits until the new program asks for it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var before unix.Sigset_t
-	blocked := signalSet(unix.SIGINT, unix.SIGTERM, unix.SIGUSR2)
+	blocked, before := unix.Sigset_t{}, unix.Sigset_t{}
+	blocked.Val[0] = uint64(setOf(unix.SIGUSR2))
 	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &blocked, &before); err != nil {
 		return fmt.Errorf("become %s: block signals: %w", program, err)
 	}
@@ -81,14 +80,6 @@ func Exec(t *Termination, program string, state []byte, fds []int, s *Standby) e
 	}
 	err = syscall.Exec(program, os.Args, environment(fmt.Sprintf("%s,%d,%d,%d", partSuccessor, file, s.link.fd, s.pid)))
 	return fmt.Errorf("become %s: %w", program, err)
-}
-
-func signalSet(signals ...unix.Signal) (set unix.Sigset_t) {
-	bits := 8 * int(unsafe.Sizeof(set.Val[0]))
-	for _, s := range signals {
-		set.Val[(int(s)-1)/bits] |= 1 << ((int(s) - 1) % bits)
-	}
-	return set
 }
 
 func closeOnExec(fds []int, on bool) {
@@ -152,13 +143,16 @@ func receive(value string) (*Received, error) {
 		return nil, err
 	}
 	if part == partStandby {
-		return &Received{State: state, Main: &Main{l}}, nil
+		return &Received{State: state, Main: &Main{l, os.Getppid()}}, nil
 	}
 	return &Received{State: state, Standby: &Standby{link: l, pid: pid}}, nil
 }
 
 // Main is a standby's main process.
-type Main struct{ link *link }
+type Main struct {
+	link *link
+	pid  int
+}
 
 // Ready says that the standby can work, and waits until it shall; io.EOF means
 // that it never shall.
@@ -169,8 +163,20 @@ func (m *Main) Ready() error {
 	return m.link.await(0)
 }
 
-// AwaitStop returns when the standby shall stop.
-func (m *Main) AwaitStop() { _ = m.link.await(0) }
+// AwaitStop returns when the standby shall stop, or its main process has died and
+// has nothing open or locked any longer. Then nobody else cleans up what the two have
+// in common.
+func (m *Main) AwaitStop() (died bool) {
+	_ = m.link.await(0)
+	if !m.link.closed() {
+		return false
+	}
+	// It closes one thing after the other, and then its children get another parent.
+	for late := time.Now().Add(stopTimeout); os.Getppid() == m.pid && time.Now().Before(late); {
+		time.Sleep(time.Millisecond)
+	}
+	return true
+}
 
 // Stopped says that the standby has stopped.
 func (m *Main) Stopped() error { return m.link.close() }

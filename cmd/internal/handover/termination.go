@@ -4,53 +4,107 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Termination is a context that ends with the first SIGINT or SIGTERM, as that of
-// [signal.NotifyContext] does. The second one ends the process. None that comes
-// before or in an [Exec] is lost. It is for one goroutine, but for what is a
-// [context.Context]'s.
+// terminations are the signals that end the process. One that whoever started it
+// has made ignored, as nohup does with SIGHUP, stays so.
+func terminations() []os.Signal {
+	all := []os.Signal{unix.SIGINT, unix.SIGTERM}
+	if !signal.Ignored(unix.SIGHUP) {
+		all = append(all, unix.SIGHUP)
+	}
+	return all
+}
+
+// Termination is a context that ends with the first SIGINT, SIGTERM or SIGHUP, as
+// that of [signal.NotifyContext] does. The second one ends the process.
+//
+// None is lost in an [Exec]: one that comes before it ends the context. From then
+// on until the successor has a Termination it ends the process on the spot, since
+// Go's runtime blocks none of them in its threads and a program that starts has no
+// handler; the standby notices, see [Main.AwaitStop]. (Only for process 1 of a
+// container, which the kernel spares the signals' usual effect, it may be lost.)
+//
+// It is for one goroutine, but for what is a [context.Context]'s.
 type Termination struct {
 	context.Context
 	end     context.CancelFunc
 	signals chan os.Signal
 	watched chan struct{} // closed once signals is of no more use
+	undo    func()        // what suspend has done besides
 }
 
 // NotifyTermination returns the process's. It lasts as long as the process.
 func NotifyTermination() *Termination {
-	t := &Termination{}
+	t := &Termination{undo: func() {}}
 	t.Context, t.end = context.WithCancel(context.Background())
 	t.watch()
 	return t
 }
 
 func (t *Termination) watch() {
-	t.signals, t.watched = make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(t.signals, unix.SIGINT, unix.SIGTERM)
+	t.signals, t.watched = make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(t.signals, terminations()...)
 	go func() {
 		defer close(t.watched)
-		if _, came := <-t.signals; came {
+		for s := range t.signals {
+			if t.Err() != nil {
+				die(s.(unix.Signal))
+			}
 			t.end()
-			signal.Stop(t.signals)
 		}
 	}()
 }
 
-// suspend gives the signals their usual effect, and returns whether the context
-// has ended by then: by every signal that had none.
+// die ends the process as the signal does by itself.
+func die(s unix.Signal) {
+	signal.Reset(s)
+	_ = unix.Kill(os.Getpid(), s)
+	runtime.Gosched()
+	select {} // it is on its way
+}
+
+// suspend gives the signals their usual effect, by the kernel's hand, and returns
+// whether the context has ended by then.
 func (t *Termination) suspend() error {
+	all := terminations()
+	quiesce(all)
 	signal.Stop(t.signals) // what came before is in the channel now
 	close(t.signals)
 	<-t.watched
-	return t.Err()
+	if err := t.Err(); err != nil {
+		return err
+	}
+	t.undo = defaultActions(all)
+	quiesce(all) // or a handler might be about to end the process when the exec ends its thread
+	return nil
 }
 
 // resume undoes suspend.
 func (t *Termination) resume() {
-	if t.Err() == nil {
-		t.watch()
+	t.undo()
+	t.undo = func() {}
+	t.watch()
+}
+
+// defaultActions sets the kernel's own action for signals.
+func defaultActions(signals []os.Signal) (undo func()) {
+	type action [4]uint64 // a struct sigaction of the kernel's; zero is SIG_DFL
+	set := func(s os.Signal, to, from *action) {
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s.(unix.Signal)),
+			uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(from)), unsafe.Sizeof(to[0]), 0, 0)
+	}
+	before := make([]action, len(signals))
+	for i, s := range signals {
+		set(s, &action{}, &before[i])
+	}
+	return func() {
+		for i, s := range signals {
+			set(s, &before[i], nil)
+		}
 	}
 }
