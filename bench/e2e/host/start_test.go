@@ -2,7 +2,6 @@ package host_test
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"slices"
 	"strconv"
@@ -65,17 +64,6 @@ func TestIntegrationStartErrors(t *testing.T) {
 			},
 			undo: func() error { return lock.Close() },
 			want: []string{"uvxland runs (pid " + strconv.Itoa(os.Getpid()) + ")", "-state-dir"},
-		},
-		{
-			name:    "damaged record",
-			command: args,
-			prepare: func() error {
-				return errors.Join(os.WriteFile(e2e.ManifestPath(stateDir), []byte("{"), 0o600), w.Cluster.SetConfig(w.Context(), e2e.HostGWConfig))
-			},
-			undo: func() error {
-				return errors.Join(os.Remove(e2e.ManifestPath(stateDir)), w.Cluster.SetConfig(w.Context(), e2e.VXLANConfig))
-			},
-			want: []string{e2e.ManifestPath(stateDir), "if it is damaged, remove it"},
 		},
 		{
 			name:    "no place for state",

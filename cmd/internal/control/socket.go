@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,11 +51,10 @@ func Listen(ctx context.Context, path string) (*Socket, error) {
 }
 
 func listen(ctx context.Context, path string) (*Socket, error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(dir)
+	unlock, err := lock(path)
 	if err != nil {
 		return nil, err
 	}
@@ -97,17 +97,45 @@ func newSocket(l net.Listener, path string) (*Socket, error) {
 	return &Socket{Listener: l, path: path, made: made}, nil
 }
 
-// lockDir keeps other daemons from looking at sockets in dir until unlock, so
-// that of two that replace a stale one neither takes the other's away.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
+// lockTime bounds the wait for another daemon that looks at the same path.
+const (
+	lockTime     = 2 * time.Second
+	lockInterval = 5 * time.Millisecond
+)
+
+// lock keeps other daemons from looking at the socket at path until unlock, so
+// that of two that replace a stale one neither takes the other's away. What is
+// locked is a file that only we can open, since whoever may open a file or a folder
+// may lock it.
+func lock(path string) (unlock func(), err error) {
+	name := path + ".lock"
+	for late := time.Now().Add(lockTime); ; time.Sleep(lockInterval) {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && isAt(f, name) {
+			return func() { _ = errors.Join(os.Remove(name), f.Close()) }, nil
+		}
+		f.Close()
+		if err == nil {
+			continue // the one before has just removed it
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(late) {
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+	}
+}
+
+// isAt tells whether an open file is still the one of that name.
+func isAt(f *os.File, name string) bool {
+	opened, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return false
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close())
-	}
-	return func() { f.Close() }, nil
+	there, err := os.Lstat(name)
+	return err == nil && os.SameFile(opened, there)
 }
 
 // removeStale removes a socket that nobody answers on. Any other kind of file

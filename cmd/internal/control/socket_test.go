@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"uvxlan/cmd/internal/control"
 )
 
@@ -198,4 +200,37 @@ func askOnce(path string) error {
 		return err
 	}
 	return answer.Body.Close()
+}
+
+// Whoever may read the socket's folder can lock it, which must not keep a daemon
+// from its start; a lock that is really in the way is not waited for without end.
+func TestListenLocked(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "uvxlan.sock")
+	hold := func(name string, flags int) *os.File {
+		f, err := os.OpenFile(name, flags, 0o600)
+		if err == nil {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	hold(dir, os.O_RDONLY)
+	s, err := control.Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v are left, %v", left, err)
+	}
+	hold(path+".lock", os.O_RDWR|os.O_CREATE)
+	if _, err := control.Listen(t.Context(), path); !errors.Is(err, control.ErrSocket) || !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("with the lock taken: %v", err)
+	}
 }

@@ -43,7 +43,7 @@ func Run(t *handover.Termination, o Options) error {
 		if o.LogQueue != nil {
 			o.LogQueue.Flush(logqueue.LastWords) // what is left then is lost
 		}
-		if err = after.Exec(t, program); t.Err() == nil {
+		if err = after.Exec(t, program, hoststate.Pending(o.StateDir)); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
 		}
 		before = after
@@ -67,7 +67,7 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 		}
 		lock.Close()
 	}()
-	if _, err := hoststate.Load(o.StateDir); err != nil {
+	if err := openRecord(o, before); err != nil {
 		return nil, err
 	}
 	if before == nil {

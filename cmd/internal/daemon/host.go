@@ -40,7 +40,7 @@ func (s *service) parts() []host.Part {
 	if direct || s.config.Backend.Type == lease.TypeHostGW {
 		containers.Arrivals = func() []string { return []string{s.underlay.name()} }
 	}
-	parts := append([]host.Part{s.underlay.part()}, containers.Parts()...)
+	parts := append([]host.Part{s.underlay.part(), host.Record(s.opts.StateDir)}, containers.Parts()...)
 	parts = append(parts, s.rules.parts(s.own, s.devices)...)
 	if direct {
 		parts = append(parts, host.ReversePath(s.opts.StateDir, s.underlay.name))

@@ -1,14 +1,30 @@
 package daemon
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 
+	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
+
+// openRecord makes the state directory's manifest ready for use. A damaged one is no
+// reason to leave the containers without a network.
+func openRecord(o Options, before *handover.State) error {
+	if before != nil {
+		hoststate.Resume(o.StateDir, before.Record)
+	}
+	err := hoststate.SetAside(o.StateDir)
+	if errors.Is(err, hoststate.ErrDamaged) {
+		o.Logger.Warn("what an earlier run has left on the host isn't known, and may stay", "error", err, "set_aside", hoststate.Damaged(o.StateDir))
+		return nil
+	}
+	return err
+}
 
 // recordNetworks notes for which networks there will be routes and rules on the
 // host, since those of other daemons look the same. Kernel routes to the networks
@@ -20,8 +36,7 @@ func recordNetworks(o Options, c *lease.Config, own lease.Lease) error {
 	}
 	now := networksOf(c, own)
 	removeRoutes(o, earlier(state.Networks, now))
-	state.Networks = now
-	return state.Save(o.StateDir)
+	return hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Networks = now })
 }
 
 func networksOf(c *lease.Config, own lease.Lease) (all []hoststate.Network) {

@@ -33,6 +33,8 @@ type State struct {
 	Config    *lease.Config      `json:"config"`
 	Own       lease.Lease        `json:"own"`
 	Peers     []tunnel.Peer      `json:"peers"`
+	// Record is the state directory's manifest if it couldn't be written.
+	Record *hoststate.State `json:"record,omitempty"`
 	// Tunnel are the device and the sockets, nil with host-gw.
 	Tunnel *tunnel.Descriptors `json:"tunnel"`
 	// Lock, Health and Control are those of the state directory's lock and of the
@@ -152,12 +154,13 @@ func (e *State) Reap() { e.standby.Reap() }
 // Keep makes lock the one to be handed over.
 func (e *State) Keep(lock *hoststate.Lock) { e.lock = lock }
 
-// Exec makes this process the successor, which takes the state over. It returns
-// only when that fails, or t has ended.
-func (e *State) Exec(t *Termination, program string) error {
+// Exec makes this process the successor, which takes the state over, with the
+// manifest that couldn't be written, if there is one. It returns only when that fails, or t has ended.
+func (e *State) Exec(t *Termination, program string, record *hoststate.State) error {
 	if e.lock != nil {
 		e.Lock = e.lock.Descriptor()
 	}
+	e.Record = record
 	text, err := e.Encode()
 	if err != nil {
 		return err

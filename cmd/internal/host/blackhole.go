@@ -69,7 +69,8 @@ func RemoveBlackholes(stateDir string, log *slog.Logger) {
 		}
 		*subnet = netip.Prefix{}
 	}
-	if err := state.Save(stateDir); err != nil {
+	err = hoststate.Update(stateDir, func(s *hoststate.State) { s.Blackhole, s.BlackholeV6 = state.Blackhole, state.BlackholeV6 })
+	if err != nil {
 		log.Warn("a blackhole route may be left", "error", err)
 	}
 }

@@ -73,9 +73,7 @@ func open(path string) (*Lock, error) {
 	if !isAt(f, path) {
 		return nil, f.Close()
 	}
-	if err := write(f, strconv.Itoa(os.Getpid())+"\n"); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDir, err), f.Close())
-	}
+	_ = write(f, strconv.Itoa(os.Getpid())+"\n") // only for others' errors; the disk may be full
 	return &Lock{f}, nil
 }
 

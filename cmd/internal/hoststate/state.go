@@ -58,19 +58,21 @@ type Network struct {
 	Subnet  netip.Prefix `json:"subnet"`
 }
 
-// Load reads the manifest of the state directory, the zero State if there is
-// none.
-func Load(dir string) (State, error) {
+// ErrDamaged says that the manifest makes no sense, as an empty file doesn't.
+var ErrDamaged = errors.New("it is damaged")
+
+// read reads the manifest in the state directory.
+func read(dir string) (State, error) {
 	text, err := os.ReadFile(Path(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return State{}, nil
 	}
-	var s State
-	if err == nil {
-		err = json.Unmarshal(text, &s)
-	}
 	if err != nil {
-		return State{}, fmt.Errorf("read manifest %s: %w (if it is damaged, remove it)", Path(dir), err)
+		return State{}, fmt.Errorf("read manifest: %w", err)
+	}
+	var s State
+	if err := json.Unmarshal(text, &s); err != nil {
+		return State{}, fmt.Errorf("read manifest %s: %w: %w", Path(dir), ErrDamaged, err)
 	}
 	return s, nil
 }
@@ -86,16 +88,6 @@ func (s State) Save(dir string) error {
 		return fmt.Errorf("%w: %w", ErrDir, err)
 	}
 	return nil
-}
-
-// Update changes the manifest before what it tells of is put on the host.
-func Update(dir string, change func(*State)) error {
-	s, err := Load(dir)
-	if err != nil {
-		return err
-	}
-	change(&s)
-	return s.Save(dir)
 }
 
 // Unknown are the names of the fields that this version doesn't know.

@@ -59,8 +59,8 @@ func RestoreSysctls(dir string) ([]Sysctl, error) {
 			restored = append(restored, c)
 		}
 	}
-	s.Sysctls = kept
-	return restored, errors.Join(append(errs, s.Save(dir))...)
+	errs = append(errs, Update(dir, func(s *State) { s.Sysctls = kept }))
+	return restored, errors.Join(errs...)
 }
 
 // InForce tells whether the variable still has the value that was set. One that

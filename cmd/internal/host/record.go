@@ -1,0 +1,25 @@
+package host
+
+import (
+	"context"
+
+	"uvxlan/cmd/internal/hoststate"
+)
+
+// Record is the part that the manifest in the state directory is, by which the host
+// is cleaned up. The network doesn't need it.
+func Record(stateDir string) Part {
+	return Part{
+		Name: "record",
+		Check: func(context.Context) []Fault {
+			if err := hoststate.Unwritten(stateDir); err != nil {
+				return []Fault{{
+					What:   "what is on the host can't be noted for the cleanup: " + err.Error(),
+					Remedy: "make room, or choose another -state-dir",
+				}}
+			}
+			return nil
+		},
+		Repair: func(context.Context) error { return hoststate.Retry(stateDir) },
+	}
+}

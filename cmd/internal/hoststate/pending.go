@@ -1,0 +1,132 @@
+package hoststate
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"sync"
+)
+
+// pending are the manifests that this process couldn't write, by state directory:
+// what they name is on the host all the same. Whoever changes a manifest, in
+// whatever part of the program, must see it; so there is one for the process.
+var pending struct {
+	sync.Mutex
+	of map[string]unwritten
+}
+
+type unwritten struct {
+	state State
+	err   error
+}
+
+// Update changes the manifest before what it tells of is put on the host. One that
+// can't be written, as on a full disk, is kept in memory and written with the next
+// change or by [Retry]; [Unwritten] tells of it, and there is no error.
+func Update(dir string, change func(*State)) error {
+	pending.Lock()
+	defer pending.Unlock()
+	s, err := load(dir)
+	if err != nil {
+		return err
+	}
+	change(&s)
+	keep(dir, s)
+	return nil
+}
+
+// keep writes a manifest, or has it in memory. The lock is held.
+func keep(dir string, s State) {
+	if err := s.Save(dir); err != nil {
+		if pending.of == nil {
+			pending.of = map[string]unwritten{}
+		}
+		pending.of[dir] = unwritten{s.clone(), err}
+		return
+	}
+	delete(pending.of, dir)
+}
+
+func (s State) clone() State {
+	s.Sysctls = append([]Sysctl(nil), s.Sysctls...)
+	s.Networks = append([]Network(nil), s.Networks...)
+	s.unknown = maps.Clone(s.unknown)
+	return s
+}
+
+// Load reads the manifest of the state directory as this process has it, the zero
+// State if there is none. One that makes no sense is [ErrDamaged].
+func Load(dir string) (State, error) {
+	pending.Lock()
+	defer pending.Unlock()
+	return load(dir)
+}
+
+func load(dir string) (State, error) {
+	if u, ok := pending.of[dir]; ok {
+		return u.state.clone(), nil
+	}
+	return read(dir)
+}
+
+// Unwritten is why the manifest couldn't be written that this process has in
+// memory, nil if there is none.
+func Unwritten(dir string) error {
+	pending.Lock()
+	defer pending.Unlock()
+	return pending.of[dir].err
+}
+
+// Retry writes the manifest that couldn't be written before.
+func Retry(dir string) error {
+	pending.Lock()
+	defer pending.Unlock()
+	if u, ok := pending.of[dir]; ok {
+		keep(dir, u.state)
+	}
+	return pending.of[dir].err
+}
+
+// Pending is the manifest that couldn't be written, for another program's [Resume];
+// nil if there is none.
+func Pending(dir string) *State {
+	pending.Lock()
+	defer pending.Unlock()
+	u, ok := pending.of[dir]
+	if !ok {
+		return nil
+	}
+	s := u.state.clone()
+	return &s
+}
+
+// Resume takes over the manifest that another program couldn't write.
+func Resume(dir string, s *State) {
+	if s == nil {
+		return
+	}
+	pending.Lock()
+	defer pending.Unlock()
+	keep(dir, *s)
+}
+
+// Damaged is where [SetAside] puts a manifest.
+func Damaged(dir string) string { return Path(dir) + ".damaged" }
+
+// SetAside makes way for a new manifest if the one in the state directory makes no
+// sense. It says what was wrong with it, nil if nothing was; an error that isn't
+// [ErrDamaged] is that of reading it.
+func SetAside(dir string) error {
+	pending.Lock()
+	defer pending.Unlock()
+	_, err := load(dir)
+	if !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	if moveErr := os.Rename(Path(dir), Damaged(dir)); moveErr != nil {
+		keep(dir, State{}) // in its place, as soon as that can be
+		return fmt.Errorf("%w: %w", err, moveErr)
+	}
+	return err
+}
