@@ -51,7 +51,7 @@ func openIPTables(f Family) (*xtables, error) {
 	if f == IPv6 {
 		protocol = iptables.ProtocolIPv6
 	}
-	x := &xtables{family: f, wait: firstWait}
+	x := &xtables{family: f, wait: lockWait}
 	var err error
 	if x.command, err = iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockWait)); err == nil {
 		x.restore, err = exec.LookPath(x.name() + "-restore")

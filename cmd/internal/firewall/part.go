@@ -135,12 +135,21 @@ func (k *keeping) rules(ctx context.Context) (faults []host.Fault, pending bool)
 
 func (k *keeping) open() (err error) {
 	if k.backend == nil {
-		k.backend, err = open(k.nft, k.family)
+		k.backend, err = k.openWay(k.nft)
 	}
 	if err != nil {
 		k.backend = nil
 	}
 	return err
+}
+
+// openWay opens a way to write rules that doesn't wait long at first.
+func (k *keeping) openWay(nft bool) (backend, error) {
+	b, err := open(nft, k.family)
+	if x, is := b.(*xtables); is && err == nil {
+		x.wait = firstWait
+	}
+	return b, err
 }
 
 // unavailable is the fault of a host that can't have the rules: packets pass
@@ -181,7 +190,7 @@ func (k *keeping) otherWay(ctx context.Context, remove bool) *host.Fault {
 	if k.other {
 		return nil
 	}
-	other, err := open(!k.nft, k.family)
+	other, err := k.openWay(!k.nft)
 	var found []string
 	if err == nil {
 		found, err = other.forget(ctx, chains(Policy{}, k.now, k.before), remove)
