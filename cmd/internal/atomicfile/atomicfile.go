@@ -60,7 +60,7 @@ func claim(name string) (*os.File, error) {
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
 		}
-		if isAt(f, name) {
+		if IsAt(f, name) {
 			return f, f.Truncate(0)
 		}
 		// The writer before has put it in place.
@@ -70,7 +70,8 @@ func claim(name string) (*os.File, error) {
 	}
 }
 
-func isAt(f *os.File, name string) bool {
+// IsAt tells whether an open file is still the one of that name.
+func IsAt(f *os.File, name string) bool {
 	opened, err := f.Stat()
 	if err != nil {
 		return false

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/atomicfile"
 )
 
 // DefaultSocket is the daemon's control socket unless told otherwise.
@@ -115,7 +117,7 @@ func lock(path string) (unlock func(), err error) {
 			return nil, err
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && isAt(f, name) {
+		if err == nil && atomicfile.IsAt(f, name) {
 			return func() { _ = errors.Join(os.Remove(name), f.Close()) }, nil
 		}
 		f.Close()
@@ -126,16 +128,6 @@ func lock(path string) (unlock func(), err error) {
 			return nil, fmt.Errorf("lock %s: %w", name, err)
 		}
 	}
-}
-
-// isAt tells whether an open file is still the one of that name.
-func isAt(f *os.File, name string) bool {
-	opened, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(name)
-	return err == nil && os.SameFile(opened, there)
 }
 
 // removeStale removes a socket that nobody answers on. Any other kind of file

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"uvxlan/cmd/internal/sysctl"
 )
 
 // Containers says where the host's containers are and how the overlay's packets
@@ -84,21 +86,27 @@ func (c Containers) checkForwarding(context.Context) (faults []Fault) {
 	}
 	const remedy = "sysctl -w net.ipv4.ip_forward=1"
 	for _, name := range slices.Compact(arrivals) {
-		if v, err := readSysctl("ipv4/conf/" + name + "/forwarding"); err == nil && v == "0" {
+		if off("ipv4/conf/" + name + "/forwarding") {
 			faults = append(faults, Fault{What: fmt.Sprintf("%s doesn't forward IPv4 packets, so containers are cut off", name), Remedy: remedy, Stops: true})
 		}
 	}
-	if v, err := readSysctl("ipv4/ip_forward"); err == nil && v == "0" && none && len(faults) == 0 {
+	if off("ipv4/ip_forward") && none && len(faults) == 0 {
 		faults = append(faults, Fault{What: "the host doesn't forward IPv4 packets: containers will be cut off", Remedy: remedy})
 	}
 	if slices.ContainsFunc(c.Subnets, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
-		if v, err := readSysctl("ipv6/conf/all/forwarding"); err == nil && v == "0" {
+		if off("ipv6/conf/all/forwarding") {
 			faults = append(faults, Fault{
 				What: "the host doesn't forward IPv6 packets, so containers are cut off", Remedy: "sysctl -w net.ipv6.conf.all.forwarding=1", Stops: len(bridges) > 0,
 			})
 		}
 	}
 	return faults
+}
+
+// off tells whether a variable is known to be 0.
+func off(path string) bool {
+	v, _, err := sysctl.Read(path)
+	return err == nil && v == "0"
 }
 
 // checkSubnets names containers' interfaces that are of another host's subnet, as

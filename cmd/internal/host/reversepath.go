@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/sysctl"
 )
 
 // Values of rp_filter (Documentation/networking/ip-sysctl.rst).
@@ -36,11 +36,11 @@ func (f reversePath) setting() string { return filepath.Join("ipv4/conf", f.ifac
 // strict returns the interface's own setting and whether the filter is strict: the
 // looser of the interface's and of that for all interfaces counts.
 func (f reversePath) strict() (own string, is bool, err error) {
-	all, err := readSysctl("ipv4/conf/all/rp_filter")
+	all, _, err := sysctl.Read("ipv4/conf/all/rp_filter")
 	if err != nil {
 		return "", false, err
 	}
-	own, err = readSysctl(f.setting())
+	own, _, err = sysctl.Read(f.setting())
 	return own, max(all, own) == rpStrict, err
 }
 
@@ -69,7 +69,7 @@ func (f reversePath) repair(context.Context) error {
 	if err := hoststate.Update(f.stateDir, func(s *hoststate.State) { s.Record(change) }); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(sysctlRoot, change.Path), []byte(rpLoose), 0)
+	return sysctl.Write(change.Path, rpLoose)
 }
 
 // RestoreSysctls undoes what a daemon changed and didn't restore: this one when

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/atomicfile"
 )
 
 // ErrRunning says that a process holds the state directory: stop it first.
@@ -70,7 +72,7 @@ func open(path string) (*Lock, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: lock %s: %w", ErrDir, path, err), f.Close())
 	}
-	if !isAt(f, path) {
+	if !atomicfile.IsAt(f, path) {
 		return nil, f.Close()
 	}
 	_ = write(f, strconv.Itoa(os.Getpid())+"\n") // only for others' errors; the disk may be full
@@ -82,7 +84,7 @@ func open(path string) (*Lock, error) {
 func Adopt(fd int, dir string) (*Lock, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), LockPath(dir))
-	if !isAt(f, LockPath(dir)) {
+	if !atomicfile.IsAt(f, LockPath(dir)) {
 		return nil, errors.Join(fmt.Errorf("%w: the inherited lock isn't that of %s", ErrDir, dir), f.Close())
 	}
 	return &Lock{f}, nil
@@ -101,15 +103,6 @@ func running(f *os.File) error {
 		return errInherited
 	}
 	return fmt.Errorf("%w (pid %s)", ErrRunning, pid)
-}
-
-func isAt(f *os.File, path string) bool {
-	opened, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Stat(path)
-	return err == nil && os.SameFile(opened, there)
 }
 
 func write(f *os.File, text string) error {

@@ -2,17 +2,10 @@ package hoststate
 
 import (
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
-)
 
-// sysctlRoot is where a Sysctl's path begins. What is below it is the calling
-// thread's network namespace.
-const sysctlRoot = "/proc/sys/net"
+	"uvxlan/cmd/internal/sysctl"
+)
 
 // Sysctl is a variable that was changed.
 type Sysctl struct {
@@ -66,17 +59,8 @@ func RestoreSysctls(dir string) ([]Sysctl, error) {
 // InForce tells whether the variable still has the value that was set. One that
 // went, as those of an interface do, hasn't.
 func (c Sysctl) InForce() (bool, error) {
-	if !filepath.IsLocal(c.Path) {
-		return false, fmt.Errorf("read sysctl net/%s: not below %s", c.Path, sysctlRoot)
-	}
-	now, err := os.ReadFile(filepath.Join(sysctlRoot, c.Path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("read sysctl net/%s: %w", c.Path, err)
-	}
-	return strings.TrimSpace(string(now)) == c.Set, nil
+	now, there, err := sysctl.Read(c.Path)
+	return there && now == c.Set, err
 }
 
 // Restore gives the variable the value it had, unless somebody has changed it
@@ -86,8 +70,5 @@ func (c Sysctl) Restore() error {
 	if err != nil || !inForce {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(sysctlRoot, c.Path), []byte(c.Before), 0); err != nil {
-		return fmt.Errorf("restore sysctl net/%s=%s: %w", c.Path, c.Before, err)
-	}
-	return nil
+	return sysctl.Write(c.Path, c.Before)
 }
