@@ -84,7 +84,7 @@ func refusalText(err error, text string) error {
 		return fmt.Errorf("%w: %s", ErrNoIPTables, text)
 	case strings.Contains(text, "Permission denied"):
 		return fmt.Errorf("%w: %s", unix.EPERM, text)
-	case strings.Contains(text, "xtables lock"):
+	case isLocked(text):
 		return errLocked(lockFile())
 	case text == "":
 		return err
@@ -92,12 +92,15 @@ func refusalText(err error, text string) error {
 	return errors.New(text)
 }
 
+// isLocked tells the words of iptables-legacy for a lock that others have.
+func isLocked(text string) bool { return strings.Contains(text, "xtables lock") }
+
 // run carries out the script, each table's part whole or not at all.
 func (x *xtables) run(ctx context.Context, script *bytes.Buffer) error {
 	if script.Len() == 0 {
 		return nil
 	}
-	var args = []string{"--noflush"}
+	args := []string{"--noflush"}
 	if x.random { // came with 1.6.2, as waiting for the lock did
 		args = append(args, fmt.Sprintf("--wait=%d", x.wait))
 	}
@@ -105,8 +108,11 @@ func (x *xtables) run(ctx context.Context, script *bytes.Buffer) error {
 	cmd := exec.CommandContext(ctx, x.restore, args...)
 	cmd.Stdin = script
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w", x.restore, refusalText(err, string(out)))
+	switch {
+	case err == nil:
+		return nil
+	case isLocked(string(out)):
+		return errLocked(lockFile())
 	}
-	return nil
+	return fmt.Errorf("%s: %w", x.restore, refusalText(err, string(out)))
 }

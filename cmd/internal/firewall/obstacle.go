@@ -175,7 +175,7 @@ func (k *keeping) remedy(d trace.Drop) string {
 	network := k.now.Network
 	switch {
 	case k.waiting != nil && k.now.Forward && d.Rule == "" && d.Base == "FORWARD":
-		return "the forward rules accept it as soon as they can be put: " + words(k.waiting)
+		return words(k.waiting) + "; as soon as that passes, the forward rules accept it"
 	case d.Table == "firewalld":
 		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-source=%s && firewall-cmd --reload", network)
 	case strings.HasPrefix(d.Chain, "ufw"):

@@ -145,7 +145,7 @@ func TestIntegrationObstacleUntilTheLockIsFree(t *testing.T) {
 	}
 	found := part.Check(t.Context())
 	if len(found) != 3 || !found[2].Stops || !strings.Contains(found[2].What, "the policy of chain FORWARD of iptables-legacy's table filter") ||
-		!strings.Contains(found[2].Remedy, "as soon as they can be put: ") || !strings.Contains(found[2].Remedy, "lock of iptables") {
+		!strings.Contains(found[2].Remedy, "; as soon as that passes, the forward rules accept it") || !strings.Contains(found[2].Remedy, "lock of iptables") {
 		t.Errorf("with the lock held it finds %+v", found)
 	}
 	lock.Close()

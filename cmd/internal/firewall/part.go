@@ -178,7 +178,7 @@ func (k *keeping) differs(p purpose) host.Fault {
 		f.What = "the forward rules are not all there"
 	}
 	if k.waiting != nil {
-		f.Remedy = "they are put as soon as that passes: " + words(k.waiting)
+		f.Remedy = words(k.waiting) + "; they are put as soon as that passes"
 	}
 	return f
 }
