@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,7 @@ import (
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/leasefile"
+	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
@@ -27,6 +29,7 @@ import (
 func defineCleanup(fs *flag.FlagSet) action {
 	c := cleaner{out: os.Stdout}
 	fs.StringVar(&c.dir, "state-dir", hoststate.DefaultDir, "state `directory` of the daemon")
+	fs.BoolVar(&c.all, "all", false, "also remove what looks like a daemon's on this host without being on record, such as flannel's tables and chains")
 	fs.BoolVar(&c.dry, "n", false, "print what there is to remove and leave it")
 	output := outputFlag(fs, os.Stdout)
 	return func(context.Context, []string) error {
@@ -62,6 +65,7 @@ type cleaner struct {
 	out io.Writer
 	dir string
 	dry bool // print only
+	all bool // also what isn't on record
 
 	hadLock       bool // before we took it
 	removed, left []string
@@ -92,8 +96,8 @@ func (c *cleaner) clean() error {
 		return err
 	}
 	err = errors.Join(c.routes(state.Networks), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6),
-		c.firewall(state.Networks), c.device(state.Device), c.sysctls(state.Sysctls),
-		c.subnetFile(state.SubnetFile), c.controlSocket(state.ControlSocket), c.file("leases", leasefile.Path(c.dir)))
+		c.firewall(state), c.device(state.Device), c.sysctls(state.Sysctls),
+		c.subnetFile(state), c.controlSocket(state.ControlSocket), c.file("leases", leasefile.Path(c.dir)))
 	if err != nil {
 		return err
 	}
@@ -155,22 +159,38 @@ func exists(path string) bool {
 }
 
 // routes removes those that a daemon's peers had, which stay when it is killed:
-// into its networks, or all daemons' if those aren't known. The network's own goes
-// with the device.
+// into the networks on record, or all daemons'. The network's own goes with the
+// device.
 func (c *cleaner) routes(of []hoststate.Network) error {
+	why := ""
+	if len(of) == 0 && !c.all {
+		why = c.unrecorded()
+	}
 	list := kroute.RemoveLeftover
-	if c.dry {
+	if c.dry || why != "" {
 		list = kroute.Leftover
 	}
 	var networks []netip.Prefix
 	for _, n := range of {
-		networks = append(networks, n.Network)
+		if !c.all {
+			networks = append(networks, n.Network)
+		}
 	}
 	routes, err := list(tunnel.RouteProtocol, networks...)
 	for _, r := range routes {
-		c.note(fmt.Sprintf("route %s via %s dev %s", r.Subnet, r.Via, deviceName(r.Link)))
+		c.tell(fmt.Sprintf("route %s via %s dev %s", r.Subnet, r.Via, deviceName(r.Link)), why)
 	}
 	return err
+}
+
+// tell tells what was found: that it was removed, or left for the reason why, if
+// there is one.
+func (c *cleaner) tell(what, why string) {
+	if why != "" {
+		c.leave("%s: %s; -all removes it", what, why)
+		return
+	}
+	c.note(what)
 }
 
 // blackhole removes the route that drops what is sent to the host's own subnet.
@@ -185,22 +205,55 @@ func (c *cleaner) blackhole(subnet netip.Prefix) error {
 	})
 }
 
-// firewall removes the networks' rules, or if those aren't known our chains and
-// tables as a whole. Another daemon that has rules in them puts them back.
-func (c *cleaner) firewall(of []hoststate.Network) error {
+// firewall removes the networks' rules, as far as there are any on record, or with
+// -all flannel's chains and tables as a whole. Another daemon that has rules in them
+// puts them back. Flannel's own rules for the network are the same as ours: whoever
+// has replaced the subnet file since has taken them over.
+func (c *cleaner) firewall(state hoststate.State) error {
+	why := ""
+	switch {
+	case c.all:
+	case len(state.Networks) == 0 || !state.Firewall:
+		why = c.unrecorded()
+	case c.replaced(state):
+		why = theirs
+	}
 	list := firewall.Remove
-	if c.dry {
+	if c.dry || why != "" {
 		list = firewall.Leftover
 	}
 	var policies []firewall.Policy
-	for _, n := range of {
-		policies = append(policies, firewall.Policy{Network: n.Network, Subnet: n.Subnet})
+	for _, n := range state.Networks {
+		if !c.all {
+			policies = append(policies, firewall.Policy{Network: n.Network, Subnet: n.Subnet})
+		}
 	}
 	found, err := list(policies...)
 	for _, what := range found {
-		c.note(what)
+		c.tell(what, why)
 	}
 	return err
+}
+
+// theirs is why what looks like ours is left.
+const theirs = "another daemon, such as flanneld, has written the subnet file since"
+
+// unrecorded is why what may be ours or not is left.
+func (c *cleaner) unrecorded() string { return "not on record in " + c.dir }
+
+// replaced tells whether somebody else has written the subnet file since we did,
+// such as flanneld.
+func (c *cleaner) replaced(state hoststate.State) bool {
+	info, err := os.Stat(state.SubnetFile)
+	if err != nil {
+		return false
+	}
+	if !state.SubnetFileTime.IsZero() {
+		return !info.ModTime().Equal(state.SubnetFileTime)
+	}
+	file, err := subnetfile.Read(state.SubnetFile)
+	ours := func(n hoststate.Network) bool { return n.Subnet == file.Subnet || n.Subnet == file.SubnetV6 }
+	return err == nil && len(state.Networks) > 0 && !slices.ContainsFunc(state.Networks, ours)
 }
 
 // device removes a TUN device that no process holds. Anything else of its name
@@ -239,11 +292,16 @@ func (c *cleaner) sysctls(all []hoststate.Sysctl) error {
 	return errors.Join(errs...)
 }
 
-func (c *cleaner) subnetFile(path string) error {
-	if path == "" {
+func (c *cleaner) subnetFile(state hoststate.State) error {
+	switch path := state.SubnetFile; {
+	case path == "":
 		return nil
+	case c.replaced(state) && !c.all:
+		c.tell("subnet file "+path, theirs)
+		return nil
+	default:
+		return c.file("subnet file", path)
 	}
-	return c.file("subnet file", path)
 }
 
 // file removes a file, and what a writer that was killed left beside it.

@@ -10,10 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"uvxlan/cmd/internal/blackhole"
+	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/leasefile"
+	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/netnstest"
 )
@@ -41,8 +44,19 @@ func iptables(t *testing.T, command string) string {
 
 func cleanup(t *testing.T, dir string, dry bool) string {
 	t.Helper()
+	return clean(t, cleaner{dir: dir, dry: dry})
+}
+
+// cleanupAll also removes what isn't on record.
+func cleanupAll(t *testing.T, dir string, dry bool) string {
+	t.Helper()
+	return clean(t, cleaner{dir: dir, dry: dry, all: true})
+}
+
+func clean(t *testing.T, c cleaner) string {
+	t.Helper()
 	var out bytes.Buffer
-	c := cleaner{out: &out, dir: dir, dry: dry}
+	c.out = &out
 	if err := c.run(); err != nil {
 		t.Fatalf("cleanup: %v, after\n%s", err, out.String())
 	}
@@ -167,11 +181,11 @@ func TestIntegrationCleanup(t *testing.T) {
 		"removed lock " + hoststate.LockPath(dir),
 		"left " + hoststate.EtcdDir(dir) + ": the embedded etcd's data",
 	}
-	expectLines(t, cleanup(t, dir, true), strings.Split(strings.ReplaceAll(strings.Join(lines, "\n"), "removed", "would remove"), "\n")...)
+	expectLines(t, cleanupAll(t, dir, true), strings.Split(strings.ReplaceAll(strings.Join(lines, "\n"), "removed", "would remove"), "\n")...)
 	if after := onHost(); after != before || !exists(subnetFile) || !exists(hoststate.Path(dir)) {
 		t.Errorf("a dry run changed\n%s\ninto\n%s", before, after)
 	}
-	expectLines(t, cleanup(t, dir, false), lines...)
+	expectLines(t, cleanupAll(t, dir, false), lines...)
 	if got := sysctl(t); got != "1" {
 		t.Errorf("the sysctl is %s", got)
 	}
@@ -251,7 +265,7 @@ func TestIntegrationCleanupWhileRunning(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	expectLines(t, cleanup(t, dir, false), "removed route 172.7.22.0/24 via 192.168.9.22 dev eth0", "removed lock "+hoststate.LockPath(dir))
+	expectLines(t, cleanupAll(t, dir, false), "removed route 172.7.22.0/24 via 192.168.9.22 dev eth0", "removed lock "+hoststate.LockPath(dir))
 }
 
 // An older version's cleanup leaves what it doesn't know on record.
@@ -268,5 +282,85 @@ func TestIntegrationCleanupOfNewer(t *testing.T) {
 	s, err := hoststate.Load(dir)
 	if err != nil || s.Device != "" || len(s.Unknown()) != 1 {
 		t.Errorf("the manifest is %+v, %v", s, err)
+	}
+}
+
+// Without a record, as with a mistyped state directory, nothing of anybody's is
+// removed, and what there is is named.
+func TestIntegrationCleanupUnrecorded(t *testing.T) {
+	newHost(t)
+	dir := filepath.Join(t.TempDir(), "mistyped")
+	ip(t, "route add 172.7.22.0/24 via 192.168.9.22 proto 89")
+	iptables(t, "-N FLANNEL-FWD")
+	iptables(t, "-A FLANNEL-FWD -s 172.7.0.0/16 -j ACCEPT")
+	iptables(t, "-A FORWARD -j FLANNEL-FWD")
+	before := ip(t, "route") + iptables(t, "-S")
+	const why = ": not on record in "
+	lines := []string{
+		"left route 172.7.22.0/24 via 192.168.9.22 dev eth0" + why + dir + "; -all removes it",
+		"left iptables chain FLANNEL-FWD of table filter" + why + dir + "; -all removes it",
+		"nothing to remove",
+	}
+	for _, dry := range []bool{true, false} {
+		expectLines(t, cleanup(t, dir, dry), lines...)
+	}
+	if after := ip(t, "route") + iptables(t, "-S"); after != before {
+		t.Errorf("it changed\n%s\ninto\n%s", before, after)
+	}
+	cleanupAll(t, dir, false)
+	if after := ip(t, "route") + iptables(t, "-S"); strings.Contains(after, "172.7.") {
+		t.Errorf("with -all there is left\n%s", after)
+	}
+}
+
+// Once flanneld is back, its subnet file and its rules, which look like ours, stay.
+func TestIntegrationCleanupAfterFlannel(t *testing.T) {
+	newHost(t)
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	file := subnetfile.File{Network: netip.MustParsePrefix("172.7.0.0/16"), Subnet: netip.MustParsePrefix("172.7.21.0/24"), MTU: 1450}
+	write := func() time.Time {
+		if err := file.Write(path); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.ModTime()
+	}
+	policy := firewall.Policy{Network: file.Network, Subnet: file.Subnet, Forward: true}
+	for _, flannel := range []bool{true, false} {
+		dir := t.TempDir()
+		state := hoststate.State{
+			SubnetFile: path, SubnetFileTime: write(), Firewall: true,
+			Networks: []hoststate.Network{{Network: file.Network, Subnet: file.Subnet}},
+		}
+		if err := state.Save(dir); err != nil {
+			t.Fatal(err)
+		}
+		putRules(t, policy)
+		before := iptables(t, "-S")
+		if flannel {
+			for write().Equal(state.SubnetFileTime) { // the file system's clock ticks
+				time.Sleep(time.Millisecond)
+			}
+		}
+		text := cleanup(t, dir, false)
+		if flannel != exists(path) || flannel != strings.Contains(text, "left subnet file "+path) || flannel != (iptables(t, "-S") == before) {
+			t.Errorf("with flanneld back: %t, it said\n%s\nand left, of the file: %t, and\n%s", flannel, text, exists(path), iptables(t, "-S"))
+		}
+	}
+}
+
+// putRules puts a policy's rules on the host as a daemon does.
+func putRules(t *testing.T, p firewall.Policy) {
+	t.Helper()
+	part := firewall.New(firewall.Config{Policy: p}).Part(p.Subnet, func() []string { return nil })
+	part.Check(t.Context())
+	if err := part.Repair(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if rules := iptables(t, "-S"); !strings.Contains(rules, "-s "+p.Network.String()) {
+		t.Fatalf("the rules are\n%s", rules)
 	}
 }

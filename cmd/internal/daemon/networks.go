@@ -36,7 +36,10 @@ func recordNetworks(o Options, c *lease.Config, own lease.Lease) error {
 	}
 	now := networksOf(c, own)
 	removeRoutes(o, earlier(state.Networks, now))
-	return hoststate.Update(o.StateDir, func(s *hoststate.State) { s.Networks = now })
+	return hoststate.Update(o.StateDir, func(s *hoststate.State) {
+		s.Networks = now
+		s.Firewall = s.Firewall || o.Firewall.Masquerade || o.Firewall.Forward // an earlier run's stay
+	})
 }
 
 func networksOf(c *lease.Config, own lease.Lease) (all []hoststate.Network) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
@@ -27,8 +29,17 @@ func SubnetFile(stateDir, path string, want func() subnetfile.File, right func()
 			return nil
 		},
 		Repair: func(context.Context) error {
-			recorded := hoststate.Update(stateDir, func(s *hoststate.State) { s.SubnetFile = path })
-			return errors.Join(want().Write(path), recorded)
+			note := func(at time.Time) error {
+				return hoststate.Update(stateDir, func(s *hoststate.State) { s.SubnetFile, s.SubnetFileTime = path, at })
+			}
+			recorded := note(time.Time{})
+			if err := want().Write(path); err != nil {
+				return errors.Join(err, recorded)
+			}
+			if info, err := os.Stat(path); err == nil {
+				recorded = errors.Join(recorded, note(info.ModTime()))
+			}
+			return recorded
 		},
 	}
 }

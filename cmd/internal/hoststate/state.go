@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"uvxlan/cmd/internal/atomicfile"
 )
@@ -31,14 +32,18 @@ func EtcdDir(dir string) string { return filepath.Join(dir, "etcd") }
 // State is what is on the host. It is saved before anything is put there, so
 // what it names may be missing.
 type State struct {
-	// SubnetFile is the path of subnet.env.
-	SubnetFile string `json:"subnetFile,omitempty"`
+	// SubnetFile is the path of subnet.env, and SubnetFileTime when it was modified
+	// last by us; zero if that isn't known.
+	SubnetFile     string    `json:"subnetFile,omitempty"`
+	SubnetFileTime time.Time `json:"subnetFileTime,omitzero"`
 	// Device is the name of the overlay's interface.
 	Device string `json:"device,omitempty"`
 	// Sysctls are those that were changed.
 	Sysctls []Sysctl `json:"sysctls,omitempty"`
 	// Networks are those that the host's kernel routes and firewall rules are for.
 	Networks []Network `json:"networks,omitempty"`
+	// Firewall says that there are firewall rules for the networks.
+	Firewall bool `json:"firewallRules,omitempty"`
 	// Blackhole is the subnet that has a blackhole route.
 	Blackhole netip.Prefix `json:"blackhole,omitzero"`
 	// BlackholeV6 is the IPv6 subnet that has one.
@@ -120,7 +125,7 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "device", "sysctls", "networks", "blackhole", "blackholeV6", "controlSocket"} {
+	for _, name := range []string{"subnetFile", "subnetFileTime", "device", "sysctls", "networks", "firewallRules", "blackhole", "blackholeV6", "controlSocket"} {
 		delete(s.unknown, name)
 	}
 	return nil
