@@ -310,7 +310,7 @@ func (c *chaos) runningState(h *lab.Host) string {
 		iptables-save | grep -v '^[#:]'; nft list tables
 		ss -Hlnu | awk '{print "udp", $4}' | grep -v ':[3-6][0-9][0-9][0-9][0-9]$'; ss -Hna -0 | wc -l
 		grep -s . /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv4/conf/flannel.1/* /proc/sys/net/ipv6/conf/flannel.1/disable_ipv6
-		cd %s && find . -type f -o -type s | grep -v /etcd/ | sort; cat subnet.env state/host.json
+		cd %s && find . -type f -o -type s | grep -v /etcd/ | sort; cat subnet.env; grep -v subnetFileTime state/host.json
 	`, strings.TrimSuffix(d.StateDir(), "/state"))
 	out, err := h.Run(c.T.Context(), "sh", "-c", script)
 	if err != nil {
