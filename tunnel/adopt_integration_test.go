@@ -125,7 +125,8 @@ func (v *vtep) run(d Device, u *Underlay, peers ...Peer) {
 	must(v.t, r.ReplacePeers(peers))
 	v.router = r
 	v.running.Go(func() {
-		if err := r.Run(context.Background()); err != nil {
+		// It may be released before it runs.
+		if err := r.Run(context.Background()); err != nil && !errors.Is(err, ErrClosed) {
 			v.t.Error(err)
 		}
 	})
