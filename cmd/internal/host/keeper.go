@@ -98,11 +98,13 @@ func (k *Keeper) Run(ctx context.Context) error {
 	return nil
 }
 
-// report wakes the parts that an event concerns.
+// report wakes the parts that an event concerns. It asks them without the mutex:
+// they may wait for somebody who calls Wake.
 func (k *Keeper) report(e Event) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, p := range k.parts {
+	parts := k.parts // only ever appended to
+	k.mu.Unlock()
+	for _, p := range parts {
 		if p.Wakes != nil && (e.Kind == Lost || p.Wakes(e)) {
 			p.touch()
 		}

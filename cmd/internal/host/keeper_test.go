@@ -108,6 +108,27 @@ func TestTellsOnceOfAFault(t *testing.T) {
 	}
 }
 
+// A part that is asked about an event may wait for somebody who wakes a part.
+func TestWakesMayWaitForWake(t *testing.T) {
+	asked, woken, reported := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	p := Part{
+		Name: "route", Interval: time.Hour, Check: func(context.Context) []Fault { return nil },
+		Wakes: func(Event) bool {
+			close(asked)
+			<-woken
+			return true
+		},
+	}
+	k, _ := runKeeper(t, p)
+	go func() { k.report(Event{Kind: Route}); close(reported) }()
+	go func() { <-asked; k.Wake("route"); close(woken) }()
+	select {
+	case <-reported:
+	case <-time.After(patience):
+		t.Fatal("they wait for each other")
+	}
+}
+
 // A repair that fails is tried again, and told of once.
 func TestRepairIsRepeated(t *testing.T) {
 	var broken atomic.Bool

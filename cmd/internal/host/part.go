@@ -17,7 +17,8 @@ type Part struct {
 	// none of it is. Its error says why it could not be done. It is called again
 	// at the next look if the fault stays.
 	Repair func(ctx context.Context) error
-	// Wakes tells whether an event asks for a look; nil means that none does.
+	// Wakes tells whether an event asks for a look; nil means that none does. All
+	// parts' events wait while it is called.
 	Wakes func(Event) bool
 	// Interval is the time after which the part is looked at in any case; 0 means
 	// DefaultInterval.
