@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -56,12 +55,12 @@ func (c Containers) bridges(in []netip.Prefix) (found []bridge, err error) {
 		if !ok || !slices.ContainsFunc(in, func(n netip.Prefix) bool { return n.Contains(ip.Unmap()) }) {
 			continue
 		}
-		link, err := net.InterfaceByIndex(a.LinkIndex)
-		if err != nil || c.Ours(link.Name) {
+		link, err := netlink.LinkByIndex(a.LinkIndex) // net's lists all interfaces
+		if err != nil || c.Ours(link.Attrs().Name) {
 			continue // gone meanwhile
 		}
 		bits, _ := a.Mask.Size()
-		found = append(found, bridge{link.Name, netip.PrefixFrom(ip.Unmap(), bits)})
+		found = append(found, bridge{link.Attrs().Name, netip.PrefixFrom(ip.Unmap(), bits)})
 	}
 	return found, nil
 }
