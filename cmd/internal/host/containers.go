@@ -84,12 +84,19 @@ func (c Containers) checkForwarding(context.Context) (faults []Fault) {
 		}
 	}
 	const remedy = "sysctl -w net.ipv4.ip_forward=1"
+	hostOff := off("ipv4/ip_forward")
 	for _, name := range slices.Compact(arrivals) {
-		if off("ipv4/conf/" + name + "/forwarding") {
-			faults = append(faults, Fault{What: fmt.Sprintf("%s doesn't forward IPv4 packets, so containers are cut off", name), Remedy: remedy, Stops: true})
+		setting := "ipv4/conf/" + name + "/forwarding"
+		if !off(setting) {
+			continue
 		}
+		f := Fault{What: fmt.Sprintf("%s doesn't forward IPv4 packets, so containers are cut off", name), Remedy: remedy, Stops: true}
+		if !hostOff { // to write the host's again would change nothing
+			f.Remedy = "sysctl -w net/" + setting + "=1"
+		}
+		faults = append(faults, f)
 	}
-	if off("ipv4/ip_forward") && none && len(faults) == 0 {
+	if hostOff && none && len(faults) == 0 {
 		faults = append(faults, Fault{What: "the host doesn't forward IPv4 packets: containers will be cut off", Remedy: remedy})
 	}
 	if slices.ContainsFunc(c.Subnets, func(n netip.Prefix) bool { return n.Addr().Is6() }) {

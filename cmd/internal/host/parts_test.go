@@ -49,6 +49,8 @@ func TestIntegrationReversePath(t *testing.T) {
 		}
 	}
 	set("all", "1")
+	gone := ReversePath(dir, func() string { return "eth0.8" })
+	expectFaults(t, "an interface that is gone", gone)
 	set("eth0.7", "0")
 	expectFaults(t, "strict", p, "sysctl -w net/ipv4/conf/eth0.7/rp_filter=2")
 	if err := p.Repair(t.Context()); err != nil {
@@ -77,12 +79,14 @@ func TestIntegrationContainers(t *testing.T) {
 	expectFaults(t, "a host as it should be", forwarding)
 	expectFaults(t, "a host as it should be", subnets)
 	sh("sysctl -qw net.ipv4.ip_forward=0")
-	expectFaults(t, "nothing forwards", forwarding, "cni0 doesn't forward")
+	expectFaults(t, "nothing forwards", forwarding, "cni0 doesn't forward IPv4 packets, so containers are cut off: sysctl -w net.ipv4.ip_forward=1")
 	sh("sysctl -qw net.ipv4.conf.cni0.forwarding=1")
 	expectFaults(t, "the containers' interface forwards by itself", forwarding)
 	arrivals = []string{"eth0"}
 	expectFaults(t, "packets arrive directly", forwarding, "eth0 doesn't forward")
-	sh("sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv4.ip_forward=1")
+	sh("sysctl -qw net.ipv4.ip_forward=1 net/ipv4/conf/cni0/forwarding=0")
+	expectFaults(t, "an interface that doesn't", forwarding, "cni0 doesn't forward IPv4 packets, so containers are cut off: sysctl -w net/ipv4/conf/cni0/forwarding=1")
+	sh("sysctl -qw net.ipv6.conf.all.forwarding=0 net/ipv4/conf/cni0/forwarding=1")
 	expectFaults(t, "no IPv6", forwarding, "doesn't forward IPv6")
 	sh("ip addr add 172.7.99.1/24 dev docker0; ip addr add 2001:db8:7:99::1/64 dev docker0 nodad")
 	expectFaults(t, "an earlier lease's bridge", subnets, "docker0 has the address 172.7.99.1/24, which is not of this host's subnet 172.7.21.0/24",

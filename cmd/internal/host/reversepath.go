@@ -34,14 +34,15 @@ type reversePath struct {
 func (f reversePath) setting() string { return filepath.Join("ipv4/conf", f.iface(), "rp_filter") }
 
 // strict returns the interface's own setting and whether the filter is strict: the
-// looser of the interface's and of that for all interfaces counts.
+// looser of the interface's and of that for all interfaces counts. One that is gone
+// has no filter.
 func (f reversePath) strict() (own string, is bool, err error) {
 	all, _, err := sysctl.Read("ipv4/conf/all/rp_filter")
 	if err != nil {
 		return "", false, err
 	}
-	own, _, err = sysctl.Read(f.setting())
-	return own, max(all, own) == rpStrict, err
+	own, there, err := sysctl.Read(f.setting())
+	return own, there && max(all, own) == rpStrict, err
 }
 
 func (f reversePath) check(context.Context) []Fault {
