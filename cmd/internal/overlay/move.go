@@ -3,11 +3,13 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/extiface"
+	"uvxlan/encap"
 	"uvxlan/tunnel"
 )
 
@@ -39,6 +41,7 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 	}
 	m.err = err
 	close(m.done)
+	v.wake(devicePart)
 	if err == nil {
 		local, _ := ext.Sockets()
 		v.log.Info("sockets moved", "address", local, "interface", ext.Name, "paused", time.Since(begin).Round(time.Microsecond))
@@ -50,16 +53,32 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 func (v *Overlay) beginMove(ext extiface.Interface) *move {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	before, inner := v.ext, outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
-	from, fromV6 := before.Sockets()
-	to, toV6 := ext.Sockets()
-	same := from == to && fromV6 == toV6 && v.inner == inner
-	v.ext, v.inner = ext, inner
-	if same || v.down != nil || v.handed {
+	before := v.wayLocked()
+	v.ext, v.inner = ext, outerMTU(v.config, ext).Inner(v.config.EnableIPv6)
+	if v.wayLocked() == before || v.down != nil || v.handed {
 		return nil
 	}
 	v.moved = &move{from: v.router, done: make(chan struct{})}
 	return v.moved
+}
+
+// way is what the sockets and the router are made for: the underlay's addresses and
+// the containers' MTU.
+type way struct {
+	local, localV6 netip.Addr
+	inner          encap.InnerMTU
+}
+
+func (v *Overlay) wayLocked() way {
+	local, localV6 := v.ext.Sockets()
+	return way{local, localV6, v.inner}
+}
+
+// way is the one at the moment.
+func (v *Overlay) way() way {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.wayLocked()
 }
 
 // moveTo makes a router of the device's descriptors and of new sockets. It closes
@@ -71,9 +90,8 @@ func (v *Overlay) moveTo(d tunnel.Descriptors) (err error) {
 		return fmt.Errorf("%w: %w", tunnel.ErrDeviceGone, err)
 	}
 	if err = v.listen(); err == nil {
-		err = tunnel.ConfigureLink(v.name, v.link())
-	}
-	if err == nil {
+		// For the MTU. What doesn't succeed is the device's part to tell and to repair.
+		_ = tunnel.ConfigureLink(v.name, v.link())
 		err = v.startRouter()
 	}
 	if err != nil {
@@ -99,15 +117,20 @@ func closeAll(fds []int) {
 	}
 }
 
-// awaitMove tells whether a move has ended the router, and waits for it then; the
-// error is why there is no other.
-func (v *Overlay) awaitMove(router *tunnel.Router) (bool, error) {
+// ended takes note of the end of a router, which returned err. If a move has ended
+// it, it waits for that, and the error is why there is no other. If the device or the
+// sockets are gone, neither a move nor a handover begins until they are made again.
+func (v *Overlay) ended(router *tunnel.Router, err error) error {
 	v.mu.Lock()
 	m := v.moved
+	moved := m != nil && m.from == router
+	if !moved && gone(err) {
+		v.down = err
+	}
 	v.mu.Unlock()
-	if m == nil || m.from != router {
-		return false, nil
+	if !moved {
+		return err
 	}
 	<-m.done
-	return true, m.err
+	return m.err
 }

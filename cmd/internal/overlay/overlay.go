@@ -103,6 +103,8 @@ type Overlay struct {
 	down   error // why the router doesn't carry packets, nil if it does
 	handed bool  // the router is released: another process carries the packets
 	moved  *move // the last one; nil if there was none
+	// offered is the router whose descriptors another process was last told.
+	offered *tunnel.Router
 	// outliers are peers' subnets that no host could be given by the configuration.
 	outliers map[netip.Prefix]struct{}
 	// bypassed are the peers that a foreign route takes the packets of, with that
@@ -325,7 +327,13 @@ func (v *Overlay) attrs() (lease.Attrs, error) {
 // is sent into it before the peers are known.
 func (v *Overlay) Start(own lease.Lease) error {
 	v.own = own
-	return v.startRouter()
+	if err := v.startRouter(); err != nil {
+		return err
+	}
+	if v.before != nil {
+		v.goOn()
+	}
+	return nil
 }
 
 func (v *Overlay) startRouter() error {
@@ -338,9 +346,6 @@ func (v *Overlay) startRouter() error {
 		return errors.Join(err, v.closeOpened())
 	}
 	v.device, v.underlay = nil, nil
-	if v.before != nil {
-		v.goOn(router)
-	}
 	return v.use(router)
 }
 

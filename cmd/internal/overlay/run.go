@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"uvxlan/tunnel"
@@ -37,13 +38,10 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 	}
 	for err == nil && ctx.Err() == nil {
 		router, _ := v.inForce()
-		err = router.Run(ctx)
+		err = v.ended(router, router.Run(ctx))
 		if v.isHanded() {
 			<-ctx.Done()
 			return nil
-		}
-		if moved, moveErr := v.awaitMove(router); moved {
-			err = moveErr
 		}
 		if gone(err) {
 			err = v.remake(ctx, err)
@@ -70,8 +68,8 @@ func (v *Overlay) remake(ctx context.Context, cause error) error {
 		case <-time.After(wait):
 		}
 		v.remade = time.Now()
-		err := v.restart()
-		v.setDown(err)
+		made := v.way()
+		err := v.remadeFor(made, v.restart())
 		if err == nil {
 			return nil
 		}
@@ -80,6 +78,19 @@ func (v *Overlay) remake(ctx context.Context, cause error) error {
 			v.log.Error("it will be tried again", "name", v.name, "error", err)
 		}
 	}
+}
+
+// remadeFor takes note of what an attempt has come to, which began when that was the
+// way. Whoever moved the overlay meanwhile counts on new sockets.
+func (v *Overlay) remadeFor(made way, err error) error {
+	v.mu.Lock()
+	if err == nil && v.wayLocked() != made {
+		err = fmt.Errorf("%w: the underlay has changed meanwhile", tunnel.ErrUnderlayGone)
+	}
+	v.down = err
+	v.mu.Unlock()
+	v.wake(devicePart)
+	return err
 }
 
 // untilRetry is nothing unless the last attempt was just now.

@@ -59,9 +59,9 @@ func without(all, some []int) (rest []int) {
 	return rest
 }
 
-// goOn gives a router the peers of the one before.
-func (v *Overlay) goOn(router *tunnel.Router) {
-	if err := router.ReplacePeers(v.before.Peers); err != nil {
+// goOn gives the router the peers of the one before.
+func (v *Overlay) goOn() {
+	if err := v.router.ReplacePeers(v.before.Peers); err != nil {
 		v.log.Warn("peers were left out", "error", err)
 	}
 	v.once.Do(func() { close(v.loaded) })
@@ -83,24 +83,33 @@ func (v *Overlay) replaceStandby() error {
 
 // HandOver tells a daemon that takes over of the device, the sockets and the peers.
 func (v *Overlay) HandOver(e *handover.State) error {
-	router, down := v.inForce()
-	if down != nil {
-		return fmt.Errorf("%s: %w", v.name, down)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.down != nil {
+		return fmt.Errorf("%s: %w", v.name, v.down)
 	}
-	d, err := router.Descriptors()
+	d, err := v.router.Descriptors()
 	if err != nil {
 		return err
 	}
-	e.Tunnel, e.Peers = &d, router.Peers()
+	v.offered = v.router
+	e.Tunnel, e.Peers = &d, v.router.Peers()
 	return nil
 }
 
-// Release stops the router in favour of another process.
+// errReplaced says that the other process has what is of no use any longer.
+var errReplaced = errors.New("the sockets or the device were made again meanwhile: reload again")
+
+// Release stops the router in favour of another process, which HandOver has told
+// of it.
 func (v *Overlay) Release() (time.Time, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	begin := time.Now()
-	v.handed = true // before run sees the router end
+	if v.router != v.offered || v.down != nil {
+		return begin, fmt.Errorf("%s: %w", v.name, errReplaced)
+	}
+	v.handed = true // before Run sees the router end
 	if _, err := v.router.Release(); err != nil {
 		v.handed = false
 		return begin, err
