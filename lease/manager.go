@@ -112,9 +112,8 @@ func NewManager(o Options) (*Manager, error) {
 // answer or nobody has written a configuration yet; a configuration that is
 // wrong is an error at once. With a Store that has an earlier run's state and a lease
 // that hasn't run out, a registry that doesn't answer is waited for only as long as
-// Patience says: then
-// the configuration is the earlier run's, and so are the lease that
-// [Manager.Acquire] returns and the leases that [Manager.Run] first reports.
+// Patience says. Then the configuration is the earlier run's, and so are the lease
+// that [Manager.Acquire] returns and the leases that [Manager.Run] first reports.
 func (m *Manager) Config(ctx context.Context) (*Config, error) {
 	var (
 		data    []byte

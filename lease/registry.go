@@ -51,7 +51,8 @@ type Registry interface {
 	Delete(ctx context.Context, l Lease) error
 
 	// Watch calls report, one call at a time, with every change of the leases and of
-	// the configuration from the given revision on, until ctx ends or the connection is lost. It returns why:
+	// the configuration from the given revision on, until ctx ends or the connection
+	// is lost. It returns why:
 	// ErrUnavailable, ErrCompacted or the context's error. Reports have Reset
 	// unset, and their slices are report's own.
 	Watch(ctx context.Context, from int64, report func(Update)) error

@@ -37,7 +37,7 @@ type backend interface {
 	// HandOver adds to s what a daemon that takes over needs. It fails while the
 	// backend doesn't carry packets.
 	HandOver(s *handover.State) error
-	// Release stops to carry packets, and has Run and Close leave all that is open
+	// Release stops carrying packets, and has Run and Close leave all that is open
 	// as it is. It returns since when packets wait.
 	Release() (time.Time, error)
 	// Close removes what shouldn't outlive the process.

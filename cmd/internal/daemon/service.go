@@ -129,8 +129,8 @@ func (s *service) open() (err error) {
 	return nil
 }
 
-// takeLease keeps the lease that was handed over; what happened to it meanwhile,
-// the manager finds out.
+// takeLease acquires a lease, or keeps the one that was handed over: the manager finds
+// out what has happened to it meanwhile.
 func (s *service) takeLease(ctx context.Context) (err error) {
 	if s.before != nil {
 		s.own = s.before.Own

@@ -48,9 +48,9 @@ func standby(o Options, e *handover.State, main *handover.Main) error {
 	return errors.Join(err, main.Stopped())
 }
 
-// tidy removes what a daemon removes that ends, for one that a signal has ended
-// while it was becoming another program. Another daemon may run by then, and has
-// seen to it already.
+// tidy removes what a daemon removes when it ends, in place of one that a signal has
+// ended while it was becoming another program. If another daemon runs by then, that
+// has seen to it already.
 func tidy(o Options, e *handover.State) error {
 	lock, err := hoststate.Acquire(o.StateDir)
 	if errors.Is(err, hoststate.ErrRunning) {

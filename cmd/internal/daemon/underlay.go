@@ -37,8 +37,8 @@ func (u *underlay) part() host.Part {
 	return host.Part{Name: "underlay", Check: u.check, Repair: u.repair, Wakes: u.concerns, Interval: 10 * time.Second}
 }
 
-// concerns passes over what happens to other interfaces, as containers' come and go
-// all the time; unless another one may be chosen.
+// concerns ignores other interfaces unless one of them may be chosen: those of
+// containers come and go all the time.
 func (u *underlay) concerns(e host.Event) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -64,9 +64,8 @@ type Wanted struct {
 // Choose finds the interface: by w.Names, w.Patterns and w.CanReach, whatever
 // of them fits first; without any of these, the one that has w.PublicIP, else
 // that of the default route. An interface that leads to no other host, such as lo,
-// is never chosen. It looks at the calling thread's network
-// namespace. The error says what was tried, why nothing fitted, and what there
-// was to choose from.
+// is never chosen. Choose looks at the calling thread's network namespace. The error
+// says what was tried, why nothing fitted, and what there was to choose from.
 func Choose(w Wanted) (Interface, error) {
 	all, err := list()
 	if err != nil {

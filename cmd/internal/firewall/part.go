@@ -95,7 +95,7 @@ func (k *keeping) mayHaveOurs(table string) bool {
 }
 
 // check compares the host's rules with the policy, and looks for rules of others
-// against it; not before ours are put, which accept what those may leave open.
+// against it. That look waits until ours are put, which accept what others leave open.
 func (k *keeping) check(ctx context.Context) []host.Fault {
 	faults, pending := k.rules(ctx)
 	if !pending && k.now.Network.IsValid() {

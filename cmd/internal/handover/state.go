@@ -15,8 +15,8 @@ import (
 	"uvxlan/tunnel"
 )
 
-// stateFormat is that of the handed-over state's text. A change that an older or newer program
-// would misread takes another number.
+// stateFormat is the format of the handed-over state's text. A change that an older or
+// newer program would misread takes another number.
 const stateFormat = 1
 
 // None is a descriptor that isn't there.
@@ -155,7 +155,8 @@ func (e *State) Reap() { e.standby.Reap() }
 func (e *State) Keep(lock *hoststate.Lock) { e.lock = lock }
 
 // Exec makes this process the successor, which takes the state over, with the
-// manifest that couldn't be written, if there is one. It returns only when that fails, or t has ended.
+// manifest that couldn't be written, if there is one. It returns only when that fails,
+// or t has ended.
 func (e *State) Exec(t *Termination, program string, record *hoststate.State) error {
 	if e.lock != nil {
 		e.Lock = e.lock.Descriptor()

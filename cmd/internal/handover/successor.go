@@ -163,9 +163,9 @@ func (m *Main) Ready() error {
 	return m.link.await(0)
 }
 
-// AwaitStop returns when the standby shall stop, or its main process has died and
-// has nothing open or locked any longer. Then nobody else cleans up what the two have
-// in common.
+// AwaitStop returns when the standby shall stop, or when its main process has died and
+// has nothing open or locked any longer. If it died, nobody else cleans up what the two
+// have in common.
 func (m *Main) AwaitStop() (died bool) {
 	_ = m.link.await(0)
 	if !m.link.closed() {

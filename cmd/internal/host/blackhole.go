@@ -12,8 +12,8 @@ import (
 	"uvxlan/tunnel"
 )
 
-// Blackholes is the part that the blackhole routes of our subnets are. They are
-// noted in the state directory first, since they outlive a daemon that is killed.
+// Blackholes is the part for the blackhole routes of our subnets. They are noted in
+// the state directory first, since they outlive a daemon that is killed.
 func Blackholes(stateDir string, subnets []netip.Prefix) Part {
 	return Part{
 		Name: "blackhole-route", Interval: 30 * time.Second,

@@ -25,8 +25,7 @@ type Part struct {
 	Interval time.Duration
 }
 
-// DefaultInterval is how often a part is looked at that no event has reported
-// of.
+// DefaultInterval is the Interval of a part that has none of its own.
 const DefaultInterval = 2 * time.Second
 
 // Fault is something that isn't as wanted.

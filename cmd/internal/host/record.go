@@ -6,8 +6,8 @@ import (
 	"uvxlan/cmd/internal/hoststate"
 )
 
-// Record is the part that the manifest in the state directory is, by which the host
-// is cleaned up. The network doesn't need it.
+// Record is the part for the manifest in the state directory, from which a cleanup
+// knows what to remove. The network works without it.
 func Record(stateDir string) Part {
 	return Part{
 		Name: "record",

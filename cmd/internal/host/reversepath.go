@@ -17,9 +17,9 @@ const (
 	rpLoose  = "2"
 )
 
-// ReversePath is the part that an interface's reverse-path filter is, which must
-// be loose where packets of peers' containers arrive without VXLAN, while our
-// route to them leads into the device: a strict filter would drop them in silence.
+// ReversePath is the part for an interface's reverse-path filter. It must be loose
+// where packets of peers' containers arrive without VXLAN while our route to them
+// leads into the device: a strict filter would drop them silently.
 // iface returns the interface's name at the moment.
 func ReversePath(stateDir string, iface func() string) Part {
 	f := reversePath{stateDir, iface}

@@ -11,9 +11,9 @@ import (
 	"uvxlan/cmd/internal/subnetfile"
 )
 
-// SubnetFile is the part that the subnet file at path is: want returns what is to
-// be in it at the moment. Where it is, is noted in the state directory first, since
-// it outlives the daemon. right is called when it is as wanted.
+// SubnetFile is the part for the subnet file at path. want returns what the file
+// should say at the moment. The path is noted in the state directory first, since
+// the file outlives the daemon. right is called when the file is as wanted.
 func SubnetFile(stateDir, path string, want func() subnetfile.File, right func()) Part {
 	return Part{
 		Name: "subnet-file",

@@ -191,11 +191,11 @@ func (g *Gateway) Move(ext extiface.Interface) error {
 	return nil
 }
 
-// peersPart is the name of the part that the peers' leases are.
+// peersPart is the name of the part for the peers' leases.
 const peersPart = "peers"
 
-// Parts are what host-gw needs on the host beside its routes, which it keeps
-// itself: peers that are known and can be reached.
+// Parts are what host-gw needs beside its routes, which it keeps itself: the peers'
+// leases, once read.
 func (g *Gateway) Parts() []host.Part {
 	return []host.Part{{Name: peersPart, Check: g.checkPeers}}
 }

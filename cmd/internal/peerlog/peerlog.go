@@ -134,7 +134,7 @@ func (c *Log) levelLocked(rest *int) slog.Level {
 	return slog.LevelDebug
 }
 
-// sum ends the time and tells of what had no line.
+// sum ends the time and logs the number of changes that had no line.
 func (c *Log) sum() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
