@@ -12,6 +12,8 @@ import (
 const (
 	saveInterval = time.Second
 	saveShare    = 100
+	// saveRetry is how long a save that failed is let rest: a full disk gets room.
+	saveRetry = 5 * time.Second
 )
 
 // journal keeps the store up to date. A nil journal does nothing.
@@ -79,6 +81,10 @@ func (j *journal) run(ctx context.Context) {
 			start := time.Now()
 			j.save()
 			_ = sleep(ctx, max(saveInterval, saveShare*time.Since(start)))
+			if j.failed {
+				_ = sleep(ctx, saveRetry)
+				j.touch()
+			}
 		case <-ctx.Done():
 		}
 	}
