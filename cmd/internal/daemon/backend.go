@@ -47,9 +47,6 @@ type backend interface {
 // openBackend opens whatever may fail before there is a lease, or takes over what
 // the daemon before had open.
 func openBackend(o Options, c *lease.Config, ext extiface.Interface, keeper *host.Keeper, before *handover.State) (backend, error) {
-	if err := checkHidden(o, c, ext); err != nil {
-		return nil, err
-	}
 	if c.Backend.Type == lease.TypeHostGW {
 		return hostgw.Open(hostgw.Config{Network: c, Interface: ext, Wake: keeper.Wake, Logger: o.Logger}, before)
 	}

@@ -119,6 +119,9 @@ func (s *service) open() (err error) {
 	if s.keeper, err = host.Open(s.opts.Logger); err != nil {
 		return err
 	}
+	if err := s.checkHidden(); err != nil {
+		return err
+	}
 	ext := s.underlay.now
 	s.monitor.set(func(m *monitor) { m.config, m.ext, m.keeper = s.config, ext, s.keeper })
 	network, err := openBackend(s.opts, s.config, ext, s.keeper, s.before)
@@ -127,6 +130,14 @@ func (s *service) open() (err error) {
 	}
 	s.network = network
 	return nil
+}
+
+// checkHidden refuses no overlay that was handed over, since it carries packets.
+func (s *service) checkHidden() error {
+	if s.before != nil {
+		return nil
+	}
+	return checkHidden(s.opts, s.config, s.underlay.now)
 }
 
 // takeLease acquires a lease, or keeps the one that was handed over: the manager finds
