@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -37,12 +38,20 @@ func (u *underlay) part() host.Part {
 	return host.Part{Name: "underlay", Check: u.check, Repair: u.repair, Wakes: u.concerns, Interval: 10 * time.Second}
 }
 
-// concerns ignores other interfaces unless one of them may be chosen: those of
-// containers come and go all the time.
+// concerns ignores other interfaces unless one of them may be chosen or have the
+// public address: those of containers come and go all the time.
 func (u *underlay) concerns(e host.Event) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return e.Kind == host.Address || e.Kind == host.Link && (u.lost || e.Index == u.now.Index) || e.Kind == host.Route && u.lost
+	switch e.Kind {
+	case host.Link:
+		return u.lost || e.Index == u.now.Index
+	case host.Address:
+		return u.lost || e.Index == u.now.Index || u.wanted.PublicIP.IsValid() || u.wanted.PublicIPv6.IsValid()
+	case host.Route:
+		return u.lost
+	}
+	return false
 }
 
 func (u *underlay) check(context.Context) []host.Fault {
@@ -53,8 +62,12 @@ func (u *underlay) check(context.Context) []host.Fault {
 	u.mu.Unlock()
 	switch {
 	case err != nil:
+		lost := now.Address
+		if errors.Is(err, extiface.ErrNoIPv6) {
+			lost = now.AddressV6
+		}
 		return []host.Fault{{
-			What:   fmt.Sprintf("%s has lost the address %s, by which the other hosts reach this one, and has no other", now.Name, now.Address),
+			What:   fmt.Sprintf("%s has lost the address %s, by which the other hosts reach this one, and has no other", now.Name, lost),
 			Remedy: "give it an address (ip addr add): it is taken at once", Stops: true,
 		}}
 	case next != now:

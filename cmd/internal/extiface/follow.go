@@ -1,6 +1,7 @@
 package extiface
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,11 +10,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// ErrNoIPv6 says that what was chosen has no IPv6 address that peers can be told.
+var ErrNoIPv6 = errors.New("no IPv6 address")
+
 // Follow returns what has become of a choice: the same interface under the name and
 // with the MTU that it has at the moment, as long as it has the chosen addresses;
 // otherwise what is to be chosen now, by w or, if only the interface's name has
 // changed, on that interface. It prefers what there is to what would be better. The
-// error says that nothing can be chosen.
+// error says that nothing can be chosen; it is [ErrNoIPv6] if only for want of that.
 func Follow(w Wanted, now Interface, ipv6 bool) (Interface, error) {
 	all, err := list()
 	if err != nil {
@@ -36,10 +40,13 @@ func Follow(w Wanted, now Interface, ipv6 bool) (Interface, error) {
 		w.Names, w.Patterns, w.CanReach = []string{all[i].name}, nil, netip.Addr{}
 		next, err = Choose(w)
 	}
-	if err == nil && ipv6 {
-		next, err = next.addIPv6(w)
+	if err != nil || !ipv6 {
+		return next, err
 	}
-	return next, err
+	if next, err = next.addIPv6(w); err != nil {
+		return Interface{}, fmt.Errorf("%w: %w", ErrNoIPv6, err)
+	}
+	return next, nil
 }
 
 // byName tells whether an interface was asked for by its name.

@@ -1,6 +1,7 @@
 package extiface
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -65,7 +66,11 @@ func TestIntegrationFollowGiven(t *testing.T) {
 	if next, err := Follow(wanted, now, true); err != nil || next != now {
 		t.Errorf("nothing changed: %+v, %v", next, err)
 	}
-	sh("ip addr del 2001:db8::7/64 dev eth0; ip addr add 2001:db8::9/64 dev eth0 nodad")
+	sh("ip addr del 2001:db8::7/64 dev eth0")
+	if next, err := Follow(wanted, now, true); !errors.Is(err, ErrNoIPv6) {
+		t.Errorf("without IPv6: %+v, %v", next, err)
+	}
+	sh("ip addr add 2001:db8::9/64 dev eth0 nodad")
 	next, err := Follow(wanted, now, true)
 	if err != nil || next.AddressV6.String() != "2001:db8::9" || next.PublicIPv6 != next.AddressV6 || next.PublicIP != wanted.PublicIP {
 		t.Errorf("renumbered: %+v, %v", next, err)
