@@ -320,6 +320,12 @@ func (r *Router) Peers() []Peer {
 	return peers
 }
 
+// HasPeer tells whether there is a peer with that very subnet.
+func (r *Router) HasPeer(subnet netip.Prefix) bool {
+	_, ok := r.peers.load().subnets.Get(subnet.Masked())
+	return ok
+}
+
 // Path is how packets to the peer of a subnet travel at the moment, the zero
 // Path if there is no such peer.
 func (r *Router) Path(subnet netip.Prefix) Path { return r.paths.path(subnet.Masked()) }

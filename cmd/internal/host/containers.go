@@ -85,14 +85,17 @@ func (c Containers) checkForwarding(context.Context) (faults []Fault) {
 	}
 	const remedy = "sysctl -w net.ipv4.ip_forward=1"
 	hostOff := off("ipv4/ip_forward")
-	for _, name := range slices.Compact(arrivals) {
-		setting := "ipv4/conf/" + name + "/forwarding"
-		if !off(setting) {
-			continue
+	setting := func(name string) string { return "ipv4/conf/" + name + "/forwarding" }
+	slices.Sort(arrivals)
+	silent := slices.DeleteFunc(slices.Compact(arrivals), func(name string) bool { return !off(setting(name)) })
+	if len(silent) > 0 {
+		which, does := silent[0], "doesn't"
+		if len(silent) > 1 {
+			which, does = fmt.Sprintf("%s and %d more interfaces", silent[0], len(silent)-1), "don't"
 		}
-		f := Fault{What: fmt.Sprintf("%s doesn't forward IPv4 packets, so containers are cut off", name), Remedy: remedy, Stops: true}
+		f := Fault{What: fmt.Sprintf("%s %s forward IPv4 packets, so containers are cut off", which, does), Remedy: remedy, Stops: true}
 		if !hostOff { // to write the host's again would change nothing
-			f.Remedy = "sysctl -w net/" + setting + "=1"
+			f.Remedy = "sysctl -w net/" + setting(silent[0]) + "=1"
 		}
 		faults = append(faults, f)
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,5 +150,44 @@ func TestEndedByMove(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("the move isn't noticed")
+	}
+}
+
+// A device that is made again stays up beside a foreign route in the place of ours.
+func TestIntegrationRemakeBesideForeignRoute(t *testing.T) {
+	v := startOverlay(t)
+	netnstest.Run(t, "ip", "route", "replace", "172.7.0.0/16", "dev", "eth0")
+	if err := v.restart(); err != nil {
+		t.Fatal(err)
+	}
+	faults := v.checkDevice(t.Context())
+	if len(faults) != 1 || !strings.Contains(faults[0].What, "172.7.0.0/16 by eth0") {
+		t.Errorf("the device's faults are %+v", faults)
+	}
+}
+
+// A lease beyond what the configuration gives to hosts is routed into the device
+// where it is a peer and hides nothing.
+func TestIntegrationOutliers(t *testing.T) {
+	v := startOverlay(t)
+	v.config.Network = netip.MustParsePrefix("0.0.0.0/0")
+	v.config.SubnetMin, v.config.SubnetMax = netip.MustParseAddr("172.7.0.0"), netip.MustParseAddr("172.7.255.0")
+	peer := func(subnet, host, backend string) lease.Lease {
+		return lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{
+			PublicIP: netip.MustParseAddr(host), BackendType: backend, BackendData: []byte(`{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}`),
+		}}
+	}
+	v.Apply(lease.Update{Reset: true, Leases: []lease.Lease{
+		peer("172.7.9.0/24", "192.0.2.9", "vxlan"),       // a usual one
+		peer("10.9.9.0/24", "192.0.2.9", "vxlan"),        // an outlier
+		peer("10.9.8.0/24", "192.0.2.8", "host-gw"),      // no peer
+		peer("192.0.2.0/24", "198.51.100.7", "vxlan"),    // our own underlay
+		peer("198.51.100.0/24", "198.51.100.7", "vxlan"), // the peer's
+	}})
+	if len(v.outliers) != 1 {
+		t.Errorf("the outliers are %v", v.outliers)
+	}
+	if _, ok := v.outliers[netip.MustParsePrefix("10.9.9.0/24")]; !ok {
+		t.Errorf("the outliers are %v", v.outliers)
 	}
 }

@@ -207,6 +207,9 @@ func (v *Overlay) open() error {
 	if err == nil {
 		err = tunnel.PrepareLink(v.name, v.link())
 	}
+	if v.own.Subnet.IsValid() && errors.Is(err, tunnel.ErrRouteExists) {
+		err = nil // only a start is refused for it
+	}
 	if err != nil {
 		return errors.Join(err, v.closeOpened())
 	}

@@ -92,7 +92,7 @@ func (v *Overlay) routeOutliersLocked(u lease.Update) {
 	}
 	for _, l := range u.Leases {
 		for _, n := range l.Subnets() {
-			if v.isOutlier(n) {
+			if v.isOutlier(n) && v.router.HasPeer(n) && !v.hidesLocked(n, l) {
 				if v.outliers == nil {
 					v.outliers = map[netip.Prefix]struct{}{}
 				}
@@ -104,6 +104,14 @@ func (v *Overlay) routeOutliersLocked(u lease.Update) {
 	if changed {
 		v.wake(devicePart)
 	}
+}
+
+// hidesLocked tells whether a route to a lease's subnet would lead the underlay's
+// packets into the device, where they would loop.
+func (v *Overlay) hidesLocked(n netip.Prefix, l lease.Lease) bool {
+	return slices.ContainsFunc([]netip.Addr{
+		v.ext.Address, v.ext.AddressV6, v.ext.PublicIP, v.ext.PublicIPv6, l.Attrs.PublicIP, l.Attrs.PublicIPv6,
+	}, n.Contains)
 }
 
 // isOutlier tells whether a subnet lies in a network and in none of the routes to

@@ -96,6 +96,8 @@ func (v *Overlay) remadeFor(made way, err error) error {
 // untilRetry is nothing unless the last attempt was just now.
 func (v *Overlay) untilRetry() time.Duration { return retryInterval - time.Since(v.remade) }
 
+// restart makes the device, the sockets and the router. A foreign route in the place of
+// one of ours is no reason to leave the others without them.
 func (v *Overlay) restart() error {
 	router, _ := v.inForce()
 	if err := router.Close(); err != nil {
@@ -107,5 +109,8 @@ func (v *Overlay) restart() error {
 	if err := v.startRouter(); err != nil {
 		return err
 	}
-	return v.raise()
+	if err := v.raise(); !errors.Is(err, tunnel.ErrRouteExists) {
+		return err
+	}
+	return nil // the device's part tells of it
 }
