@@ -1,8 +1,8 @@
-// Package trace follows a packet that is only described, not sent, through the
-// rules that the kernel has: nftables' of all tables, among them those that
-// iptables' nftables variant makes, and the tables of iptables-legacy, which stand
-// beside them. It tells where the rules drop such a packet.
+// Package trace follows a packet, which is described and not sent, through the
+// rules in the kernel, and tells where they drop it. The rules are those of all
+// nftables tables, including the ones that iptables' nftables variant makes,
+// and those of iptables-legacy's tables, which exist beside them.
 //
-// A description leaves things open, so that a rule may match surely, surely not,
-// or perhaps; what is found is therefore certain or not.
+// A description leaves some fields open. So a rule surely matches it, surely
+// doesn't, or perhaps does, and a finding is certain or not.
 package trace

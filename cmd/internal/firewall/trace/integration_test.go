@@ -30,7 +30,7 @@ func sh(t *testing.T, v6 bool, commands string) {
 	netnstest.Run(t, "sh", "-ec", words(v6).Replace(commands))
 }
 
-// words are what stands for the family's names.
+// words replaces the placeholders in commands for a family.
 func words(v6 bool) *strings.Replacer {
 	if v6 {
 		return strings.NewReplacer("IPT", "ip6tables-nft", "LEGACY", "ip6tables-legacy", "NET", overlay6.String(), "POD", subnet6.String(),
@@ -248,7 +248,7 @@ func TestIntegrationForward(t *testing.T) {
 	}
 }
 
-// What is remembered counts until the rules change.
+// Remembered results hold until the rules change.
 func TestIntegrationForwardAfterAChange(t *testing.T) {
 	netnstest.Enter(t)
 	var rules Rules
@@ -272,7 +272,7 @@ func TestIntegrationForwardAfterAChange(t *testing.T) {
 	}
 }
 
-// Of an interface that isn't known it may be known that it isn't the device.
+// All that is known of an interface may be that it isn't the device.
 func TestIntegrationForwardFromUnknownInterface(t *testing.T) {
 	netnstest.Enter(t)
 	sh(t, false, `nft 'table inet zones { chain through { type filter hook forward priority 10; iifname "flannel.1" accept; iif 7 accept

@@ -60,17 +60,17 @@ type (
 const (
 	optGetInfo, optGetEntries = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES; ip6tables' are the same
 	errorTarget               = "ERROR"
-	// Of ipt_ip's and ip6t_ip6's invflags.
+	// Bits of invflags in struct ipt_ip and struct ip6t_ip6.
 	invertIn, invertOut, invertSrc, invertDst, invertFragment, invertProtocol = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40
 	flagFragment, flagGoto4, flagGoto6                                        = 0x01, 0x02, 0x04
 	xtReturn                                                                  = -5
 )
 
-// legacyTables are those with chains that drop what is forwarded.
+// legacyTables are the tables whose chains may drop forwarded packets.
 var legacyTables = []string{"raw", "mangle", "filter", "security"}
 
-// legacyBases are iptables-legacy's chains for forwarded packets of a
-// family. A table that isn't there is not made.
+// legacyBases returns the base chains of iptables-legacy for forwarded packets
+// of a family. It makes no table that isn't there.
 func legacyBases(v6 bool) (bases []base, err error) {
 	list := "/proc/thread-self/net/ip_tables_names"
 	if v6 {
@@ -162,7 +162,7 @@ func readLegacy(name string, v6 bool) (*legacyTable, error) {
 	return nil, errors.New("it changes all the time")
 }
 
-// option reads a socket's option into b, whose content is part of the question.
+// option reads a socket option into b. The content of b is part of the request.
 func option(fd, level, name int, b []byte) error {
 	size := uint32(len(b))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
@@ -205,7 +205,8 @@ func (t *legacyTable) parse(b []byte) error {
 	return nil
 }
 
-// entry reads what all entries have, with next relative to the entry.
+// entry reads the fields that all entries have. The field next is relative to
+// the entry.
 func (t *legacyTable) entry(b []byte) (r legacyRule, target int, err error) {
 	if t.v6 {
 		var e entry6
@@ -276,8 +277,8 @@ func (t *legacyTable) base(h hook) base {
 	return b
 }
 
-// from are the rules of a chain from its first on, without its policy, the entry at
-// an offset.
+// from returns the rules of a chain, beginning with entry i. It leaves out the
+// chain's policy, which is the entry at offset policy.
 func (t *legacyTable) from(i, policy int) (rules []rule) {
 	for _, e := range t.entries[i:] {
 		if e.target.name == errorTarget || e.at == policy {
@@ -321,7 +322,7 @@ func (r legacyRule) steps(s *state) ([]step, error) {
 	}
 }
 
-// jump leads to the chain whose first entry is at an offset.
+// jump returns the step to the chain whose first entry is at an offset.
 func (r legacyRule) jump(to int, m tri) ([]step, error) {
 	verdict, flag := jumps, uint8(flagGoto4)
 	if r.table.v6 {
@@ -343,7 +344,7 @@ func (t *legacyTable) chainAt(at int) (string, error) {
 	return "", fmt.Errorf("a rule jumps to %d, where no chain begins", at)
 }
 
-// match compares what every entry compares.
+// match compares the fields that every entry has.
 func (r legacyRule) match(s *state) tri {
 	inverted := func(is tri, flag uint8) tri {
 		if r.invert&flag != 0 {
@@ -370,7 +371,7 @@ func (r legacyRule) match(s *state) tri {
 	return is
 }
 
-// text is the rule much as iptables -S writes it.
+// text returns the rule much as iptables -S writes it.
 func (r legacyRule) text() string {
 	var words []string
 	add := func(flag uint8, option, value string) {
@@ -421,7 +422,8 @@ func addressText(b, mask []byte) string {
 	return field{words: map[int]string{4: "ip", 16: "ip6"}[len(b)], mask: mask}.address(b)
 }
 
-// nameText is an interface's name, or what names begin with.
+// nameText returns an interface's name, or what the names must begin with and
+// "+".
 func nameText(name, mask []byte) string {
 	n := string(name[:bytes.IndexByte(append(bytes.Clone(mask), 0), 0)])
 	if strings.HasSuffix(n, "\x00") {

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attributes are those of a netlink message, or of an attribute with others in it.
+// attributes are the attributes of a netlink message, or those nested in
+// another attribute.
 type attributes []byte
 
 // each calls f for all attributes in order, until it fails.
@@ -43,7 +44,7 @@ func (a attributes) first() (kind uint16, data []byte, rest attributes, ok bool)
 	return binary.NativeEndian.Uint16(a[2:]) & typeMask, a[unix.SizeofNlAttr:n], a[min(padded(n), len(a)):], true
 }
 
-// get is the attribute of a type, nil if there is none.
+// get returns the attribute of a type, nil if there is none.
 func (a attributes) get(kind uint16) attributes {
 	for len(a) > 0 {
 		k, data, rest, ok := a.first()
@@ -62,7 +63,8 @@ func (a attributes) has(kind uint16) bool { return a.get(kind) != nil }
 
 func (a attributes) text(kind uint16) string { return unix.ByteSliceToString(a.get(kind)) }
 
-// number is 0 if there is none.
+// number returns the 32-bit number in the attribute of a type, 0 if there is
+// none.
 func (a attributes) number(kind uint16) uint32 {
 	if b := a.get(kind); len(b) == 4 {
 		return binary.BigEndian.Uint32(b)
@@ -70,10 +72,10 @@ func (a attributes) number(kind uint16) uint32 {
 	return 0
 }
 
-// value is the bytes of an attribute that holds data.
+// value returns the bytes of an attribute that holds data.
 func (a attributes) value(kind uint16) []byte { return a.get(kind).get(unix.NFTA_DATA_VALUE) }
 
-// with returns the attributes and one more, a text.
+// with returns the attributes and one more, which holds a text.
 func (a attributes) with(kind uint16, text string) attributes {
 	a = binary.NativeEndian.AppendUint16(a, uint16(unix.SizeofNlAttr+len(text)+1))
 	a = append(binary.NativeEndian.AppendUint16(a, kind), text...)
@@ -81,7 +83,7 @@ func (a attributes) with(kind uint16, text string) attributes {
 	return append(a, make([]byte, padded(len(a))-len(a))...)
 }
 
-// message is one of an answer.
+// message is one message of an answer.
 type message struct {
 	family byte
 	attributes
@@ -90,7 +92,7 @@ type message struct {
 const (
 	// header is the length of struct nfgenmsg (linux/netfilter/nfnetlink.h).
 	header = 4
-	// tries is how often a dump is asked for that changes interrupted.
+	// tries is how many times a dump is requested if changes interrupt it.
 	tries = 5
 	// receiveBuffer holds the longest message; the kernel's are below 32 KiB.
 	receiveBuffer = 64 << 10
@@ -123,7 +125,7 @@ func openConversation() (*conversation, error) {
 
 func (c *conversation) close() { unix.Close(c.fd) }
 
-// ask sends a request of nftables and returns the messages of the answer.
+// ask sends an nftables request and returns the messages of the answer.
 func (c *conversation) ask(kind uint16, family byte, flags uint16, with attributes) (all []message, err error) {
 	for range tries {
 		if all, err = c.askOnce(kind, family, flags, with); !errors.Is(err, unix.EINTR) {
@@ -147,7 +149,8 @@ func (c *conversation) askOnce(kind uint16, family byte, flags uint16, with attr
 	return c.answer(flags&unix.NLM_F_DUMP != 0)
 }
 
-// answer reads until the end of a dump, or the acknowledgement of anything else.
+// answer reads to the end of a dump, or to the acknowledgement of any other
+// request.
 func (c *conversation) answer(dump bool) (all []message, err error) {
 	var interrupted error
 	for {

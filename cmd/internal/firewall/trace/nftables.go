@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tables are nftables' of the network namespace, each part of them read when it is
-// needed.
+// tables are the nftables tables of the network namespace. Each part of them is
+// read when it is needed.
 type tables struct {
 	*conversation
 	chains map[string][]rule // by family, table and name
@@ -24,11 +24,12 @@ func openTables() (*tables, error) {
 	return &tables{c, map[string][]rule{}, map[string]*set{}}, nil
 }
 
-// families are nftables' words for those that have a say about forwarded packets.
+// families are nftables' names for the families whose chains see forwarded
+// packets.
 var families = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}
 
-// bases are the chains that the kernel begins with for forwarded packets of a
-// family, in no particular order.
+// bases returns the base chains that see forwarded packets of a family, in no
+// particular order.
 func (t *tables) bases(v6 bool) (bases []base, err error) {
 	dormant, err := t.dormant()
 	if err != nil {
@@ -62,12 +63,13 @@ func (t *tables) bases(v6 bool) (bases []base, err error) {
 	return bases, errors.Join(errs...)
 }
 
-// missing is what a kernel without nftables says.
+// missing tells whether an error is what a kernel without nftables returns.
 func missing(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
 }
 
-// generation is a number that every change of the rules makes another.
+// generation returns a number that is different after every change of the
+// rules.
 func (t *tables) generation() (uint32, error) {
 	told, err := t.ask(unix.NFT_MSG_GETGEN, unix.NFPROTO_UNSPEC, 0, nil)
 	if err != nil || len(told) == 0 {
@@ -78,7 +80,7 @@ func (t *tables) generation() (uint32, error) {
 
 func key(family byte, names ...string) string { return fmt.Sprint(family, names) }
 
-// dormant are the tables that are switched off.
+// dormant returns the tables that are switched off.
 func (t *tables) dormant() (map[string]bool, error) {
 	all, err := t.ask(unix.NFT_MSG_GETTABLE, unix.NFPROTO_UNSPEC, unix.NLM_F_DUMP, nil)
 	if err != nil {
@@ -108,7 +110,7 @@ func (t *tables) base(c message, h hook) (base, error) {
 	return b, err
 }
 
-// rules are those of a chain.
+// rules returns the rules of a chain.
 func (t *tables) rules(family byte, table, chain string) (rules []rule, err error) {
 	id := key(family, table, chain)
 	if rules, known := t.chains[id]; known {
@@ -138,8 +140,8 @@ func (t *tables) rules(family byte, table, chain string) (rules []rule, err erro
 // set is a set or a map.
 type set struct{ elements []element }
 
-// element is one of a set: the keys of a span, or of all that no other element
-// has; with what a map has for it.
+// element is one element of a set. It has the keys of a span, or all keys that
+// no other element has. In a map it also has what the keys map to.
 type element struct {
 	keys    span
 	rest    bool
@@ -194,8 +196,8 @@ func (s *set) add(a attributes) {
 	s.elements = append(s.elements, e)
 }
 
-// pair makes spans of elements that say where an interval begins, or that the one
-// before has ended.
+// pair turns elements into spans. Until then each says where an interval
+// begins, or that the one before has ended.
 func (s *set) pair() {
 	if slices.ContainsFunc(s.elements, func(e element) bool { return e.fields }) {
 		return // they are spans already
@@ -219,7 +221,7 @@ func (s *set) pair() {
 	s.elements = spans
 }
 
-// before is the number before b, which isn't 0.
+// before returns the number before b, which isn't 0.
 func before(b []byte) []byte {
 	b = slices.Clone(b)
 	for i := len(b) - 1; i >= 0; i-- {

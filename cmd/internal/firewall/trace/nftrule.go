@@ -15,13 +15,13 @@ type nftRule struct {
 	expressions []expression
 }
 
-// expression is one of a rule's instructions (linux/netfilter/nf_tables.h).
+// expression is one instruction of a rule (linux/netfilter/nf_tables.h).
 type expression struct {
 	name string
 	attributes
 }
 
-// silent are the expressions that say nothing about whether a rule matches, apart
+// silent are the expressions that don't affect whether a rule matches, apart
 // from those that load and store.
 var silent = []string{"counter", "log", "notrack", "flow_offload", "nat", "masq", "redir", "dup", "tproxy", "last", "secmark", "cttimeout", "ctexpect"}
 
@@ -95,8 +95,8 @@ type registers map[int]value
 
 const registerSize, wideRegisterSize = 4, 16
 
-// offset is where a register lies: of the old ones of 16 bytes, 1 to 4, or of
-// those of 4 bytes from 8 on.
+// offset returns where a register lies. Registers 1 to 4 are the old ones, of
+// 16 bytes each. Those from 8 on have 4 bytes each.
 func offset(register uint32) int {
 	if register < unix.NFT_REG32_00 {
 		return (int(register) - unix.NFT_REG_1) * wideRegisterSize
@@ -104,7 +104,7 @@ func offset(register uint32) int {
 	return (int(register) - unix.NFT_REG32_00) * registerSize
 }
 
-// put stores values one after the other.
+// put stores values one after the other, from a register on.
 func (r registers) put(register uint32, values ...value) {
 	at := offset(register)
 	for _, v := range values {
@@ -120,7 +120,7 @@ func (r registers) put(register uint32, values ...value) {
 
 func padded(n int) int { return (n + registerSize - 1) / registerSize * registerSize }
 
-// get is the values of n bytes from a register on.
+// get returns the values in n bytes, from a register on.
 func (r registers) get(register uint32, n int) (values []value) {
 	for at := offset(register); n > 0; {
 		v, is := r[at]
@@ -136,7 +136,8 @@ func (r registers) get(register uint32, n int) (values []value) {
 	return values
 }
 
-// first is a register's value, of any length if it isn't known.
+// first returns the value in a register. If nothing is known of it, that is a
+// value of any length.
 func (r registers) first(register uint32) value { return r[offset(register)] }
 
 func (r *nftRule) meta(e expression, s *state, regs registers) {
@@ -212,7 +213,8 @@ func (r *nftRule) payload(e expression, s *state, regs registers) {
 	regs.put(e.number(unix.NFTA_PAYLOAD_DREG), values...)
 }
 
-// fib looks addresses up in the routes. Both of the packet's are other hosts'.
+// fib looks addresses up in the routes. Both addresses of the packet belong to
+// other hosts.
 func (r *nftRule) fib(e expression, regs registers) {
 	v := value{}
 	if e.number(unix.NFTA_FIB_RESULT) == unix.NFT_FIB_RESULT_ADDRTYPE {
@@ -229,7 +231,8 @@ func bitwise(e expression, regs registers) value {
 	return regs.first(e.number(unix.NFTA_BITWISE_SREG)).masked(mask, x)
 }
 
-// byteorder turns numbers of 2, 4 or 8 bytes round, where that isn't the same.
+// byteorder reverses numbers of 2, 4 or 8 bytes, unless both byte orders are
+// the same.
 func byteorder(e expression, regs registers) value {
 	v := regs.first(e.number(unix.NFTA_BYTEORDER_SREG))
 	n, size := int(e.number(unix.NFTA_BYTEORDER_LEN)), int(e.number(unix.NFTA_BYTEORDER_SIZE))
@@ -274,7 +277,7 @@ func compare(e expression, regs registers) tri {
 	return maybe
 }
 
-// equal compares values, one after the other, with the spans of a key.
+// equal compares consecutive values with the parts of a key's span.
 func equal(values []value, with span) tri {
 	is, at := yes, 0
 	for _, v := range values {
@@ -300,8 +303,8 @@ func within(e expression, regs registers) tri {
 	return is
 }
 
-// lookup finds out whether a set has the registers' values. Of a map of verdicts it
-// returns the steps.
+// lookup tells whether a set has the registers' values. For a map of verdicts
+// it returns the steps.
 func (r *nftRule) lookup(e expression, regs registers, m tri) (tri, []step, error) {
 	s, err := r.tables.set(r.family, r.table, e.text(unix.NFTA_LOOKUP_SET))
 	if err != nil {
@@ -334,7 +337,7 @@ func (r *nftRule) lookup(e expression, regs registers, m tri) (tri, []step, erro
 		regs.put(e.number(unix.NFTA_LOOKUP_DREG), value{})
 		return found, nil, nil
 	}
-	// What surely matches comes first, since no other element can match then.
+	// A sure match comes first, since no other element can match then.
 	slices.SortStableFunc(steps, func(a, b step) int { return int(b.match - a.match) })
 	if found == no {
 		return no, nil, nil
@@ -365,8 +368,8 @@ const (
 	nftBreak         = -2
 )
 
-// verdictStep is what a verdict has the packet do; nothing if it goes on with the
-// next rule.
+// verdictStep returns what a verdict does with the packet, or false if the
+// packet goes on with the next rule.
 func verdictStep(v attributes, m tri) (step, bool) {
 	st := step{match: m, chain: v.text(unix.NFTA_VERDICT_CHAIN)}
 	switch int32(v.number(unix.NFTA_VERDICT_CODE)) {

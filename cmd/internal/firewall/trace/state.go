@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// state is what is known of a packet on its way through the rules, as the kernel
-// has it: numbers of the network in network byte order, those of the host in the
-// host's.
+// state is what is known of a packet on its way through the rules. Numbers are
+// as the kernel has them: those of the network in network byte order, those of
+// the host in the host's.
 type state struct {
 	v6       bool
 	src, dst value
@@ -30,12 +30,13 @@ const (
 	tcp      = 6
 	syn      = 2
 	stateNew = 8 // of conntrack's states, as nftables and iptables number them
-	// A port that no rule is about: both of the range that clients use.
+	// Ports that no rule is about. Both are from the range that clients use.
 	clientPort, serverPort = 51413, 52747
 )
 
-// newState returns the state at a hook of a packet of any protocol, or of a common
-// one: a TCP connection to a port that no rule names.
+// newState returns the state of a packet at a hook. The packet is of any
+// protocol. With common it begins a TCP connection to a port that no rule
+// names.
 func newState(p Packet, h hook, common bool) *state {
 	s := &state{
 		v6: !p.Src.In.Addr().Is4(), src: p.Src.value(), dst: p.Dst.value(), in: p.In.port(), out: p.Out.port(),
@@ -73,7 +74,7 @@ func (i Interface) port() port {
 	return p
 }
 
-// name is an interface's name as the kernel has it.
+// name returns an interface's name as the kernel has it.
 func name(s string) []byte {
 	return append([]byte(s), make([]byte, max(nameSize-len(s), 0))...)
 }
@@ -82,7 +83,7 @@ func native(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
 func network(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
 
-// header is a part of the IP header, nil where nothing is known of it.
+// header returns n bytes of the IP header.
 func (s *state) header(offset, n int) []value {
 	source, destination, protocol, size := 12, 16, 9, 4
 	if s.v6 {
@@ -102,7 +103,7 @@ func (s *state) header(offset, n int) []value {
 	return []value{anything(n)}
 }
 
-// transport is a part of the TCP or UDP header.
+// transport returns n bytes of the TCP or UDP header.
 func (s *state) transport(offset, n int) value {
 	switch {
 	case offset == 0 && n == 2:

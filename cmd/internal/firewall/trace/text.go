@@ -20,7 +20,7 @@ type field struct {
 	mask  []byte
 }
 
-// text is the rule much as nft writes it.
+// text returns the rule much as nft writes it.
 func (r *nftRule) text() string {
 	var words []string
 	regs := map[uint32]field{}
@@ -82,7 +82,7 @@ func payloadWords(e expression, family byte) string {
 	return map[uint32]string{8: "ip6 saddr", 24: "ip6 daddr"}[at]
 }
 
-// compared is a field and what it must be.
+// compared returns a comparison in words: the field and what it must be.
 func (f field) compared(e expression) string {
 	data, op := e.value(unix.NFTA_CMP_DATA), e.number(unix.NFTA_CMP_OP)
 	if f.words == "" || len(data) == 0 || op > unix.NFT_CMP_NEQ {
@@ -125,7 +125,8 @@ func (f field) data(b []byte) string {
 
 var protocols = map[byte]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_ICMPV6: "ipv6-icmp"}
 
-// address is an address, or a prefix by its mask or by its first bytes.
+// address returns an address in words. It returns a prefix if there is a mask,
+// or if b holds only the first bytes.
 func (f field) address(b []byte) string {
 	size := 4
 	if strings.HasPrefix(f.words, "ip6") {

@@ -7,54 +7,58 @@ import (
 	"slices"
 )
 
-// Packet is the first packet of a new connection that the host forwards, straight
-// to the address of who serves it: no address is translated, and no mark is set.
+// Packet is the first packet of a new connection that the host forwards. It
+// goes straight to the server's address: no address is translated, and no mark
+// is set.
 type Packet struct {
 	Src, Dst Range
-	// In and Out are the interfaces that it comes and goes by.
+	// In and Out are the interfaces by which the packet comes and goes.
 	In, Out Interface
-	// Each asks also for single addresses of Dst that are dropped before the packet
-	// is routed.
+	// Each also asks for single addresses of Dst to which packets are dropped
+	// before they are routed.
 	Each bool
 }
 
-// Range is an unknown address of a prefix, of an IPv4 one or an IPv6 one.
+// Range is an unknown address in an IPv4 or IPv6 prefix.
 type Range struct {
 	In netip.Prefix
-	// NotIn is a part of In that the address isn't in; invalid for none.
+	// NotIn is a part of In that the address isn't in. It is invalid if there is
+	// none.
 	NotIn netip.Prefix
 }
 
-// Interface is what is known of an interface: that it is the one of a name and a
-// number, or, with Not, that it is another one.
+// Interface is what is known of an interface: it is the one with this name and
+// number or, with Not, it is any other one.
 type Interface struct {
 	Name  string
 	Index int
 	Not   bool
 }
 
-// Drop is where the rules drop a packet, or reject it.
+// Drop is a place where the rules drop or reject a packet.
 type Drop struct {
-	// Legacy says that iptables-legacy's tables do it, not nftables.
+	// Legacy says that a table of iptables-legacy does it, not one of nftables.
 	Legacy bool
-	// Family is nftables' word for that of the table: "ip", "ip6" or "inet".
+	// Family is nftables' word for the table's family: "ip", "ip6" or "inet".
 	Family string
 	Table  string
-	// Base is the chain that the kernel begins with, and Chain the one that drops.
+	// Base is the base chain, with which the kernel begins. Chain is the chain
+	// that drops.
 	Base, Chain string
-	// Only is the address of Dst to which packets are dropped; invalid for all.
+	// Only is the one address of Dst to which packets are dropped. It is invalid
+	// if they are dropped to all.
 	Only netip.Addr
-	// Rule is the text of the rule, as far as it is understood; empty if the policy
-	// of Base drops.
+	// Rule is the text of the rule, as far as it is understood. It is empty if
+	// the policy of Base drops.
 	Rule string
-	// Some says that a rule before might have accepted the packet, depending on its
-	// ports and protocol: what is dropped surely is a TCP connection to a port that
-	// no rule names.
+	// Some says that an earlier rule might have accepted the packet, depending on
+	// its ports and protocol. Only a TCP connection to a port that no rule names
+	// is surely dropped.
 	Some bool
 }
 
-// hook is where the kernel has packets judged (linux/netfilter.h, enum
-// nf_inet_hooks).
+// hook is a point at which the kernel has packets judged (linux/netfilter.h,
+// enum nf_inet_hooks).
 type hook int
 
 const (
@@ -62,10 +66,11 @@ const (
 	forward    hook = 2
 )
 
-// hooks are those that a forwarded packet comes to and rules usually drop at.
+// hooks are the hooks that a forwarded packet comes to and at which rules
+// usually drop.
 var hooks = []hook{preRouting, forward}
 
-// chain is what iptables calls the hook's chain.
+// chain returns iptables' name for the hook's chain.
 func (h hook) chain() string {
 	if h == preRouting {
 		return "PREROUTING"
@@ -76,17 +81,18 @@ func (h hook) chain() string {
 // mostAddresses is how many single addresses are looked at.
 const mostAddresses = 256
 
-// Rules are those of a network namespace. What has been found out is remembered
-// until they change; the zero value knows nothing. One goroutine at a time uses it.
+// Rules are the rules of a network namespace. Findings are remembered until the
+// rules change. The zero value remembers nothing. Only one goroutine at a time
+// may use it.
 type Rules struct {
 	generation uint32 // of nftables' rules
 	known      map[Packet][]Drop
 }
 
-// Forward tells where the rules drop packets that the host is to forward, for each
-// packet in turn. Each chain of a hook has its say, so that there may be several
-// places. It looks at the calling thread's network namespace. The drops are
-// valid even with an error, which says what could not be read.
+// Forward takes packets that the host is to forward. It tells, for each in
+// turn, where the rules drop it. Each chain of a hook has its say, so there may
+// be several places. Forward looks at the calling thread's network namespace.
+// The drops are valid even with an error, which says what could not be read.
 func (r *Rules) Forward(packets ...Packet) ([][]Drop, error) {
 	drops, err := r.nftables(packets)
 	errs := []error{err}
@@ -138,7 +144,8 @@ func (r *Rules) nftables(packets []Packet) ([][]Drop, error) {
 	return drops, errors.Join(errs...)
 }
 
-// judge follows the packet through base chains. Its error has those before in it.
+// judge follows the packet through base chains. Its error includes those in
+// before.
 func judge(bases []base, p Packet, before ...error) (drops []Drop, err error) {
 	errs := before
 	for _, b := range bases {
@@ -171,8 +178,8 @@ func (b base) judge(p Packet) ([]Drop, error) {
 	return b.each(p, seen)
 }
 
-// each follows packets to single addresses through the chain, those that its rules
-// have compared.
+// each follows packets to single addresses through the chain. The addresses are
+// the ones that its rules have compared.
 func (b base) each(p Packet, seen []span) (drops []Drop, err error) {
 	done := map[netip.Addr]bool{}
 	for _, s := range seen {

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// span is the bytes of one length from lo to hi, both included, in the order of
-// bytes.Compare.
+// span is all byte strings of one length from lo to hi, both included, in the
+// order of bytes.Compare.
 type span struct{ lo, hi []byte }
 
 func (s span) contains(o span) bool {
@@ -25,27 +25,27 @@ func (s span) meet(o span) (span, bool) {
 	return span{lo, hi}, bytes.Compare(lo, hi) <= 0
 }
 
-// value is a field of a packet: something of a span, but not of except. The zero
-// value is anything, of any length.
+// value is what is known of a packet's field: it is in span, but not in except.
+// The zero value is a field of any content and any length.
 type value struct {
 	span
 	except *span
-	// seen collects parts of the span that the field was compared with in vain; nil
-	// for none.
+	// seen collects the parts of span that the field was compared with and that
+	// it may or may not be in. It is nil if nobody asks.
 	seen *[]span
 }
 
-// exactly is a known field.
+// exactly returns a known field.
 func exactly(b []byte) value { return value{span: span{b, b}} }
 
-// anything is an unknown field of n bytes.
+// anything returns an unknown field of n bytes.
 func anything(n int) value {
 	return value{span: span{make([]byte, n), slices.Repeat([]byte{0xff}, n)}}
 }
 
 func (v value) exact() bool { return v.lo != nil && bytes.Equal(v.lo, v.hi) }
 
-// in tells whether the field lies in a span of its length.
+// in tells whether the field is in a span of the same length.
 func (v value) in(s span) tri {
 	if len(v.lo) != len(s.lo) || len(s.hi) != len(s.lo) {
 		return maybe
@@ -65,7 +65,7 @@ func (v value) in(s span) tri {
 
 func (v value) is(b []byte) tri { return v.in(span{b, b}) }
 
-// slice is the field's n bytes from an offset.
+// slice returns n bytes of the field from an offset on.
 func (v value) slice(offset, n int) value {
 	switch {
 	case v.lo == nil || offset+n > len(v.lo):
@@ -84,7 +84,7 @@ func (v value) slice(offset, n int) value {
 	return out
 }
 
-// masked is the field and mask, xor x.
+// masked returns the field AND mask, XOR x.
 func (v value) masked(mask, x []byte) value {
 	n := len(mask)
 	switch {
@@ -120,7 +120,7 @@ func combine(b, mask, x []byte) []byte {
 	return out
 }
 
-// leading tells whether no one follows a zero in the mask.
+// leading tells whether all ones of the mask come before its zeros.
 func leading(mask []byte) bool {
 	ended := false
 	for _, b := range mask {
@@ -137,7 +137,7 @@ func leading(mask []byte) bool {
 func zero(b []byte) bool { return !slices.ContainsFunc(b, func(x byte) bool { return x != 0 }) }
 func ones(b []byte) bool { return !slices.ContainsFunc(b, func(x byte) bool { return x != 0xff }) }
 
-// addresses is the span of a prefix.
+// addresses returns the span of a prefix.
 func addresses(p netip.Prefix) span {
 	lo := p.Masked().Addr().AsSlice()
 	hi := slices.Clone(lo)

@@ -7,7 +7,7 @@ import (
 
 func prefix(s string) span { return addresses(netip.MustParsePrefix(s)) }
 
-// peers is an address of the overlay that isn't this host's.
+// peers is an unknown address of the overlay that isn't this host's.
 func peers() value {
 	return Range{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.42.7.0/24")}.value()
 }
@@ -72,7 +72,7 @@ func TestValueMasked(t *testing.T) {
 	}
 }
 
-// Nftables loads no more of an address than it compares.
+// Nftables loads no more bytes of an address than it compares.
 func TestValueSlice(t *testing.T) {
 	for _, c := range []struct {
 		what      string
@@ -97,7 +97,8 @@ func TestValueSlice(t *testing.T) {
 	}
 }
 
-// Sets of intervals have elements that begin them and that end them.
+// A set of intervals has elements that begin an interval and elements that end
+// one.
 func TestSetPairs(t *testing.T) {
 	s := &set{elements: []element{
 		{keys: span{lo: []byte{10, 0}}}, {keys: span{lo: []byte{11, 0}}, ends: true}, {keys: span{lo: []byte{200, 0}}}, {rest: true},
@@ -149,7 +150,7 @@ func TestLegacyCutOff(t *testing.T) {
 	}
 }
 
-// rules is a chain for the walker's tests: each rule is one step.
+// fixed is a rule for the walker's tests that always is the same step.
 type fixed step
 
 func (f fixed) steps(*state) ([]step, error) { return []step{step(f)}, nil }

@@ -2,7 +2,7 @@ package trace
 
 import "errors"
 
-// tri is whether something holds.
+// tri says whether something holds.
 type tri int
 
 const (
@@ -33,7 +33,7 @@ const (
 	jumps
 	goesTo
 	returns
-	// leaves hands the packet to somebody who decides, such as a program.
+	// leaves hands the packet to something else that decides, such as a program.
 	leaves
 )
 
@@ -46,26 +46,27 @@ type step struct {
 
 // rule is one rule of a chain.
 type rule interface {
-	// steps are what may become of the packet, in order; after the first that is
-	// sure nothing follows. It notes what the rule changes about the packet.
+	// steps returns what may become of the packet, in order. Nothing follows the
+	// first step that is sure. It also notes in the state what the rule changes
+	// about the packet.
 	steps(*state) ([]step, error)
-	// text is the rule in words of its tool.
+	// text returns the rule in the words of its tool.
 	text() string
 }
 
-// base is a chain that the kernel begins with.
+// base is a base chain, one with which the kernel begins.
 type base struct {
 	hook  hook
 	drop  Drop // with what all drops of the chain have in common
 	rules []rule
-	// policy is what becomes of the packets that the rules say nothing of.
+	// policy is what becomes of packets that no rule decides.
 	policy verdict
-	// chain returns the rules of a chain that is jumped to.
+	// chain returns the rules of a chain that a rule jumps to.
 	chain func(name string) ([]rule, error)
 }
 
-// deepest is how far rules may jump; the kernel allows no more (nf_tables.h,
-// NFT_JUMP_STACK_SIZE).
+// deepest is how deeply jumps may be nested. The kernel allows no more
+// (nf_tables.h, NFT_JUMP_STACK_SIZE).
 const deepest = 16
 
 var errDeep = errors.New("its jumps are nested too deeply")
@@ -100,7 +101,8 @@ type end struct {
 	at      *Drop // where it is dropped
 }
 
-// walk follows the packet through a chain, which it surely comes to or perhaps.
+// walk follows the packet through a chain. Unless certain is set, the packet
+// may not come to it.
 func (w *walker) walk(name string, rules []rule, certain bool, depth int) (end, error) {
 	if depth > deepest {
 		return end{}, errDeep
@@ -130,7 +132,8 @@ func (w *walker) walk(name string, rules []rule, certain bool, depth int) (end, 
 	return end{}, nil
 }
 
-// take follows a step. It tells whether the packet leaves the chain, undecided.
+// take follows a step. It also tells whether the packet leaves the chain
+// undecided.
 func (w *walker) take(name string, r rule, s step, certain bool, depth int) (e end, gone bool, err error) {
 	switch s.verdict {
 	case accepts, leaves:

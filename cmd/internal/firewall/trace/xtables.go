@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// matches tells whether a match of iptables holds, by the kernel's structures of
-// linux/netfilter/xt_*.h.
+// matches tells whether an iptables match holds. It reads the kernel's
+// structures in linux/netfilter/xt_*.h.
 func matches(name string, revision uint32, info []byte, s *state) tri {
 	switch name {
 	case "comment":
@@ -53,8 +53,8 @@ const (
 	conntrackWantStatus = 1 << 6
 )
 
-// conntrack looks at the states alone: what is translated or expected isn't such
-// a packet.
+// conntrack compares only the states. The packets that are followed here are
+// neither translated nor expected.
 func conntrack(revision uint32, info []byte, s *state) tri {
 	wide := revision >= 2
 	if revision < 1 || len(info) < conntrackStatus {
@@ -92,7 +92,8 @@ func conntrack(revision uint32, info []byte, s *state) tri {
 	return is
 }
 
-// marked compares a mark: struct xt_mark_mtinfo1, which xt_connmark_mtinfo1 equals.
+// marked compares a mark by struct xt_mark_mtinfo1, which xt_connmark_mtinfo1
+// equals.
 func marked(revision uint32, info []byte, mark value) tri {
 	if revision != 1 || len(info) < 9 || !mark.exact() {
 		return maybe
@@ -105,8 +106,8 @@ func marked(revision uint32, info []byte, mark value) tri {
 	return is
 }
 
-// addrtype compares the types of addresses, which are other hosts': struct
-// xt_addrtype_info and xt_addrtype_info_v1.
+// addrtype compares the types of the addresses, which belong to other hosts
+// (struct xt_addrtype_info and xt_addrtype_info_v1).
 func addrtype(revision uint32, info []byte) tri {
 	const unicast = 1 << unix.RTN_UNICAST
 	if len(info) < 8 {
@@ -128,8 +129,8 @@ func addrtype(revision uint32, info []byte) tri {
 	return sure(is)
 }
 
-// physdev knows that a packet that is routed isn't bridged: struct
-// xt_physdev_info.
+// physdev looks for bridged packets. A routed packet isn't one (struct
+// xt_physdev_info).
 func physdev(info []byte) tri {
 	const invert, mask, bridged = 4 * nameSize, 4*nameSize + 1, 4
 	if len(info) > mask && info[mask]&bridged != 0 && info[invert]&bridged == 0 {
@@ -198,13 +199,13 @@ func multiport(revision uint32, info []byte, s *state) tri {
 	return is
 }
 
-// passing are the targets of iptables after which a packet goes on.
+// passing are the iptables targets after which a packet goes on.
 var passing = []string{
 	"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CONNSECMARK", "SECMARK", "CT", "NOTRACK", "TRACE", "TCPMSS", "TCPOPTSTRIP", "TOS", "DSCP", "ECN",
 	"TTL", "HL", "CLASSIFY", "SET", "TEE", "RATEEST", "CHECKSUM", "AUDIT", "IDLETIMER", "LED", "HMARK", "FLOWOFFLOAD",
 }
 
-// target is what a target of iptables does, nil if the packet goes on.
+// target returns what an iptables target does, nil if the packet goes on.
 func target(name string, s *state, m tri) []step {
 	switch {
 	case name == "MARK":
