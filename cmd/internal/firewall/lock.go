@@ -25,8 +25,8 @@ func errLocked(path string) error {
 	return fmt.Errorf("the lock of iptables, %s, is held%s", path, holder)
 }
 
-// holderOf is the process that has locked a file, "" if it isn't known: a process
-// of another PID namespace has no number here.
+// holderOf returns the process that has locked a file, "" if it isn't known. A
+// process of another PID namespace has no number here.
 func holderOf(path string) string {
 	var of unix.Stat_t
 	if unix.Stat(path, &of) != nil {

@@ -21,8 +21,8 @@ const (
 	out                 // from them
 )
 
-// obstacles are the rules of others that drop what the overlay forwards. Each
-// chain of the kernel's hook has its say, and a single no is enough.
+// obstacles finds the rules of others that drop what the overlay forwards. Each
+// chain of a kernel hook has its say, and a single no is enough.
 func (k *keeping) obstacles() (faults []host.Fault) {
 	var packets []trace.Packet
 	for _, device := range k.devices() {
@@ -75,7 +75,7 @@ func unknown(err error) host.Fault {
 	return host.Fault{What: "whether the host's rules let the overlay's packets pass is not known", Remedy: words(err)}
 }
 
-// packets are what the overlay forwards by a device, in and out.
+// packets returns what the overlay forwards by a device, in and out.
 func (k *keeping) packets(device string) []trace.Packet {
 	own := trace.Interface{Name: device}
 	if i, err := net.InterfaceByName(device); err == nil {
@@ -88,8 +88,9 @@ func (k *keeping) packets(device string) []trace.Packet {
 	}
 }
 
-// bridge is the containers' interface, the one with an address of the subnet; not
-// known if there is none or each container has its own.
+// bridge returns the containers' interface, which has an address of the subnet.
+// If there is none, or each container has its own, it may be any interface but
+// own.
 func (k *keeping) bridge(own trace.Interface) trace.Interface {
 	anyOther := trace.Interface{Name: own.Name, Index: own.Index, Not: true}
 	addrs, err := netlink.AddrList(nil, k.family.netlink())
@@ -121,7 +122,8 @@ func (f Family) netlink() int {
 	return netlink.FAMILY_V4
 }
 
-// obstacle is the fault of rules that drop, of several alike one.
+// obstacle returns the fault of a rule or policy that drops. Drops of single
+// addresses that are alike make one fault; addresses counts them.
 func (k *keeping) obstacle(d trace.Drop, w way, addresses int) host.Fault {
 	what := map[way]string{
 		in: "what comes to the containers by the overlay", out: "what the containers send into the overlay", in | out: "what the overlay forwards",
@@ -164,13 +166,13 @@ func placeOf(d trace.Drop) string {
 	return fmt.Sprintf("%s of nftables' table %s %s", chain, d.Family, d.Table)
 }
 
-// isIPTables tells the tables of iptables' nftables variant.
+// isIPTables tells whether the table is one of iptables' nftables variant.
 func isIPTables(d trace.Drop) bool {
 	return !d.Legacy && d.Family != "inet" && (d.Base == "FORWARD" || d.Base == "PREROUTING")
 }
 
-// remedy is what lets the overlay's packets pass, which all have a source in its
-// network.
+// remedy returns what lets the overlay's packets pass. All of them have a
+// source in its network.
 func (k *keeping) remedy(d trace.Drop) string {
 	network := k.now.Network
 	switch {
@@ -203,8 +205,8 @@ func (k *keeping) remedy(d trace.Drop) string {
 	return fmt.Sprintf("%s%s -I %s -s %s -j ACCEPT%s", k.command(d.Legacy), table, chain, network, otherwise)
 }
 
-// withOurRules says how our forward rules would accept what a policy of iptables'
-// drops, which they do in its own chain alone.
+// withOurRules says how our forward rules would accept what an iptables policy
+// drops. They can do so only in the chain that has the policy.
 func (k *keeping) withOurRules(d trace.Drop) string {
 	switch {
 	case d.Legacy != k.legacy():
@@ -217,7 +219,7 @@ func (k *keeping) withOurRules(d trace.Drop) string {
 	return ""
 }
 
-// command is what the iptables of a variant is called on this host.
+// command returns the name of an iptables variant's command on this host.
 func (k *keeping) command(legacy bool) string {
 	name := (&xtables{family: k.family}).name()
 	switch {
@@ -229,7 +231,7 @@ func (k *keeping) command(legacy bool) string {
 	return name + "-nft"
 }
 
-// legacy tells whether the host's iptables command is of the legacy variant.
+// legacy tells whether the host's iptables command is the legacy variant.
 func (k *keeping) legacy() bool {
 	version, err := exec.Command((&xtables{family: k.family}).name(), "--version").Output()
 	return err == nil && !strings.Contains(string(version), "nf_tables")

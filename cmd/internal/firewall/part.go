@@ -15,10 +15,11 @@ import (
 	"uvxlan/cmd/internal/host"
 )
 
-// Part is the rules as a part of the host, for the subnet that the host has. What
-// is missing is put, and what an earlier run has left is removed. Rules of others
-// that drop what the overlay forwards are told of; devices returns the names of the
-// interfaces by which it comes and goes at the moment.
+// Part returns the rules as a part of the host, for the host's subnet. The part
+// puts rules that are missing and removes those that an earlier run has left.
+// It also tells of rules of others that drop what the overlay forwards. For
+// that, devices returns the names of the interfaces by which the overlay's
+// packets come and go at the moment.
 func (f *Firewall) Part(subnet netip.Prefix, devices func() []string) host.Part {
 	k := &keeping{nft: f.config.NFTables, family: f.Family(), now: f.config.Policy, before: f.config.Before, resync: f.config.Resync, devices: devices}
 	if k.resync <= 0 {
@@ -30,7 +31,7 @@ func (f *Firewall) Part(subnet netip.Prefix, devices func() []string) host.Part 
 	}
 }
 
-// part is what the family's rules are called as a part of the host.
+// part returns the name of the family's rules as a part of the host.
 func (f Family) part() string {
 	if f == IPv6 {
 		return "firewall-v6"
@@ -38,9 +39,9 @@ func (f Family) part() string {
 	return "firewall"
 }
 
-// concerns tells whether an event is about a table that may have rules of ours, or
-// of somebody's who drops what ours accept. Iptables' nftables variant has its
-// tables there as well.
+// concerns tells whether an event is about a table that may have rules of ours,
+// or rules of others that drop what ours accept. Events about nftables also
+// cover the tables of iptables' nftables variant.
 func (f Family) concerns(e host.Event) bool {
 	if e.Kind != host.Firewall {
 		return false
@@ -55,8 +56,8 @@ func (f Family) protocol() byte {
 	return unix.NFPROTO_IPV4
 }
 
-// keeping is the rules that a part keeps. One goroutine at a time uses it, apart
-// from concerns.
+// keeping is the rules that a part keeps. Only one goroutine at a time may use
+// it, except for concerns.
 type keeping struct {
 	nft         bool
 	family      Family
@@ -74,8 +75,8 @@ type keeping struct {
 	waiting error   // why the last repair failed
 }
 
-// concerns also notes whether a table of ours has changed: others may change all
-// the time, and comparing takes several commands.
+// concerns also notes whether a table of ours has changed. Others may change
+// all the time, and a comparison takes several commands.
 func (k *keeping) concerns(e host.Event) bool {
 	if !k.family.concerns(e) {
 		return false
@@ -86,7 +87,8 @@ func (k *keeping) concerns(e host.Event) bool {
 	return true
 }
 
-// mayHaveOurs tells the tables with our rules, in the kernel's nftables.
+// mayHaveOurs tells whether a table of the kernel's nftables may have our
+// rules.
 func (k *keeping) mayHaveOurs(table string) bool {
 	if k.nft {
 		return strings.HasPrefix(table, "flannel-")
@@ -94,8 +96,9 @@ func (k *keeping) mayHaveOurs(table string) bool {
 	return table == masquerading.iptables().table || table == forwarding.iptables().table
 }
 
-// check compares the host's rules with the policy, and looks for rules of others
-// against it. That look waits until ours are put, which accept what others leave open.
+// check compares the host's rules with the policy, and looks for rules of
+// others that work against it. It looks for those only once our rules are put,
+// since ours accept what others leave open.
 func (k *keeping) check(ctx context.Context) []host.Fault {
 	faults, pending := k.rules(ctx)
 	if !pending && k.now.Network.IsValid() {
@@ -104,8 +107,8 @@ func (k *keeping) check(ctx context.Context) []host.Fault {
 	return faults
 }
 
-// rules compares the host's rules with the policy, and tells whether a repair may
-// put forward rules that are missing.
+// rules compares the host's rules with the policy. It also tells whether a
+// repair may put missing forward rules.
 func (k *keeping) rules(ctx context.Context) (faults []host.Fault, pending bool) {
 	begin := time.Now()
 	if !k.touched.Swap(false) && begin.Before(k.compared.Add(k.resync)) {
@@ -143,7 +146,7 @@ func (k *keeping) open() (err error) {
 	return err
 }
 
-// openWay opens a way to write rules that doesn't wait long at first.
+// openWay opens a way to write rules. At first that way doesn't wait long.
 func (k *keeping) openWay(nft bool) (backend, error) {
 	b, err := open(nft, k.family)
 	if x, is := b.(*xtables); is && err == nil {
@@ -152,8 +155,8 @@ func (k *keeping) openWay(nft bool) (backend, error) {
 	return b, err
 }
 
-// unavailable is the fault of a host that can't have the rules: packets pass
-// without, unless forwarding is denied otherwise.
+// unavailable returns the fault of a host that can't have the rules. Packets
+// pass without them, unless forwarding is denied otherwise.
 func (k *keeping) unavailable(err error) []host.Fault {
 	if !k.now.Masquerade && !k.now.Forward {
 		return nil
@@ -168,7 +171,7 @@ func (k *keeping) unavailable(err error) []host.Fault {
 	return []host.Fault{f}
 }
 
-// differs is the fault of a chain that isn't as wanted.
+// differs returns the fault of a chain that isn't as wanted.
 func (k *keeping) differs(p purpose) host.Fault {
 	f := host.Fault{What: "rules of an earlier run are there", Starting: !k.begun && k.waiting == nil}
 	switch {
@@ -183,8 +186,8 @@ func (k *keeping) differs(p purpose) host.Fault {
 	return f
 }
 
-// otherWay looks for rules of ours in the other way of writing them, in which
-// another network of the host may have its own. It stops looking once there are
+// otherWay looks for rules of ours that were written in the other way. Another
+// network of the host may have its rules there. It stops looking once there are
 // none.
 func (k *keeping) otherWay(ctx context.Context, remove bool) *host.Fault {
 	if k.other {
@@ -219,5 +222,5 @@ func (k *keeping) repair(ctx context.Context) error {
 	return nil
 }
 
-// words is an error in one line.
+// words returns an error in one line.
 func words(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
