@@ -18,20 +18,20 @@ import (
 // ErrRunning says that a process holds the state directory: stop it first.
 var ErrRunning = errors.New("uvxland runs")
 
-// LockPath is the lock file in the state directory. Its text is the holder's
-// process id.
+// LockPath returns the path of the lock file in the state directory. The file's
+// text is the holder's process id.
 func LockPath(dir string) string { return filepath.Join(dir, "lock") }
 
 // Lock is the right to use a state directory, and with it what is on the host.
 // It ends with the process.
 type Lock struct{ file *os.File }
 
-// Acquire takes the lock of the state directory, which it makes if need be. It
-// returns [ErrRunning] with the other's process id while another process has
-// the lock, and [ErrDir] for a directory that can't be used.
+// Acquire takes the lock of the state directory. It makes the directory if need
+// be. While another process has the lock, it returns [ErrRunning] with that
+// process's id. For a directory that can't be used it returns [ErrDir].
 //
-// It waits a moment for a lock whose holder is dead: a command that the holder
-// was about to run has its descriptors until it begins.
+// It waits a moment for a lock whose holder is dead. A command that the holder
+// was about to run keeps the holder's descriptors until it begins.
 func Acquire(dir string) (*Lock, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDir, err)
@@ -47,18 +47,18 @@ func Acquire(dir string) (*Lock, error) {
 	}
 }
 
-// errInherited is ErrRunning of a holder that is dead.
+// errInherited is the [ErrRunning] for a holder that is dead.
 var errInherited = fmt.Errorf("%w, started by one that was killed", ErrRunning)
 
-// inheritedTime is how long a dead holder's lock is waited for, inheritedInterval
-// how often it is tried.
+// inheritedTime is how long to wait for a dead holder's lock, and
+// inheritedInterval how often to try.
 const (
 	inheritedTime     = time.Second
 	inheritedInterval = 5 * time.Millisecond
 )
 
-// open returns nil without an error when the file was removed meanwhile, whose
-// lock would be worth nothing.
+// open returns nil without an error if the file was removed meanwhile. The lock
+// of a removed file is worth nothing.
 func open(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -79,8 +79,8 @@ func open(path string) (*Lock, error) {
 	return &Lock{f}, nil
 }
 
-// Adopt takes over a lock that this process inherited as a descriptor, of the state
-// directory dir. The descriptor is the lock's from here on.
+// Adopt takes over the lock of the state directory dir. This process inherited
+// the lock as a descriptor, which is the lock's from here on.
 func Adopt(fd int, dir string) (*Lock, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), LockPath(dir))
@@ -90,7 +90,8 @@ func Adopt(fd int, dir string) (*Lock, error) {
 	return &Lock{f}, nil
 }
 
-// Descriptor is the lock's, to be inherited by another program. It stays the lock's.
+// Descriptor returns the lock's descriptor, for another program to inherit. It
+// stays the lock's.
 func (l *Lock) Descriptor() int { return int(l.file.Fd()) }
 
 func running(f *os.File) error {
@@ -116,5 +117,5 @@ func write(f *os.File, text string) error {
 // Remove removes the lock file. The lock stays until Close.
 func (l *Lock) Remove() error { return os.Remove(l.file.Name()) }
 
-// Close gives the lock up and leaves the file, without a process id.
+// Close gives the lock up. It leaves the file, without a process id.
 func (l *Lock) Close() error { return errors.Join(l.file.Truncate(0), l.file.Close()) }

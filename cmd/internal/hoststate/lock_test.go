@@ -42,8 +42,8 @@ func TestAcquire(t *testing.T) {
 	}
 }
 
-// A lock file that is removed before its lock is given up, as the cleanup does
-// it, must not let two in: one with the old file, one with a new.
+// The cleanup removes the lock file before it gives the lock up. That must not
+// let two in, one with the old file and one with a new file.
 func TestAcquireRemoved(t *testing.T) {
 	dir := t.TempDir()
 	var holders atomic.Int32

@@ -8,9 +8,10 @@ import (
 	"sync"
 )
 
-// pending are the manifests that this process couldn't write, by state directory:
-// what they name is on the host all the same. Whoever changes a manifest, in
-// whatever part of the program, must see it; so there is one for the process.
+// pending are the manifests that this process couldn't write, by state
+// directory. What they name is on the host all the same. Whoever changes a
+// manifest, in whatever part of the program, must see it. So the whole process
+// has one such map.
 var pending struct {
 	sync.Mutex
 	of map[string]unwritten
@@ -21,9 +22,10 @@ type unwritten struct {
 	err   error
 }
 
-// Update changes the manifest before what it tells of is put on the host. One that
-// can't be written, as on a full disk, is kept in memory and written with the next
-// change or by [Retry]; [Unwritten] tells of it, and there is no error.
+// Update changes the manifest. Call it before what the manifest tells of is put
+// on the host. If the manifest can't be written, as on a full disk, there is no
+// error: it is kept in memory and written with the next change or by [Retry].
+// [Unwritten] tells of it.
 func Update(dir string, change func(*State)) error {
 	pending.Lock()
 	defer pending.Unlock()
@@ -36,7 +38,8 @@ func Update(dir string, change func(*State)) error {
 	return nil
 }
 
-// keep writes a manifest, or has it in memory. The lock is held.
+// keep writes a manifest. If that fails, it keeps the manifest in memory. The
+// lock is held.
 func keep(dir string, s State) {
 	if err := s.Save(dir); err != nil {
 		if pending.of == nil {
@@ -55,8 +58,9 @@ func (s State) clone() State {
 	return s
 }
 
-// Load reads the manifest of the state directory as this process has it, the zero
-// State if there is none. One that makes no sense is [ErrDamaged].
+// Load returns the manifest of the state directory as this process has it, the
+// zero State if there is none. If the manifest makes no sense, it returns
+// [ErrDamaged].
 func Load(dir string) (State, error) {
 	pending.Lock()
 	defer pending.Unlock()
@@ -70,8 +74,8 @@ func load(dir string) (State, error) {
 	return read(dir)
 }
 
-// Unwritten is why the manifest couldn't be written that this process has in
-// memory, nil if there is none.
+// Unwritten returns why the manifest that this process has in memory couldn't
+// be written, nil if there is none.
 func Unwritten(dir string) error {
 	pending.Lock()
 	defer pending.Unlock()
@@ -88,8 +92,8 @@ func Retry(dir string) error {
 	return pending.of[dir].err
 }
 
-// Pending is the manifest that couldn't be written, for another program's [Resume];
-// nil if there is none.
+// Pending returns the manifest that couldn't be written, for [Resume] in
+// another program. It returns nil if there is none.
 func Pending(dir string) *State {
 	pending.Lock()
 	defer pending.Unlock()
@@ -111,12 +115,12 @@ func Resume(dir string, s *State) {
 	keep(dir, *s)
 }
 
-// Damaged is where [SetAside] puts a manifest.
+// Damaged returns the path to which [SetAside] moves a manifest.
 func Damaged(dir string) string { return Path(dir) + ".damaged" }
 
-// SetAside makes way for a new manifest if the one in the state directory makes no
-// sense. It says what was wrong with it, nil if nothing was; an error that isn't
-// [ErrDamaged] is that of reading it.
+// SetAside makes way for a new manifest if the one in the state directory makes
+// no sense. It returns what was wrong with that one, nil if nothing was. An
+// error that isn't [ErrDamaged] comes from reading it.
 func SetAside(dir string) error {
 	pending.Lock()
 	defer pending.Unlock()

@@ -25,8 +25,8 @@ func fullDir(t *testing.T) (dir string, block, free func()) {
 	return dir, do(func(p string) error { return os.Mkdir(p, 0o700) }), do(os.Remove)
 }
 
-// A manifest that can't be written is in force all the same, keeps what was written
-// before, and is written as soon as that can be.
+// A manifest that can't be written is in force all the same. It keeps what was
+// written before, and it is written as soon as possible.
 func TestUnwritten(t *testing.T) {
 	dir, block, free := fullDir(t)
 	must := func(err error) {

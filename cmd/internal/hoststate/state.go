@@ -1,5 +1,5 @@
-// Package hoststate remembers what the daemon has put on its host that doesn't
-// go with the process, so that it can be removed, and nothing else.
+// Package hoststate remembers what the daemon has put on its host that outlives
+// the process. So that can be removed, and nothing else is.
 package hoststate
 
 import (
@@ -23,24 +23,25 @@ var ErrDir = errors.New("the state directory can't be used")
 // DefaultDir is the state directory unless told otherwise.
 const DefaultDir = "/var/lib/uvxlan"
 
-// Path is the manifest in the state directory.
+// Path returns the path of the manifest in the state directory.
 func Path(dir string) string { return filepath.Join(dir, "host.json") }
 
-// EtcdDir is where the embedded etcd has its data.
+// EtcdDir returns the directory where the embedded etcd has its data.
 func EtcdDir(dir string) string { return filepath.Join(dir, "etcd") }
 
 // State is what is on the host. It is saved before anything is put there, so
 // what it names may be missing.
 type State struct {
-	// SubnetFile is the path of subnet.env, and SubnetFileTime when it was modified
-	// last by us; zero if that isn't known.
+	// SubnetFile is the path of subnet.env. SubnetFileTime is when we last
+	// modified that file, zero if that isn't known.
 	SubnetFile     string    `json:"subnetFile,omitempty"`
 	SubnetFileTime time.Time `json:"subnetFileTime,omitzero"`
 	// Device is the name of the overlay's interface.
 	Device string `json:"device,omitempty"`
-	// Sysctls are those that were changed.
+	// Sysctls are the variables that were changed.
 	Sysctls []Sysctl `json:"sysctls,omitempty"`
-	// Networks are those that the host's kernel routes and firewall rules are for.
+	// Networks are the networks that the host's kernel routes and firewall rules
+	// are for.
 	Networks []Network `json:"networks,omitempty"`
 	// Firewall says that there are firewall rules for the networks.
 	Firewall bool `json:"firewallRules,omitempty"`
@@ -52,7 +53,7 @@ type State struct {
 	// ControlSocket is the path of the control socket.
 	ControlSocket string `json:"controlSocket,omitempty"`
 
-	// unknown are a newer version's fields.
+	// unknown are the fields of a newer version.
 	unknown map[string]json.RawMessage
 }
 
@@ -95,10 +96,11 @@ func (s State) Save(dir string) error {
 	return nil
 }
 
-// Unknown are the names of the fields that this version doesn't know.
+// Unknown returns the names of the fields that this version doesn't know.
 func (s State) Unknown() []string { return slices.Sorted(maps.Keys(s.unknown)) }
 
-// OnlyUnknown returns a State without what this version knows.
+// OnlyUnknown returns a State with only the fields that this version doesn't
+// know.
 func (s State) OnlyUnknown() State { return State{unknown: s.unknown} }
 
 type plain State // without the methods

@@ -94,8 +94,8 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// What can't be restored stays in the manifest, and what went with its
-// interface doesn't.
+// What can't be restored stays in the manifest. What went with its interface
+// doesn't.
 func TestRestoreSysctls(t *testing.T) {
 	dir := t.TempDir()
 	if restored, err := RestoreSysctls(dir); err != nil || len(restored) > 0 || len(entries(t, dir)) > 0 {

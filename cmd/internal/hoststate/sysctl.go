@@ -16,8 +16,8 @@ type Sysctl struct {
 	Set    string `json:"set"`
 }
 
-// Record notes that a variable is about to be changed. Where the value that is
-// found is the one that an earlier run has set, that run's Before stays.
+// Record notes that a variable is about to be changed. If its value is the one
+// that an earlier run has set, that run's Before stays.
 func (s *State) Record(c Sysctl) {
 	i := slices.IndexFunc(s.Sysctls, func(o Sysctl) bool { return o.Path == c.Path })
 	switch {
@@ -30,9 +30,9 @@ func (s *State) Record(c Sysctl) {
 	}
 }
 
-// RestoreSysctls restores all that the manifest of the state directory has, and
-// takes them out of it, but for those that can't be restored. It returns those
-// that were still in force.
+// RestoreSysctls restores all variables in the manifest of the state directory.
+// It takes them out of the manifest, except those that can't be restored. It
+// returns those that were still in force.
 func RestoreSysctls(dir string) ([]Sysctl, error) {
 	s, err := Load(dir)
 	if err != nil || len(s.Sysctls) == 0 {
@@ -56,15 +56,15 @@ func RestoreSysctls(dir string) ([]Sysctl, error) {
 	return restored, errors.Join(errs...)
 }
 
-// InForce tells whether the variable still has the value that was set. One that
-// went, as those of an interface do, hasn't.
+// InForce tells whether the variable still has the value that was set. A
+// variable that is gone, for example with its interface, hasn't.
 func (c Sysctl) InForce() (bool, error) {
 	now, there, err := sysctl.Read(c.Path)
 	return there && now == c.Set, err
 }
 
-// Restore gives the variable the value it had, unless somebody has changed it
-// since.
+// Restore gives the variable back the value that it had, unless somebody has
+// changed it since.
 func (c Sysctl) Restore() error {
 	inForce, err := c.InForce()
 	if err != nil || !inForce {
