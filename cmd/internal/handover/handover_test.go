@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary is also the program that reloads, and what it does then.
+// The test binary is also the program that reloads. This variable tells it what
+// to do then.
 const variableOfTest = "UVXLAN_RELOAD_TEST"
 
 func TestMain(m *testing.M) {
@@ -31,8 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// play works by writing who it is, where everybody writes: in a pipe that it
-// inherits.
+// play works by writing who it is to a pipe that it inherits, where all write.
 func play() error {
 	r, err := Receive()
 	if err != nil {
@@ -92,7 +92,8 @@ func playFirst() error {
 	return nil
 }
 
-// sentByItself are the signals that come just before the exec.
+// sentByItself are the signals that the program sends itself just before the
+// exec.
 var sentByItself = map[string]unix.Signal{"stopped": unix.SIGTERM, "hung up": unix.SIGHUP}
 
 // playAgain hands over, and so does every successor, until a signal ends one of
@@ -188,8 +189,8 @@ func begin(t *testing.T, how string) (*os.File, *exec.Cmd) {
 	return r, c
 }
 
-// run returns all that the program and its successors said once none of them has
-// the pipe any longer, and its process id.
+// run waits until neither the program nor its successors have the pipe any
+// longer. It returns all that they said, and the program's process id.
 func run(t *testing.T, how string) (said []string, pid int) {
 	t.Helper()
 	r, c := begin(t, how)
@@ -232,8 +233,9 @@ func TestStopped(t *testing.T) {
 	}
 }
 
-// A signal is heeded at whatever moment of a handover it comes: the program that it
-// meets cleans up, or else, where it has ended that by itself, the standby.
+// A signal is heeded at whatever moment of a handover it comes. Either the
+// program that it meets cleans up, or the signal has ended that program by
+// itself and the standby cleans up.
 func TestSignalAtAnyMoment(t *testing.T) {
 	byItself := 0
 	for i := range 60 {
@@ -280,7 +282,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// A program that can't stand in is refused in its own words, and nothing of it is
+// A program that can't stand in is refused in its own words. Nothing of it is
 // left open.
 func TestRefused(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
@@ -315,7 +317,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A descriptor that somebody else opens while a program is tried stays his.
+// A descriptor that somebody else opens while a program is tried stays open.
 func TestStartClosesOnlyItsOwn(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(program, []byte("#!/bin/sh\nsleep 0.2\n"), 0o755); err != nil {

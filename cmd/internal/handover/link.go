@@ -10,9 +10,9 @@ import (
 )
 
 // link is a socket between the main process and the standby. There are two
-// messages, of a byte each: "ready" one way and "go" the other. The main process's
-// end of it is the order to stop, the standby's that it has stopped. Whoever dies
-// says the same.
+// messages, of a byte each: "ready" one way and "go" the other. If the main
+// process ends its side, that is the order to stop. If the standby ends its
+// side, it has stopped. Whoever dies says the same.
 type link struct {
 	fd   int // the file's, whose Fd method would make it blocking
 	file *os.File
@@ -47,8 +47,8 @@ func (l *link) send() error {
 	return err
 }
 
-// await waits for a message; io.EOF means that the other side has ended, and
-// os.ErrDeadlineExceeded that the limit passed, 0 being none.
+// await waits for a message. io.EOF means that the other side has ended, and
+// os.ErrDeadlineExceeded that the limit has passed. A limit of 0 is none.
 func (l *link) await(limit time.Duration) error {
 	var until time.Time
 	if limit > 0 {
@@ -67,7 +67,7 @@ func (l *link) interrupt() { _ = l.file.SetReadDeadline(time.Unix(1, 0)) }
 // end says that no message will follow.
 func (l *link) end() error { return os.NewSyscallError("shutdown", unix.Shutdown(l.fd, unix.SHUT_WR)) }
 
-// closed tells whether the other side is closed, beyond having said its last
+// closed tells whether the other side is closed, and hasn't only said its last
 // message.
 func (l *link) closed() bool {
 	fds := []unix.PollFd{{Fd: int32(l.fd)}}

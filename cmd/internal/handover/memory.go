@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// memoryFile makes a file without a place on disk, which the caller closes.
+// memoryFile makes a file that has no place on disk. The caller closes it.
 func memoryFile(name string, data []byte) (int, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {

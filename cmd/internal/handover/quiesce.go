@@ -10,17 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quiesceTime bounds what is waited for a thread that gets no CPU or sleeps deeply
-// in the kernel.
+// quiesceTime bounds the wait for a thread that gets no CPU or sleeps deeply in
+// the kernel.
 const (
 	quiesceTime     = time.Second
 	quiesceInterval = 100 * time.Microsecond
 )
 
-// quiesce returns when every signal of those given that was sent before is handled:
-// none waits for a thread to take it, and no thread has taken one whose handler it
-// hasn't finished. The kernel picks any thread, and exec ends threads in the middle
-// of a handler.
+// quiesce returns when every one of the given signals that was sent before is
+// handled. None of them waits for a thread to take it, and no thread is still
+// in a handler of one. The kernel picks any thread for a signal, and exec ends
+// threads in the middle of a handler.
 func quiesce(signals []os.Signal) {
 	var all signalSet
 	for _, s := range signals {
@@ -33,8 +33,9 @@ func quiesce(signals []os.Signal) {
 		}
 		time.Sleep(quiesceInterval)
 	}
-	// Go's handlers block all signals. So a thread that takes this one, which Go uses
-	// to interrupt its threads and doesn't mind, is in none that began before.
+	// Go's handlers block all signals. So a thread that takes this one has left
+	// every handler that began before. Go uses this signal to interrupt its
+	// threads, and doesn't mind one more.
 	const visit = unix.SIGURG
 	for _, tid := range threads() {
 		_ = unix.Tgkill(os.Getpid(), tid, visit) // it may have ended
@@ -50,7 +51,8 @@ func quiesce(signals []os.Signal) {
 	}
 }
 
-// threads are this process's; none where /proc doesn't tell.
+// threads returns the ids of this process's threads, none where /proc doesn't
+// tell.
 func threads() (tids []int) {
 	entries, _ := os.ReadDir("/proc/self/task")
 	for _, e := range entries {

@@ -19,24 +19,24 @@ const (
 	readyTimeout = 10 * time.Second
 	// stopTimeout is how long a standby may take to stop working.
 	stopTimeout = 5 * time.Second
-	// maxWords bounds what is quoted of a program's own words, in bytes.
+	// maxWords bounds how much of a program's own words is quoted, in bytes.
 	maxWords = 4 << 10
 )
 
 // ErrRefused says that the program on disk can't take over, and why.
 var ErrRefused = errors.New("the program on disk can't take over")
 
-// Standby is a child that works, or is ready to, until it is stopped. One
-// goroutine at a time uses it.
+// Standby is a child that works, or is ready to, until it is stopped. Only one
+// goroutine at a time may use it.
 type Standby struct {
 	link *link
 	pid  int
 }
 
-// Start starts the program as a standby and returns when that is ready. It gets
-// this process's arguments and environment, reads state by [Receive], and inherits
-// the descriptors fds, under the same numbers, and no other. Every error is an
-// [ErrRefused].
+// Start starts the program as a standby and returns when the standby is ready.
+// The standby gets this process's arguments and environment, and reads state by
+// [Receive]. It inherits the descriptors fds, under the same numbers, and no
+// others. Every error is an [ErrRefused].
 func Start(ctx context.Context, program string, state []byte, fds []int) (*Standby, error) {
 	s, err := start(ctx, program, state, fds)
 	if err != nil {
@@ -90,8 +90,8 @@ func inLine(errs ...error) (all error) {
 	return all
 }
 
-// places are the descriptors of a new process by number: those inherited, and words
-// for standard output and error. None else is passed.
+// places returns the descriptors of a new process by number: the inherited
+// ones, and words for standard output and error. No others are passed.
 func places(words int, inherited []int) []uintptr {
 	const none = ^uintptr(0)
 	files := slices.Repeat([]uintptr{none}, max(slices.Max(inherited), 2)+1)
@@ -162,8 +162,8 @@ func quote(words int) error {
 // Go has the standby work from now on.
 func (s *Standby) Go() error { return s.link.send() }
 
-// Stop ends the standby and returns once it doesn't work any longer, which it
-// may do before its process has ended; [Standby.Reap] waits for that.
+// Stop ends the standby. It returns once the standby doesn't work any longer,
+// which may be before its process has ended; [Standby.Reap] waits for that.
 func (s *Standby) Stop() error {
 	err := s.link.end()
 	if err == nil {

@@ -15,8 +15,8 @@ import (
 	"uvxlan/tunnel"
 )
 
-// stateFormat is the format of the handed-over state's text. A change that an older or
-// newer program would misread takes another number.
+// stateFormat is the format of the text in which state is handed over. A change
+// that an older or newer program would misread takes another number.
 const stateFormat = 1
 
 // None is a descriptor that isn't there.
@@ -33,12 +33,12 @@ type State struct {
 	Config    *lease.Config      `json:"config"`
 	Own       lease.Lease        `json:"own"`
 	Peers     []tunnel.Peer      `json:"peers"`
-	// Record is the state directory's manifest if it couldn't be written.
+	// Record is the manifest of the state directory if it couldn't be written.
 	Record *hoststate.State `json:"record,omitempty"`
 	// Tunnel are the device and the sockets, nil with host-gw.
 	Tunnel *tunnel.Descriptors `json:"tunnel"`
-	// Lock, Health and Control are those of the state directory's lock and of the
-	// listening sockets, or None.
+	// Lock, Health and Control are the descriptors of the state directory's lock
+	// and of the listening sockets, or None.
 	Lock    int `json:"lock"`
 	Health  int `json:"health"`
 	Control int `json:"control"`
@@ -54,7 +54,7 @@ func NewState() *State {
 	return &State{Format: stateFormat, Version: version.String(), Lock: None, Health: None, Control: None, stopped: make(chan struct{})}
 }
 
-// Encode is the state's text, for another program's [ReadState].
+// Encode returns the state as text, for [ReadState] in another program.
 func (e *State) Encode() ([]byte, error) {
 	text, err := json.Marshal(e)
 	if err != nil {
@@ -63,7 +63,8 @@ func (e *State) Encode() ([]byte, error) {
 	return text, nil
 }
 
-// ReadState refuses what this program doesn't understand.
+// ReadState reads the text of a state. It refuses what this program doesn't
+// understand.
 func ReadState(text []byte) (*State, error) {
 	e := &State{stopped: make(chan struct{})}
 	var head struct {
@@ -87,7 +88,7 @@ func ReadState(text []byte) (*State, error) {
 	return e, nil
 }
 
-// TunnelDescriptors are all that the standby works with.
+// TunnelDescriptors returns all descriptors that the standby works with.
 func (e *State) TunnelDescriptors() []int {
 	if e.Tunnel == nil {
 		return nil
@@ -100,7 +101,7 @@ func (e *State) TunnelDescriptors() []int {
 	return slices.Compact(fds)
 }
 
-// Descriptors are all that there are.
+// Descriptors returns all descriptors of the state.
 func (e *State) Descriptors() []int {
 	fds := e.TunnelDescriptors()
 	for _, fd := range []int{e.Lock, e.Health, e.Control} {
@@ -111,7 +112,7 @@ func (e *State) Descriptors() []int {
 	return fds
 }
 
-// TakeLock takes the state directory's lock over, or takes it anew.
+// TakeLock takes over the lock of the state directory, or takes it anew.
 func (e *State) TakeLock(dir string) (*hoststate.Lock, error) {
 	switch {
 	case e == nil || e.lock == nil && e.Lock == None:
@@ -122,8 +123,8 @@ func (e *State) TakeLock(dir string) (*hoststate.Lock, error) {
 	return hoststate.Adopt(e.Lock, dir)
 }
 
-// AwaitEnd waits for the end of the standby's process, if there is one, or that of
-// ctx.
+// AwaitEnd waits until the standby's process, if there is one, or ctx has
+// ended.
 func (e *State) AwaitEnd(ctx context.Context) error {
 	if e == nil {
 		return nil
@@ -136,7 +137,7 @@ func (e *State) AwaitEnd(ctx context.Context) error {
 	return nil
 }
 
-// StartStandby starts the program as a standby that can work by this state.
+// StartStandby starts the program as a standby that can work with this state.
 func (e *State) StartStandby(ctx context.Context, program string) error {
 	text, err := e.Encode()
 	if err == nil {
@@ -154,9 +155,9 @@ func (e *State) Reap() { e.standby.Reap() }
 // Keep makes lock the one to be handed over.
 func (e *State) Keep(lock *hoststate.Lock) { e.lock = lock }
 
-// Exec makes this process the successor, which takes the state over, with the
-// manifest that couldn't be written, if there is one. It returns only when that fails,
-// or t has ended.
+// Exec makes this process the successor. The successor takes over the state
+// and, if there is one, the manifest that couldn't be written. Exec returns
+// only if that fails or t has ended.
 func (e *State) Exec(t *Termination, program string, record *hoststate.State) error {
 	if e.lock != nil {
 		e.Lock = e.lock.Descriptor()
@@ -169,8 +170,8 @@ func (e *State) Exec(t *Termination, program string, record *hoststate.State) er
 	return Exec(t, program, text, e.Descriptors(), e.standby)
 }
 
-// ReceiveState reads what another program handed over to this one; nothing if it is
-// the first. Main is nil for a successor.
+// ReceiveState reads what another program handed over to this one. It returns
+// nothing if this program is the first. Main is nil for a successor.
 func ReceiveState() (*State, *Main, error) {
 	r, err := Receive()
 	if err != nil || r == nil {

@@ -36,7 +36,7 @@ func testState(t *testing.T) *State {
 	return e
 }
 
-// What is read is what was written, to the last field.
+// What is read is what was written, down to the last field.
 func TestState(t *testing.T) {
 	e := testState(t)
 	text, err := e.Encode()

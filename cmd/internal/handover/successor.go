@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// variable, in the environment, tells a program what it is started as, and the
-// descriptors of the state and of the link.
+// variable names the environment variable that tells a program what it is
+// started as. Its value also has the descriptors of the state and of the link.
 const variable = "UVXLAN_RELOAD"
 
 // Values of variable begin with a part.
@@ -30,14 +30,14 @@ func environment(value string) []string {
 	return append(others, variable+"="+value)
 }
 
-// Program is the path that this program was started by. What is there later may be
-// another one. It is to be called before the working directory changes.
+// Program returns the path by which this program was started. Another program
+// may be there later. Call it before the working directory changes.
 func Program() (string, error) {
 	running, err := os.Stat("/proc/self/exe")
 	if err != nil {
 		return "", fmt.Errorf("find own program: %w", err)
 	}
-	// The path as it was given may be a link, which a new version changes.
+	// The given path may be a link, which a new version changes.
 	path, err := exec.LookPath(os.Args[0])
 	if err == nil {
 		path, err = filepath.Abs(path)
@@ -52,10 +52,10 @@ func Program() (string, error) {
 	return path, nil
 }
 
-// Exec makes this process the successor: the program with the same arguments and
-// environment, which inherits the descriptors fds under the same numbers, and with
-// them the standby. It returns only when that fails, or t has ended; then nothing
-// has changed.
+// Exec makes this process the successor: the program with the same arguments
+// and environment. The successor inherits the descriptors fds, under the same
+// numbers, and the standby with them. Exec returns only if that fails or t has
+// ended. Nothing has changed then.
 func Exec(t *Termination, program string, state []byte, fds []int, s *Standby) error {
 	file, err := memoryFile("state", state)
 	if err != nil {
@@ -65,7 +65,8 @@ func Exec(t *Termination, program string, state []byte, fds []int, s *Standby) e
 	inherited := append(slices.Clone(fds), file, s.link.fd)
 	defer closeOnExec(inherited, true)
 	closeOnExec(inherited, false)
-	// The order of another handover waits until the new program asks for it.
+	// Block the signal that orders another handover. It waits until the new
+	// program asks for it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	blocked, before := unix.Sigset_t{}, unix.Sigset_t{}
@@ -92,13 +93,14 @@ func closeOnExec(fds []int, on bool) {
 	}
 }
 
-// Received is what a program got that was not started by hand.
+// Received is what a program got that wasn't started by hand.
 type Received struct {
-	// State is what the one before handed over.
+	// State is what the program before handed over.
 	State []byte
 	// Main is the main process of a standby, nil for a successor.
 	Main *Main
-	// Standby is what works until it is stopped, nil for a standby.
+	// Standby is the standby that works until it is stopped. It is nil in a
+	// standby.
 	Standby *Standby
 }
 
@@ -154,8 +156,8 @@ type Main struct {
 	pid  int
 }
 
-// Ready says that the standby can work, and waits until it shall; io.EOF means
-// that it never shall.
+// Ready says that the standby can work, and waits for the order to work. io.EOF
+// means that the order will never come.
 func (m *Main) Ready() error {
 	if err := m.link.send(); err != nil {
 		return err
@@ -163,15 +165,16 @@ func (m *Main) Ready() error {
 	return m.link.await(0)
 }
 
-// AwaitStop returns when the standby shall stop, or when its main process has died and
-// has nothing open or locked any longer. If it died, nobody else cleans up what the two
-// have in common.
+// AwaitStop returns when the standby shall stop. It also returns when the main
+// process has died and has nothing open or locked any longer. Then nobody else
+// cleans up what the two have in common.
 func (m *Main) AwaitStop() (died bool) {
 	_ = m.link.await(0)
 	if !m.link.closed() {
 		return false
 	}
-	// It closes one thing after the other, and then its children get another parent.
+	// A dying process closes one thing after the other. Then its children get
+	// another parent.
 	for late := time.Now().Add(stopTimeout); os.Getppid() == m.pid && time.Now().Before(late); {
 		time.Sleep(time.Millisecond)
 	}

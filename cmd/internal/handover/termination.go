@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminations are the signals that end the process. One that whoever started it
-// has made ignored, as nohup does with SIGHUP, stays so.
+// terminations are the signals that end the process. A signal that was ignored
+// when the process was started, as nohup does with SIGHUP, stays ignored.
 func terminations() []os.Signal {
 	all := []os.Signal{unix.SIGINT, unix.SIGTERM}
 	if !signal.Ignored(unix.SIGHUP) {
@@ -20,16 +20,18 @@ func terminations() []os.Signal {
 	return all
 }
 
-// Termination is a context that ends with the first SIGINT, SIGTERM or SIGHUP, as
-// that of [signal.NotifyContext] does. The second one ends the process.
+// Termination is a context that ends with the first SIGINT, SIGTERM or SIGHUP,
+// as the context of [signal.NotifyContext] does. The second signal ends the
+// process.
 //
-// None is lost in an [Exec]: one that comes before it ends the context. From then
-// on until the successor has a Termination it ends the process on the spot, since
-// Go's runtime blocks none of them in its threads and a program that starts has no
-// handler; the standby notices, see [Main.AwaitStop]. (Only for process 1 of a
-// container, which the kernel spares the signals' usual effect, it may be lost.)
+// No signal is lost in an [Exec]. One that comes before it ends the context.
+// From then on, until the successor has a Termination, a signal ends the
+// process on the spot: Go's runtime blocks none of them in its threads, and a
+// program that starts has no handler. The standby notices, see
+// [Main.AwaitStop]. There is one exception: process 1 of a container may lose a
+// signal, since the kernel spares it the signals' usual effect.
 //
-// It is for one goroutine, but for what is a [context.Context]'s.
+// Only one goroutine may use it, except for the methods of [context.Context].
 type Termination struct {
 	context.Context
 	end     context.CancelFunc
@@ -38,7 +40,8 @@ type Termination struct {
 	undo    func()        // what suspend has done besides
 }
 
-// NotifyTermination returns the process's. It lasts as long as the process.
+// NotifyTermination returns the process's Termination. It lasts as long as the
+// process.
 func NotifyTermination() *Termination {
 	t := &Termination{undo: func() {}}
 	t.Context, t.end = context.WithCancel(context.Background())
@@ -68,8 +71,8 @@ func die(s unix.Signal) {
 	select {} // it is on its way
 }
 
-// suspend gives the signals their usual effect, by the kernel's hand, and returns
-// whether the context has ended by then.
+// suspend gives the signals their usual effect, which the kernel brings about.
+// It returns an error if the context has ended by then.
 func (t *Termination) suspend() error {
 	all := terminations()
 	quiesce(all)
@@ -91,7 +94,7 @@ func (t *Termination) resume() {
 	t.watch()
 }
 
-// defaultActions sets the kernel's own action for signals.
+// defaultActions sets the kernel's default action for signals.
 func defaultActions(signals []os.Signal) (undo func()) {
 	type action [4]uint64 // a struct sigaction of the kernel's; zero is SIG_DFL
 	set := func(s os.Signal, to, from *action) {
