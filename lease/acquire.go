@@ -9,30 +9,36 @@ import (
 	"time"
 )
 
-// choices is how many free subnets the random choice is made among. It is
-// flannel's number: enough that hosts that start together seldom collide.
+// choices is how many free subnets the random choice is made from. It is
+// flannel's number, and large enough that hosts that start together seldom
+// collide.
 const choices = 100
 
 // ErrNoSubnet means that every subnet of the configuration is taken.
 var ErrNoSubnet = errors.New("out of subnets")
 
-// Acquire takes a lease: a reservation for this host's public address; else the
-// one that its own record in the Store names, whatever address it says; else, in
-// flannel's order, the one with its public address, the subnet of the earlier run
-// if that is free, a random one of the first free ones. A lease of this host that
-// doesn't fit the configuration is removed; what fits of its subnets is taken
-// again, so that a host keeps its IPv4 subnet when IPv6 comes to the network or
-// goes.
+// Acquire takes a lease. It takes the first of these that there is:
+//   - a reservation for this host's public address
+//   - the lease that this host's record in the Store names, whatever address it
+//     says
+//   - in flannel's order, the lease with this host's public address, the subnet
+//     of the earlier run if that is free, or a random one of the first free
+//     subnets
 //
-// attrs says what to write. It is called with nil first, and again with the
-// host's previous lease if there is one, so that the VTEP's MAC can be kept.
+// A lease of this host that doesn't fit the configuration is removed. Those of
+// its subnets that fit are taken again, so that a host keeps its IPv4 subnet
+// when IPv6 comes to the network or goes.
+//
+// attrs returns what to write. Acquire calls it with nil first, and again with
+// the host's previous lease if there is one, so that the VTEP's MAC can be
+// kept.
 //
 // Acquire waits while the registry doesn't answer, and chooses again when
 // another host was faster. Nothing renews the lease until [Manager.Run].
 //
 // With a Store, an earlier run's lease counts as previous, for its attributes
-// and its subnets, and while the registry doesn't answer and the lease hasn't run
-// out it is what Acquire returns: Run finds out first whether it is still ours.
+// and its subnets. While the registry doesn't answer and that lease hasn't run
+// out, Acquire returns it. Run finds out first whether it is still ours.
 func (m *Manager) Acquire(ctx context.Context, cfg *Config, attrs func(previous *Lease) (Attrs, error)) (Lease, error) {
 	a := acquisition{Manager: m, cfg: cfg, attrs: attrs}
 	if err := a.prepare(); err != nil {
@@ -88,8 +94,8 @@ type acquisition struct {
 	listed bool     // the registry has answered
 }
 
-// prepare finds out what to write and what to prefer, by the lease of an earlier
-// run of this host.
+// prepare finds out what to write and what to prefer. It uses the lease of an
+// earlier run of this host.
 func (a *acquisition) prepare() error {
 	if err := a.recall(nil); err != nil {
 		return err
@@ -113,8 +119,8 @@ func (a *acquisition) prepare() error {
 	return nil
 }
 
-// recorded tells whether the host's own record says that a lease is its own. The
-// address doesn't count: it may have changed since.
+// recorded tells whether a lease is this host's by its own record. The address
+// doesn't count: it may have changed since.
 func (a *acquisition) recorded(l Lease) bool {
 	return a.record != nil && l.Subnet == a.record.Subnet && (l.Damaged || l.Attrs.sameOwner(a.record.Attrs))
 }
@@ -122,7 +128,7 @@ func (a *acquisition) recorded(l Lease) bool {
 // isOwn tells whether a lease is this host's, by its record or by its address.
 func (a *acquisition) isOwn(l Lease) bool { return a.recorded(l) || l.Attrs.SameHost(a.own) }
 
-// storedLease is the lease of the earlier run.
+// storedLease falls back on the lease of the earlier run and returns it.
 func (a *acquisition) storedLease() Lease {
 	a.fallBack(a.stored)
 	l := a.stored.Own
@@ -138,14 +144,14 @@ func (a *acquisition) recall(previous *Lease) (err error) {
 	return nil
 }
 
-// conflicts counts those on end over one subnet; the zero Prefix stands for the own
-// entry.
+// conflicts counts consecutive conflicts over one subnet. The zero Prefix
+// stands for this host's own entry.
 type conflicts struct {
 	over  netip.Prefix
 	count int
 }
 
-// add reports whether there are many.
+// add counts a conflict. It reports whether there are many by then.
 func (c *conflicts) add(over netip.Prefix) bool {
 	if c.over != over {
 		*c = conflicts{over: over}
@@ -154,8 +160,8 @@ func (c *conflicts) add(over netip.Prefix) bool {
 	return c.count%manyConflicts == 0
 }
 
-// giveUp does without the subnet that was tried last, after many conflicts: what is
-// in its way may be no host, but something that isn't a lease.
+// giveUp stops trying for the subnet that was tried last, after many conflicts.
+// What is in its way may be no host, but something that isn't a lease.
 func (a *acquisition) giveUp(err error) {
 	if !a.tried.Subnet.IsValid() {
 		a.log.Warn("own lease can't be taken: something else writes its entry", "error", err)
@@ -190,8 +196,9 @@ func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
 	return a.claim(ctx, l)
 }
 
-// reusable finds a fitting lease of this host: a reservation for its address
-// before the one that its record names, and that before others.
+// reusable finds a lease of this host that fits. It prefers a reservation for
+// the host's address, then the lease that the host's record names, then any
+// other.
 func (a *acquisition) reusable(all []Lease) (found Lease, ok bool) {
 	best := 0
 	for _, l := range all {
@@ -232,15 +239,16 @@ func (a *acquisition) reuse(ctx context.Context, l Lease) (Lease, error) {
 	return a.reg.Update(ctx, l, a.opts.TTL)
 }
 
-// isUnknown tells whether a lease that some host has used is this host's by its
-// address alone, although the host keeps records. Then the entry is written even if
-// it stays the same, so that another owner that is alive learns of it.
+// isUnknown tells whether this host keeps records and they don't have a lease
+// that some host has used. Then only the address says that the lease is this
+// host's. The entry is written even if it stays the same, so that another owner
+// that is alive learns of it.
 func (a *acquisition) isUnknown(l Lease) bool {
 	return a.opts.Store != nil && l.Attrs.BackendType != "" && !a.recorded(l) && l.Subnet != a.opts.Previous
 }
 
 // clear removes this host's leases, none of which fits, and returns the others.
-// A reservation was somebody's decision: it stays.
+// A reservation stays, since somebody has decided on it.
 func (a *acquisition) clear(ctx context.Context, all []Lease) ([]Lease, error) {
 	var others []Lease
 	for _, l := range all {
@@ -288,9 +296,9 @@ func (a *acquisition) choose(p pool, all []Lease) (netip.Prefix, error) {
 	return free[a.opts.Pick(len(free))], nil
 }
 
-// claim creates the lease. The registry refuses a taken IPv4 subnet itself; a
-// clash in IPv6 alone is under another key, so it is looked for afterwards, and
-// the later of the two gives way.
+// claim creates the lease. The registry itself refuses an IPv4 subnet that is
+// taken. A clash in IPv6 alone is under another key. So claim looks for one
+// afterwards, and the later of the two leases gives way.
 func (a *acquisition) claim(ctx context.Context, l Lease) (Lease, error) {
 	a.tried = l
 	l, err := a.reg.Create(ctx, l, a.opts.TTL)

@@ -15,7 +15,7 @@ type Attrs struct {
 	// zero Addr if the host has none of the family. A reservation that nobody
 	// uses yet may have neither.
 	PublicIP, PublicIPv6 netip.Addr
-	// BackendType is lower case, TypeVXLAN for one.
+	// BackendType is in lower case, such as TypeVXLAN.
 	BackendType string
 	// BackendData and BackendV6Data are the backend's JSON, nil if it has none.
 	BackendData, BackendV6Data json.RawMessage
@@ -29,7 +29,7 @@ type VXLANData struct {
 	VtepMAC string
 }
 
-// attrsJSON is flannel's order and choice of fields.
+// attrsJSON has flannel's choice of fields, in flannel's order.
 type attrsJSON struct {
 	PublicIP      *string
 	PublicIPv6    *string
@@ -95,16 +95,16 @@ func present(raw json.RawMessage) json.RawMessage {
 	return raw
 }
 
-// Equal reports whether both mean the same; spelling of the JSON within doesn't
-// count.
+// Equal reports whether both mean the same. The spelling of the JSON within
+// doesn't count.
 func (a Attrs) Equal(o Attrs) bool {
 	return a.PublicIP == o.PublicIP && a.PublicIPv6 == o.PublicIPv6 &&
 		a.BackendType == o.BackendType &&
 		sameJSON(a.BackendData, o.BackendData) && sameJSON(a.BackendV6Data, o.BackendV6Data)
 }
 
-// SameHost reports whether both leases belong to one host, which flannel
-// tells by the public address.
+// SameHost reports whether both leases belong to one host. Flannel tells a host
+// by its public address.
 func (a Attrs) SameHost(o Attrs) bool {
 	if a.PublicIP.IsValid() || o.PublicIP.IsValid() {
 		return a.PublicIP == o.PublicIP
@@ -112,9 +112,9 @@ func (a Attrs) SameHost(o Attrs) bool {
 	return a.PublicIPv6.IsValid() && a.PublicIPv6 == o.PublicIPv6
 }
 
-// sameOwner reports whether both have one VTEP, wherever it is reached, or if they
-// have none, say the same. A host tells by it that a lease is the one that its own
-// record has.
+// sameOwner reports whether both have the same VTEP, wherever it is reached. If
+// they have none, it reports whether they say the same. By it a host tells
+// whether a lease is the one in its own record.
 func (a Attrs) sameOwner(record Attrs) bool {
 	x, y := a.vtep(), record.vtep()
 	if x == nil || y == nil {
@@ -123,7 +123,7 @@ func (a Attrs) sameOwner(record Attrs) bool {
 	return bytes.Equal(x, y)
 }
 
-// vtep is the VTEP's MAC, nil if there is none.
+// vtep returns the VTEP's MAC, nil if there is none.
 func (a Attrs) vtep() net.HardwareAddr {
 	d, err := a.VXLAN()
 	if err != nil {

@@ -43,9 +43,9 @@ type Backend struct {
 	DirectRouting bool
 	// DirectMode is DirectSocket or DirectRoute.
 	DirectMode string
-	// GBP and Learning are flannel's. GBP is refused when set, since its header
-	// bits aren't spoken here; Learning has no effect on a host that is told
-	// every peer.
+	// GBP and Learning are flannel's options. GBP is refused when it is set,
+	// since its header bits aren't spoken here. Learning has no effect on a host
+	// that is told every peer.
 	GBP, Learning bool
 }
 
@@ -105,8 +105,8 @@ func (b *Backend) vxlan(p *problems, raw backendFields, ipv6 bool) {
 	decodeBool(p, "Backend.Learning", raw.Learning, &b.Learning)
 }
 
-// decodeMTU reads the underlay's MTU, which must have room for what the inner family
-// needs: 576 bytes for IPv4, 1280 plus 70 bytes of headers for IPv6.
+// decodeMTU reads the underlay's MTU. It must have room for what the inner
+// family needs: 576 bytes for IPv4, 1280 plus 70 bytes of headers for IPv6.
 func (b *Backend) decodeMTU(p *problems, raw json.RawMessage, ipv6 bool) {
 	least := 576
 	if ipv6 {

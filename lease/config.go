@@ -34,8 +34,8 @@ type Config struct {
 	Backend Backend
 }
 
-// ConfigError is all that is wrong with a configuration: one error a problem,
-// each naming the field, its value and the rule.
+// ConfigError is all that is wrong with a configuration. It has one error for
+// each problem, which names the field, its value and the rule.
 type ConfigError []error
 
 // Error puts all problems on one line.
@@ -61,8 +61,8 @@ type configFields struct {
 }
 
 // ParseConfig reads a configuration by flannel's rules and fills in flannel's
-// defaults; the exceptions are the port, whose default is [DefaultPort], and
-// the backend, which must be named. Keys match in any case, unknown keys are
+// defaults. There are two exceptions: the port's default is [DefaultPort], and
+// the backend must be named. Keys match in any case, and unknown keys are
 // ignored. Its error is a [ConfigError] with every problem at once.
 func ParseConfig(data []byte) (*Config, error) {
 	var raw configFields

@@ -10,11 +10,11 @@ import (
 // errConfigRemoved means that the registry has no configuration any longer.
 var errConfigRemoved = errors.New("it was removed")
 
-// takesEffect is when a configuration does.
+// takesEffect says when a changed configuration takes effect.
 const takesEffect = "this daemon keeps the one that it started with until it restarts"
 
-// compareConfig notes whether the registry's configuration is the one that is in
-// force; data is empty if it has none.
+// compareConfig notes whether the registry's configuration is the one in force.
+// data is empty if the registry has none.
 func (m *Manager) compareConfig(data []byte) {
 	inForce := m.inForce.Load()
 	if inForce == nil {

@@ -49,8 +49,8 @@ func TestUnknownFieldIsLogged(t *testing.T) {
 	}
 }
 
-// A host that runs learns that the configuration has changed, keeps its own, and
-// says what is different; also of a change that was made while etcd was away.
+// A running host learns that the configuration has changed. It keeps its own
+// and says what is different, also if the change was made while etcd was away.
 func TestConfigurationIsWatched(t *testing.T) {
 	dir := t.TempDir()
 	s := etcdtest.StartAt(t, dir, "http://127.0.0.1:0")

@@ -24,8 +24,8 @@ type networkFields struct {
 	network, subnetLen, subnetMin, subnetMax json.RawMessage
 }
 
-// parse reports what is wrong with each field, also where another one, on which
-// its meaning depends, is wrong too.
+// parse reports what is wrong with each field, even if another field that it
+// depends on is wrong too.
 func (r familyRules) parse(p *problems, raw networkFields) pool {
 	network, err := decodePrefix(raw.network)
 	if err != nil || network.Addr().BitLen() != r.width {
@@ -46,7 +46,7 @@ func (r familyRules) parse(p *problems, raw networkFields) pool {
 	return all
 }
 
-// subnetLen returns 0 if it is not known.
+// subnetLen returns the prefix length of a host's subnet, 0 if it isn't known.
 func (r familyRules) subnetLen(p *problems, network netip.Prefix, raw networkFields) int {
 	n := 0
 	if !absent(raw.subnetLen) && !decodeInt(p, r.prefix+"SubnetLen", raw.subnetLen, 0, r.width-2, &n) {

@@ -2,7 +2,7 @@ package lease
 
 import "net/netip"
 
-// Networks are the networks of the containers, one of each family that is enabled.
+// Networks returns the networks of the containers, one for each enabled family.
 func (c *Config) Networks() []netip.Prefix {
 	if c.EnableIPv6 {
 		return []netip.Prefix{c.Network, c.IPv6Network}
@@ -10,9 +10,9 @@ func (c *Config) Networks() []netip.Prefix {
 	return []netip.Prefix{c.Network}
 }
 
-// Allocatable are the fewest prefixes that have all subnets which hosts can be
-// given: the networks, or less of them where SubnetMin and SubnetMax say so. The
-// slice is the caller's.
+// Allocatable returns the fewest prefixes that have all subnets that hosts can
+// be given: the networks, or less of them where SubnetMin and SubnetMax say so.
+// The slice is the caller's.
 func (c *Config) Allocatable() []netip.Prefix {
 	all := c.ipv4().allocatable()
 	if c.EnableIPv6 {
@@ -21,8 +21,8 @@ func (c *Config) Allocatable() []netip.Prefix {
 	return all
 }
 
-// allocatable takes the first subnet in, which is skipped unless SubnetMin says
-// otherwise: without it the network would fall into many parts.
+// allocatable includes the first subnet, although it is skipped unless
+// SubnetMin says otherwise. Without it the network would fall into many parts.
 func (p pool) allocatable() []netip.Prefix {
 	if p.bits == 0 || !p.first.IsValid() {
 		return []netip.Prefix{p.network}
@@ -34,8 +34,8 @@ func (p pool) allocatable() []netip.Prefix {
 	return covering(first, lastAddr(netip.PrefixFrom(p.last, p.bits)))
 }
 
-// covering are the fewest prefixes that have just the addresses from first to
-// last.
+// covering returns the fewest prefixes that have exactly the addresses from
+// first to last.
 func covering(first, last netip.Addr) (all []netip.Prefix) {
 	for first.IsValid() && !last.Less(first) {
 		widest := netip.PrefixFrom(first, first.BitLen())
@@ -52,5 +52,5 @@ func covering(first, last netip.Addr) (all []netip.Prefix) {
 	return all
 }
 
-// Subnets are those that the lease has, of either family.
+// Subnets returns the lease's subnets, of either family.
 func (l Lease) Subnets() []netip.Prefix { return subnetsIn(l) }

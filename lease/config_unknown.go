@@ -9,16 +9,17 @@ import (
 	"strings"
 )
 
-// UnknownField is one of a configuration that nobody reads, a slip of the pen for
-// most: [ParseConfig] ignores it as flannel does.
+// UnknownField is a field of a configuration that nobody reads, mostly a slip
+// of the pen. [ParseConfig] ignores it as flannel does.
 type UnknownField struct {
-	// Field is its name, behind Backend. if it is one of the backend's.
+	// Field is its name, with "Backend." before it if it is one of the backend's.
 	Field string `json:"field"`
-	// Suggestion is the known field that was meant perhaps, empty if none is like it.
+	// Suggestion is the known field that was perhaps meant, empty if none is like
+	// it.
 	Suggestion string `json:"suggestion,omitempty"`
 }
 
-// String says so in words.
+// String describes the field in words.
 func (f UnknownField) String() string {
 	if f.Suggestion == "" {
 		return fmt.Sprintf("unknown field %q has no effect", f.Field)
@@ -26,8 +27,8 @@ func (f UnknownField) String() string {
 	return fmt.Sprintf("unknown field %q has no effect: did you mean %q?", f.Field, f.Suggestion)
 }
 
-// flannelsOwn are fields that only flannel knows: those of vxlan on Windows, and of
-// its other backends.
+// flannelsOwn are fields that only flannel knows: those of vxlan on Windows,
+// and those of its other backends.
 var flannelsOwn = []string{
 	"Backend.Name", "Backend.MacPrefix",
 	"Backend.DNSServerList", "Backend.ApiVersion", // host-gw on Windows
@@ -68,8 +69,8 @@ func fieldsOf(prefix string, of any) (names []string) {
 	return names
 }
 
-// suggest finds a field of that name at the other place, or else the one of the same
-// place that takes the fewest changes.
+// suggest finds a known field of that name at the other place. Else it finds
+// the field of the same place that takes the fewest changes.
 func suggest(prefix, name string, known []string) string {
 	bare := strings.ToLower(strings.TrimPrefix(name, prefix))
 	best, fewest, longest := "", len(bare)/3+2, 0
@@ -92,8 +93,8 @@ func suggest(prefix, name string, known []string) string {
 	return best
 }
 
-// changes is how many letters must be added, removed or replaced to make b of a
-// (Levenshtein's distance).
+// changes returns how many letters must be added, removed or replaced to turn a
+// into b (Levenshtein's distance).
 func changes(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

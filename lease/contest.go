@@ -6,25 +6,26 @@ import (
 	"time"
 )
 
-// Bounds of a contest: so many writes of others within this time are no accident.
+// Bounds of a contest: this many writes by others within this time are no
+// accident.
 const (
 	contestTime   = 5 * time.Minute
 	contestWrites = 3
-	// contestPause is the longest that two owners leave the entry alone between
-	// their writes.
+	// contestPause is the longest time that two owners leave the entry alone
+	// between their writes.
 	contestPause = time.Minute
 )
 
-// contest knows how often somebody else has written our entry lately. Two machines
-// of one address, or of one stored record, find each other out by it: each writes
-// the entry again when the other has.
+// contest knows how often somebody else has written our entry lately. By it two
+// machines with one address, or with one stored record, find each other out:
+// each writes the entry again after the other.
 type contest struct {
 	mu     sync.Mutex  // guards all
 	writes []time.Time // of others, within contestTime
 	last   Lease       // the entry as another left it
 }
 
-// written takes note of another's write, and returns how long to leave the entry
+// written takes note of another's write. It returns how long to leave the entry
 // alone after ours.
 func (c *contest) written(now time.Time, by Lease) time.Duration {
 	c.mu.Lock()
@@ -42,7 +43,7 @@ func (c *contest) pruneLocked(now time.Time) {
 	}
 }
 
-// words tells of a contest that lasts, "" if there is none. stored is what to
+// words describes a contest that lasts, "" if there is none. stored is what to
 // remove on a machine that is a clone.
 func (c *contest) words(now time.Time, stored string) string {
 	c.mu.Lock()
@@ -59,7 +60,7 @@ func (c *contest) words(now time.Time, stored string) string {
 // conflict says in words that somebody else claims our subnet, "" if nobody does.
 func (m *Manager) conflict() string { return m.contest.words(m.opts.Now(), m.storePlace()) }
 
-// storePlace is where the Store keeps our record, for people.
+// storePlace says where the Store keeps our record, for people to read.
 func (m *Manager) storePlace() string {
 	if s, ok := m.opts.Store.(fmt.Stringer); ok {
 		return s.String()

@@ -68,7 +68,7 @@ func TestCloneWithTheSameRecord(t *testing.T) {
 	})
 }
 
-// What hosts and operators do in order is no contest.
+// What hosts and operators properly do is no contest.
 func TestNoContest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, s := newMemory(network), &shelf{}
@@ -95,14 +95,14 @@ func TestNoContest(t *testing.T) {
 	})
 }
 
-// refusing is a way to a registry that takes no writes.
+// refusing is a link to a registry that takes no writes.
 type refusing struct{ *link }
 
 func (refusing) Update(_ context.Context, own lease.Lease, _ time.Duration) (lease.Lease, error) {
 	return own, lease.ErrReadOnly
 }
 
-// One write of another's counts once, however often it can't be put right.
+// One write by another counts once, however often it can't be put right.
 func TestContestCountsWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory(network)

@@ -35,7 +35,8 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
-// damage puts what can't be read under a lease's key, and returns its revision.
+// damage puts a value that can't be read under a lease's key, and returns its
+// revision.
 func damage(t *testing.T, c *clientv3.Client, l lease.Lease) int64 {
 	t.Helper()
 	r, err := c.Put(t.Context(), subnets+l.Key(), `{"PublicIP":"192.168.14.`)
@@ -45,8 +46,8 @@ func damage(t *testing.T, c *clientv3.Client, l lease.Lease) int64 {
 	return r.Header.Revision
 }
 
-// Somebody damages our entry while we run: it is put right at once, with a time to
-// live. A peer's changes nothing.
+// Somebody damages our entry while we run. It is put right at once, with a time
+// to live. Damage to a peer's entry changes nothing.
 func TestRunPutsADamagedEntryRight(t *testing.T) {
 	s := etcdtest.Start(t)
 	c, log := etcdtest.Client(t, s.Endpoint()), &lines{}
@@ -76,7 +77,7 @@ func TestRunPutsADamagedEntryRight(t *testing.T) {
 	}
 }
 
-// A peer's damaged entry says nothing new, in a snapshot either.
+// A peer's damaged entry says nothing new, not even in a snapshot.
 func TestDamagedPeerStaysKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory(network)
@@ -95,7 +96,7 @@ func TestDamagedPeerStaysKnown(t *testing.T) {
 	})
 }
 
-// A host that starts finds its own entry damaged: it puts it right and keeps its
+// A starting host that finds its own entry damaged puts it right and keeps its
 // subnet. A host that has no record of the subnet takes another one.
 func TestStartWithADamagedEntry(t *testing.T) {
 	for _, recorded := range []bool{true, false} {

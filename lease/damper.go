@@ -8,21 +8,22 @@ import (
 	"time"
 )
 
-// How long a deletion is withheld, so that no peer parts with a host whose lease
-// comes back and no packet to it is lost.
+// How long a deletion is withheld. So no peer drops a host whose lease comes
+// back, and no packet to it is lost.
 const (
 	// watchGrace is for a lease that somebody deletes: its host puts it back
-	// within milliseconds. It is short against the time in which a host can go.
+	// within milliseconds. It is short compared with the time in which a host can
+	// go.
 	watchGrace = 50 * time.Millisecond
-	// resetGrace is for leases that are missing in a snapshot after others: their
-	// hosts may only not be back yet, which takes them up to backoffMax and what
-	// the registry needs to connect. A registry that lost its data is no reason
-	// for the whole network to fall apart.
+	// resetGrace is for leases that a later snapshot lacks. Their hosts may only
+	// not be back yet, which takes them up to backoffMax and the time that the
+	// registry needs to connect. A registry that lost its data is no reason for
+	// the whole network to fall apart.
 	resetGrace = 2 * backoffMax
 )
 
-// damper keeps leases from flapping: it passes updates on, one at a time, and
-// deletions late, if the lease isn't back by then.
+// damper keeps leases from flapping. It passes updates on, one at a time. It
+// passes a deletion on late, if the lease isn't back by then.
 type damper struct {
 	report func(Update) // called with mu locked
 
@@ -41,14 +42,14 @@ func newDamper(report func(Update)) *damper {
 	return &damper{report: report, withheld: map[netip.Prefix]Lease{}}
 }
 
-// close ends reports; a deletion that is withheld isn't reported.
+// close ends the reports. Deletions that are still withheld aren't reported.
 func (d *damper) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
 }
 
-// all returns what was reported and is not deleted, nil before a snapshot.
+// all returns what was reported and not deleted since, nil before a snapshot.
 func (d *damper) all() []Lease {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -58,8 +59,8 @@ func (d *damper) all() []Lease {
 	return slices.AppendSeq(make([]Lease, 0, len(d.table)), maps.Values(d.table))
 }
 
-// reset passes a snapshot on, and returns how many of the leases before it are
-// missing in it and withheld.
+// reset passes a snapshot on. It returns how many of the earlier leases the
+// snapshot lacks; their deletions are withheld.
 func (d *damper) reset(u Update) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -76,7 +77,7 @@ func (d *damper) reset(u Update) int {
 	return len(missing)
 }
 
-// readable puts what was known in the place of damaged leases.
+// readable replaces damaged leases by what was known of them.
 func (d *damper) readable(all []Lease) []Lease {
 	out := make([]Lease, 0, len(all))
 	for _, l := range all {
@@ -91,8 +92,8 @@ func (d *damper) readable(all []Lease) []Lease {
 	return out
 }
 
-// missing are the leases of the table that share no subnet with those that there
-// are now.
+// missing returns the leases of the table that share no subnet with any lease
+// in now.
 func (d *damper) missing(now []Lease) (out []Lease) {
 	if len(d.table) == 0 {
 		return nil
@@ -111,8 +112,8 @@ func (d *damper) missing(now []Lease) (out []Lease) {
 	return out
 }
 
-// pass passes a change on. A lease that is written again as it was, as flannel's
-// hosts do to renew it, is none.
+// pass passes a change on. A lease that is written again as it was, as
+// flannel's hosts do to renew it, is no change.
 func (d *damper) pass(u Update) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -142,8 +143,8 @@ func (d *damper) withhold(gone []Lease, wait time.Duration) {
 	time.AfterFunc(wait, func() { d.release(gone) })
 }
 
-// cancel drops the deletions of leases that are back. One that has a subnet in
-// common with another lease now must be reported before that.
+// cancel drops the deletions of leases that are back. If another lease has a
+// subnet of a deleted one, that deletion is reported first.
 func (d *damper) cancel(u Update) {
 	var due []Lease
 	for _, l := range u.Leases {
@@ -198,7 +199,7 @@ func (d *damper) remove(due []Lease) {
 	d.report(u)
 }
 
-// subnetsIn are those that the lease has.
+// subnetsIn returns the subnets that the lease has.
 func subnetsIn(l Lease) []netip.Prefix {
 	if !l.IPv6Subnet.IsValid() {
 		return []netip.Prefix{l.Subnet}

@@ -7,12 +7,14 @@ import (
 	"time"
 )
 
-// Bounds of how often the state is saved: at most once in saveInterval, and for
-// large clusters so seldom that saving takes a small share of the time.
+// Bounds of how often the state is saved: at most once in saveInterval. In
+// large clusters it is saved so seldom that saving takes a small share of the
+// time.
 const (
 	saveInterval = time.Second
 	saveShare    = 100
-	// saveRetry is how long a save that failed is let rest: a full disk gets room.
+	// saveRetry is how long to wait after a save that failed: a full disk may get
+	// room.
 	saveRetry = 5 * time.Second
 )
 
@@ -61,13 +63,13 @@ func (j *journal) record(own Lease) {
 // lose forgets the lease, so that no later run starts with it.
 func (j *journal) lose() { j.change(func() { j.state.Own = Lease{} }) }
 
-// follow takes the peers from there.
+// follow sets where the state's peers come from.
 func (j *journal) follow(peers func() []Lease) { j.change(func() { j.peers = peers }) }
 
 // touch says that the peers have changed.
 func (j *journal) touch() { j.change(func() {}) }
 
-// until says when the peers were last known to be right, zero while they are.
+// until notes when the peers were last known to be right, zero while they are.
 func (j *journal) until(t time.Time) { j.change(func() { j.state.AsOf = t }) }
 
 // run saves after changes until ctx ends, and then the last of them.

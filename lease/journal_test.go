@@ -26,7 +26,7 @@ func (s *fullStore) Save(state State) error {
 	return nil
 }
 
-// A state that couldn't be saved is saved as soon as that can be, without another
+// A state that couldn't be saved is saved as soon as possible, without another
 // change.
 func TestJournalTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,13 +19,14 @@ const (
 	// lookInterval bounds each wait: a timer stands still while the machine is
 	// suspended, and a lease does not.
 	lookInterval = 30 * time.Second
-	// manyConflicts on end, whoever has them, have a cause that doesn't pass.
+	// manyConflicts is how many conflicts on end are no accident, whoever has them:
+	// their cause doesn't pass.
 	manyConflicts = 8
 )
 
-// keeper is the writing half of Run: it renews the own lease in time, writes what
-// is published, and puts the entry right when the follower says that it was
-// touched.
+// keeper is the writing half of Run. It renews this host's lease in time and
+// writes what is published. It puts the entry right when the follower says that
+// it was touched.
 type keeper struct {
 	*Manager
 	own Lease // as we left it in the registry
@@ -38,8 +39,8 @@ type keeper struct {
 	pause     time.Time // until when an attempt that failed isn't repeated
 }
 
-// newKeeper doubts a lease whose expiry nobody knows, and one that the registry
-// hasn't told of.
+// newKeeper returns a keeper. It doubts a lease whose expiry nobody knows, and
+// a lease that the registry hasn't told of.
 func newKeeper(m *Manager, own Lease) *keeper {
 	k := &keeper{Manager: m, doubt: !own.Permanent && own.Expires.IsZero()}
 	if own.Renewed.IsZero() {
@@ -78,8 +79,8 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// failed takes note of an attempt that came to nothing. A conflict is usual, since
-// others write as well, but not many of them on end.
+// failed takes note of an attempt that came to nothing. A single conflict is
+// usual, since others write as well. Many of them on end are not.
 func (k *keeper) failed(err error) {
 	if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
 		k.conflicts = 0
@@ -90,7 +91,7 @@ func (k *keeper) failed(err error) {
 	}
 }
 
-// await returns when there is something to do; false if ctx ended.
+// await returns true when there is something to do, and false if ctx has ended.
 func (k *keeper) await(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		at := k.due()
@@ -111,14 +112,14 @@ func (k *keeper) await(ctx context.Context) bool {
 	return false
 }
 
-// isPast asks both clocks: one stands still while the machine is suspended, and
+// isPast asks both clocks. One stands still while the machine is suspended, and
 // somebody may set the other back.
 func (k *keeper) isPast(t time.Time) bool {
 	now := k.opts.Now()
 	return !now.Before(t) || !now.Round(0).Before(t.Round(0))
 }
 
-// due is when there is something to do.
+// due returns when there is something to do.
 func (k *keeper) due() time.Time {
 	var at time.Time
 	switch {
@@ -151,7 +152,8 @@ func (k *keeper) step(ctx context.Context) error {
 	return nil
 }
 
-// renew extends the entry's time, and writes what it is to say if that is new.
+// renew extends the entry's time to live. It also writes what the entry is to
+// say, if that is new.
 func (k *keeper) renew(ctx context.Context) error {
 	wanted := *k.wanted.Load()
 	if !k.own.Attrs.Equal(wanted) {
@@ -169,11 +171,11 @@ func (k *keeper) renew(ctx context.Context) error {
 	return nil
 }
 
-// operation is a registry's that changes the entry.
+// operation is a method of the registry that changes the entry.
 type operation func(context.Context, Lease, time.Duration) (Lease, error)
 
-// write writes the own lease with the given attributes; with a time to live unless
-// the entry that stands is a reservation.
+// write writes this host's lease with the given attributes. The lease gets a
+// time to live unless the entry is a reservation.
 func (k *keeper) write(ctx context.Context, a Attrs, op operation) (Lease, error) {
 	l := k.own
 	l.Attrs = a
@@ -183,7 +185,8 @@ func (k *keeper) write(ctx context.Context, a Attrs, op operation) (Lease, error
 	return k.change(ctx, l, op)
 }
 
-// change takes note of the lease as it then stands in the registry.
+// change carries out an operation. It takes note of the lease as it then stands
+// in the registry.
 func (k *keeper) change(ctx context.Context, l Lease, op operation) (Lease, error) {
 	unsure := k.unsure
 	k.unsure = true
@@ -242,14 +245,15 @@ func (k *keeper) resolve(ctx context.Context) error {
 	return k.restore(ctx, "overwritten", k.reg.Update, k.contest.written(k.opts.Now(), now))
 }
 
-// isOurs tells whether the entry of our subnet is of this host: by its address, or
-// by what was written there.
+// isOurs tells whether the entry of our subnet is this host's, by its address
+// or by what was written there.
 func (k *keeper) isOurs(a Attrs) bool {
 	return a.SameHost(*k.wanted.Load()) ||
 		slices.ContainsFunc(k.written, func(w Attrs) bool { return a.SameHost(w) || a.sameOwner(w) })
 }
 
-// restore writes the own lease again, and leaves it alone for some time then.
+// restore writes this host's lease again, and then leaves it alone for some
+// time.
 func (k *keeper) restore(ctx context.Context, cause string, op operation, calm time.Duration) error {
 	l, err := k.write(ctx, *k.wanted.Load(), op)
 	if err != nil {

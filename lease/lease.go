@@ -14,22 +14,22 @@ type Lease struct {
 	// Attrs says who the owner is and how it is reached.
 	Attrs Attrs
 
-	// Revision is the registry's revision of the entry when it was read, and Created
-	// that at which the entry came to be: renewals don't change it.
+	// Revision is the registry's revision of the entry when it was read. Created
+	// is the revision at which the entry came to be: renewals don't change it.
 	Revision, Created int64
 	// ID is the registry's handle of the time to live that the entry hangs on,
 	// zero if it has none.
 	ID int64
 	// Permanent marks a reservation: an entry without a time to live.
 	Permanent bool
-	// Damaged marks an entry whose value can't be read, by somebody's mistake: Attrs
-	// is zero, and the subnet is taken nevertheless.
+	// Damaged marks an entry whose value can't be read, by somebody's mistake.
+	// Attrs is zero then, but the subnet is taken.
 	Damaged bool
 	// Expires is when the entry goes unless it is renewed. Zero means never or
 	// unknown; it is known only for a lease that this process took or renewed.
 	Expires time.Time
-	// Renewed is when the lease was last taken, renewed or restored, as far as it is
-	// known like Expires.
+	// Renewed is when the lease was last taken, renewed or restored. Like Expires
+	// it may be unknown.
 	Renewed time.Time
 }
 
@@ -44,17 +44,18 @@ func (l Lease) Overlaps(o Lease) bool {
 	return l.Subnet.Overlaps(o.Subnet) || l.IPv6Subnet.Overlaps(o.IPv6Subnet)
 }
 
-// Update is what a watch reports at once.
+// Update is what a watch reports at one time.
 type Update struct {
 	// Reset says that Leases is the whole set: whatever isn't in it is gone.
 	Reset bool
-	// Leases are those that are new or changed. No subnet is in both Leases and
-	// Deleted.
+	// Leases are the leases that are new or changed. No subnet is in both Leases
+	// and Deleted.
 	Leases []Lease
-	// Deleted are those that are gone; only their subnets are set.
+	// Deleted are the leases that are gone; only their subnets are set.
 	Deleted []Lease
-	// Config is the network's configuration as it was written anew, empty if it was
-	// removed; nil in an update that isn't about it. [Manager.Run] reports none.
+	// Config is the network's configuration after a change, empty if it was
+	// removed. It is nil in an update that isn't about it. [Manager.Run] reports
+	// none.
 	Config []byte
 	// Revision is the registry's revision after the update.
 	Revision int64

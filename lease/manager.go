@@ -26,21 +26,22 @@ type Options struct {
 	Logger *slog.Logger
 	// TTL is how long a lease lasts without renewal; zero means DefaultTTL.
 	TTL time.Duration
-	// RenewMargin is how long before its end a lease is renewed, less than TTL;
-	// zero means DefaultRenewMargin, or half of a TTL that is no longer.
+	// RenewMargin is how long before its end a lease is renewed. It must be less
+	// than TTL. Zero means DefaultRenewMargin, or half of TTL if TTL is no longer
+	// than that.
 	RenewMargin time.Duration
-	// Previous and PreviousV6 are the subnets of an earlier run, taken again if
-	// they are free. Zero if there are none.
+	// Previous and PreviousV6 are the subnets of an earlier run. They are taken
+	// again if they are free. Zero means that there are none.
 	Previous, PreviousV6 netip.Prefix
 	// Store keeps what the manager knows for the next run, which may start while
 	// the registry doesn't answer; nil means that nothing is kept.
 	Store Store
-	// Patience is how long the registry is waited for before the manager starts
+	// Patience is how long to wait for the registry before the manager starts
 	// from what Store has; zero means DefaultPatience.
 	Patience time.Duration
-	// UseExpired starts from what Store has even if the lease in it has run out and
-	// its subnet may be another host's by now. Otherwise only the registry can tell,
-	// and is waited for.
+	// UseExpired starts from what Store has even if the lease in it has run out.
+	// Its subnet may be another host's by now. Without UseExpired only the
+	// registry can tell, and is waited for.
 	UseExpired bool
 	// Pick chooses one of n free subnets; the default is uniformly random. It is
 	// for tests.
@@ -109,11 +110,13 @@ func NewManager(o Options) (*Manager, error) {
 }
 
 // Config reads the cluster's configuration. It waits while the registry doesn't
-// answer or nobody has written a configuration yet; a configuration that is
-// wrong is an error at once. With a Store that has an earlier run's state and a lease
-// that hasn't run out, a registry that doesn't answer is waited for only as long as
-// Patience says. Then the configuration is the earlier run's, and so are the lease
-// that [Manager.Acquire] returns and the leases that [Manager.Run] first reports.
+// answer or nobody has written a configuration yet. A configuration that is
+// wrong is an error at once.
+//
+// If the Store has an earlier run's state, with a lease that hasn't run out,
+// Config waits for the registry only as long as Patience says. Then the
+// configuration is the earlier run's. So are the lease that [Manager.Acquire]
+// returns and the leases that [Manager.Run] first reports.
 func (m *Manager) Config(ctx context.Context) (*Config, error) {
 	var (
 		data    []byte
@@ -144,7 +147,7 @@ func (m *Manager) Config(ctx context.Context) (*Config, error) {
 }
 
 // Resume takes the place of Config and Acquire in a process that goes on with
-// another one's lease: the configuration in the Store stays as it is.
+// another process's lease. The configuration in the Store stays as it is.
 func (m *Manager) Resume() {
 	if e := m.earlier(); e != nil {
 		m.use(e.Config, e.config)
@@ -157,18 +160,21 @@ func (m *Manager) use(data []byte, c *Config) {
 	m.journal.configured(data)
 }
 
-// Publish changes what our lease says, when the host's address has changed for
-// one. [Manager.Run] writes it, by compare-and-swap on our entry, at once if the
-// registry answers and else as soon as it does; [Status] has it once it stands
-// there. The subnet stays. It doesn't wait and may be called from any goroutine,
-// between Acquire and Run too; of several calls the last counts. The attributes'
-// data must not change afterwards.
+// Publish changes what our lease says, for example when the host's address has
+// changed. The subnet stays. [Manager.Run] writes the change, by
+// compare-and-swap on our entry, at once if the registry answers and else as
+// soon as it does. [Status] has it once it stands there.
+//
+// Publish doesn't wait. It may be called from any goroutine, also between
+// Acquire and Run. Of several calls the last counts. The attributes' data must
+// not change afterwards.
 func (m *Manager) Publish(a Attrs) {
 	m.wanted.Store(&a)
 	signal(m.changed)
 }
 
-// signal wakes up who waits for the channel, which holds one; it doesn't wait.
+// signal wakes up whoever waits for the channel, which holds one. It doesn't
+// wait.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

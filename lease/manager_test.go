@@ -153,7 +153,7 @@ func TestDualStackLease(t *testing.T) {
 	}
 }
 
-// Where IPv6 comes to a network, or goes, a host's IPv4 subnet stays.
+// A host keeps its IPv4 subnet when IPv6 comes to a network or goes.
 func TestIPv6ComesAndGoes(t *testing.T) {
 	s := etcdtest.Start(t)
 	last := 0
@@ -171,9 +171,9 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 }
 
-// A hundred hosts start at once, each with its own connection, where there is a
-// subnet for each and no more. One of them is reserved for a host, and one more
-// for a host that isn't there.
+// A hundred hosts start at once, each with its own connection. There is a
+// subnet for each and no more. One subnet is reserved for one of the hosts, and
+// one more for a host that isn't there.
 func TestHundredHostsShareHundredSubnets(t *testing.T) {
 	const n = 100
 	s := etcdtest.Start(t)
@@ -509,8 +509,8 @@ func TestRunReadsEverythingAgainAfterCompaction(t *testing.T) {
 	}
 }
 
-// rival takes the same IPv6 subnet just before we create our lease, and renews its
-// own just after, as flannel does.
+// rival takes the same IPv6 subnet just before we create our lease. It renews
+// its own lease just after, as flannel does.
 type rival struct {
 	lease.Registry
 	take, renew sync.Once

@@ -10,8 +10,8 @@ import (
 	"uvxlan/lease"
 )
 
-// memory is a registry whose clock is the test's, so that leases can end within
-// a test that takes no time.
+// memory is a registry whose clock is the test's. So leases can end within a
+// test that takes no time.
 type memory struct {
 	mu       sync.Mutex
 	config   string // empty for none
@@ -111,7 +111,7 @@ func (m *memory) removeLocked(l lease.Lease) {
 	m.record(lease.Update{Deleted: []lease.Lease{{Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, Revision: m.revision}}})
 }
 
-// replace tells of an entry's end and of another one at once.
+// replace tells of an entry's end and of another entry at once.
 func (m *memory) replace(old, l lease.Lease) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -213,7 +213,7 @@ func (l *link) cut() {
 	l.tries = nil
 }
 
-// check is what each call finds of the link.
+// check returns the link's context, or the error of a link that is cut.
 func (l *link) check() (context.Context, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

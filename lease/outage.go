@@ -10,8 +10,8 @@ import (
 // nagInterval is how often a lasting outage is logged again.
 const nagInterval = 30 * time.Second
 
-// outage knows whether the registry answers, and logs its going once, then at a
-// slow pace, and its return.
+// outage knows whether the registry answers. It logs when the registry goes,
+// then again at a slow pace, and when it returns.
 type outage struct {
 	log *slog.Logger
 
@@ -76,8 +76,8 @@ func (o *outage) written() {
 	o.writeErr, o.writeLogged = nil, time.Time{}
 }
 
-// silent takes note of a registry that was waited for, if no attempt has failed
-// with a better reason.
+// silent takes note that the registry was waited for in vain, unless an attempt
+// has failed with a better reason.
 func (o *outage) silent(waited time.Duration) {
 	o.mu.Lock()
 	known := o.err != nil

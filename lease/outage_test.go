@@ -17,7 +17,7 @@ import (
 	"uvxlan/lease"
 )
 
-// life is one run of a host's manager, of which nothing takes time but waiting.
+// life is one run of a host's manager, in which nothing takes time but waiting.
 type life struct {
 	t    *testing.T
 	m    *lease.Manager
@@ -196,7 +196,7 @@ func TestLeaseEndsWhileTheRegistryIsAway(t *testing.T) {
 	}
 }
 
-// earlier is a run that has ended, with two peers.
+// earlier makes a run, with two peers, that has ended.
 func earlier(t *testing.T, m *memory, s *shelf) lease.Lease {
 	t.Helper()
 	m.put(peer("172.7.22.0/24", "192.168.14.22"), 0)
@@ -323,7 +323,7 @@ func TestExpiredStoredLeaseWaits(t *testing.T) {
 	}
 }
 
-// What can't be used is said, and the registry is waited for.
+// The manager says what it can't use, and waits for the registry.
 func TestStartWaitsForTheRegistry(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil   func(s *shelf)
@@ -423,8 +423,8 @@ func TestFailingStoreIsNamedOnce(t *testing.T) {
 	})
 }
 
-// A registry that comes back without its data parts no hosts: each puts its lease
-// back, and no other one sees it gone.
+// A registry that comes back without its data separates no hosts. Each host
+// puts its lease back, and no other host sees it gone.
 func TestRegistryWithoutItsData(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory(network)
@@ -466,8 +466,8 @@ func TestRegistryWithoutItsData(t *testing.T) {
 	})
 }
 
-// A lease that is put back at once was never gone; one that isn't is gone after a
-// moment, and what takes its place comes after its end.
+// A lease that is put back at once was never gone. One that isn't is gone after
+// a moment, and what takes its place comes after its end.
 func TestDeletionsAreReportedLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory(network)
@@ -500,8 +500,8 @@ func TestDeletionsAreReportedLate(t *testing.T) {
 	})
 }
 
-// An update may tell of a lease's end and of another one that has its subnet: the
-// end comes first.
+// An update may tell of a lease's end together with another lease that has its
+// subnet. The end comes first.
 func TestUpdateReplacesALease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, old := newMemory(network), peer("172.7.33.0/24", "192.168.15.33")

@@ -176,8 +176,8 @@ func TestPublishWhileTheRegistryIsAway(t *testing.T) {
 	})
 }
 
-// Somebody writes the entry with our MAC and another address: it is ours, and is
-// put right; with another MAC as well it is lost.
+// Somebody writes the entry with our MAC and another address: it is ours, and
+// is put right. With another MAC as well, it is lost.
 func TestWhoseEntryItIs(t *testing.T) {
 	for mac, lost := range map[string]bool{"02:02:02:02:02:21": false, "02:02:02:02:02:66": true} {
 		synctest.Test(t, func(t *testing.T) {

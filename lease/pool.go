@@ -53,7 +53,7 @@ func outermost(in []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// following returns the next subnet of the same length; false after the last
+// following returns the next subnet of the same length, false after the last
 // one of the address family.
 func following(n netip.Prefix) (netip.Prefix, bool) {
 	a := lastAddr(n).Next()

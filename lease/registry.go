@@ -30,30 +30,33 @@ type Registry interface {
 	// Config returns the configuration as it was written, or ErrNoConfig.
 	Config(ctx context.Context) ([]byte, error)
 
-	// List returns all leases and the revision they were read at. Entries whose key
-	// isn't a lease's are left out; those whose value isn't are Damaged.
+	// List returns all leases and the revision at which they were read. Entries
+	// whose key isn't a lease's are left out. Entries whose value isn't a lease's
+	// are Damaged.
 	List(ctx context.Context) (all []Lease, revision int64, err error)
 
-	// Create stores a lease if its subnet isn't stored yet, else ErrExists. The
-	// result has its revision, ID and expiry. A permanent lease gets no time to
-	// live.
+	// Create stores a lease if its subnet isn't stored yet, else it returns
+	// ErrExists. The result has the lease's revision, ID and expiry. A permanent
+	// lease gets no time to live.
 	Create(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
 
-	// Renew extends the time to live of a lease that still is at l.Revision,
-	// without changing the entry if that can be done; else ErrConflict.
+	// Renew extends the time to live of a lease that is still at l.Revision,
+	// without changing the entry if that can be done. Else it returns
+	// ErrConflict.
 	Renew(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
 
 	// Update writes the lease's attributes and extends its time to live if the
-	// entry still is at l.Revision; else ErrConflict.
+	// entry is still at l.Revision. Else it returns ErrConflict.
 	Update(ctx context.Context, l Lease, ttl time.Duration) (Lease, error)
 
-	// Delete removes the lease if it still is at l.Revision; else ErrConflict.
+	// Delete removes the lease if it is still at l.Revision. Else it returns
+	// ErrConflict.
 	Delete(ctx context.Context, l Lease) error
 
-	// Watch calls report, one call at a time, with every change of the leases and of
-	// the configuration from the given revision on, until ctx ends or the connection
-	// is lost. It returns why:
-	// ErrUnavailable, ErrCompacted or the context's error. Reports have Reset
-	// unset, and their slices are report's own.
+	// Watch calls report, one call at a time, with every change of the leases and
+	// of the configuration from the given revision on. It goes on until ctx ends
+	// or the connection is lost, and returns why: ErrUnavailable, ErrCompacted or
+	// the context's error. Reports have Reset unset, and their slices are
+	// report's own.
 	Watch(ctx context.Context, from int64, report func(Update)) error
 }

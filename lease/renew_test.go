@@ -15,7 +15,7 @@ import (
 	"uvxlan/lease/etcd/etcdtest"
 )
 
-// flannel's hosts write their leases again as they are, to renew them.
+// flannel's hosts renew their leases by writing them again as they are.
 func TestPeerRenewsItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, s := newMemory(network), &shelf{}
@@ -98,8 +98,8 @@ func TestRenewalAfterSuspend(t *testing.T) {
 	})
 }
 
-// An etcd without space answers and takes no writes: the status says so and doesn't
-// alternate, the lease is kept, and what is to be written waits.
+// An etcd without space answers and takes no writes. The status says so and
+// doesn't alternate. The lease is kept, and what is to be written waits.
 func TestRegistryWithoutSpace(t *testing.T) {
 	s := etcdtest.Start(t)
 	c, log := etcdtest.Client(t, s.Endpoint()), &lines{}

@@ -9,28 +9,28 @@ import (
 )
 
 // steadyAfter is how long a watch must have lasted for the next wait to start
-// small again; a registry that lets in and throws out isn't steady.
+// small again. A registry that lets in and throws out isn't steady.
 const steadyAfter = 2 * backoffMax
 
-// Run reports the other hosts' leases and keeps own, the result of
-// [Manager.Acquire], until ctx ends; then it returns nil. The lease stays in the
-// registry. If the lease is lost for good, the error wraps [ErrLeaseLost] and
-// says who holds the subnet.
+// Run keeps own, the result of [Manager.Acquire], and reports the other hosts'
+// leases until ctx ends; then it returns nil. The lease stays in the registry.
+// If the lease is lost for good, the error wraps [ErrLeaseLost] and says who
+// holds the subnet.
 //
-// report is called for one update at a time, first with a snapshot, then with
-// changes as they happen, deletions a moment later. While the registry doesn't
-// answer it isn't called; afterwards it gets a snapshot again, in which leases
-// that are gone remain for some seconds, as their hosts may put them back. It
-// never sees own. A slow report delays the next. After an Acquire that fell back
-// on a Store the first snapshot is the stored one.
+// report is called for one update at a time: first with a snapshot, then with
+// changes as they happen, and with deletions a moment later. While the registry
+// doesn't answer it isn't called. Afterwards it gets a snapshot again. Leases
+// that are gone remain in that one for some seconds, as their hosts may put
+// them back. report never sees own. A slow report delays the next. After an
+// Acquire that fell back on a Store, the first snapshot is the stored one.
 //
-// [Manager.Publish] changes what the own lease says meanwhile.
+// [Manager.Publish] changes what the lease says meanwhile.
 //
-// A lease that another process hands over, with all its fields, is gone on with as
-// if this one had taken it.
+// Another process may hand a lease over, with all its fields. Run goes on with
+// it as if this process had taken it.
 //
-// With a Store, what is reported is saved soon after, at most once a second, and
-// when Run ends.
+// With a Store, what is reported is saved soon after, at most once a second,
+// and when Run ends.
 func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error {
 	saving, saved := context.WithCancel(context.WithoutCancel(ctx))
 	var journal sync.WaitGroup
@@ -125,7 +125,7 @@ func (f *follower) session(ctx context.Context) error {
 	return f.reg.Watch(ctx, rev+1, f.change)
 }
 
-// change passes on a watch's update without the own lease.
+// change passes on a watch's update without this host's lease.
 func (f *follower) change(u Update) {
 	f.outage.answered()
 	if u.Config != nil {
@@ -139,7 +139,7 @@ func (f *follower) change(u Update) {
 	if slices.ContainsFunc(u.Leases, other) || slices.ContainsFunc(u.Deleted, f.isOwn) {
 		f.touched()
 	}
-	// A peer's entry that is damaged changes nothing: it says nothing.
+	// A peer's damaged entry says nothing, so it changes nothing.
 	u.Leases = slices.DeleteFunc(u.Leases, func(l Lease) bool { return f.isOwn(l) || l.Damaged })
 	u.Deleted = slices.DeleteFunc(u.Deleted, f.isOwn)
 	if len(u.Leases)+len(u.Deleted) > 0 {
@@ -151,7 +151,8 @@ func (f *follower) isOwn(l Lease) bool {
 	return l.Subnet == f.own.Subnet && l.IPv6Subnet == f.own.IPv6Subnet
 }
 
-// isAsWanted tells whether the entry says what we want it to, by our own writing.
+// isAsWanted tells whether the entry says what we want it to and is as we wrote
+// it.
 func (f *follower) isAsWanted(own Lease) bool {
 	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.current.Load().Revision
 }

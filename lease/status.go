@@ -13,12 +13,12 @@ type Status struct {
 	Since time.Time
 	// Err is why the registry is not connected.
 	Err error
-	// WriteErr is why the registry, which answers, refuses to write our lease; nil
-	// if it doesn't.
+	// WriteErr is why a registry that answers refuses to write our lease; nil if
+	// it doesn't.
 	WriteErr error
-	// Failures counts the attempts that failed so far. LastErr is why the last
-	// of them did, and LastErrAt when, however long the registry has answered
-	// since.
+	// Failures counts the attempts that have failed so far. LastErr is why the
+	// last of them did, and LastErrAt when. Both stay, however long the registry
+	// has answered since.
 	Failures  uint64
 	LastErr   error
 	LastErrAt time.Time
@@ -27,22 +27,23 @@ type Status struct {
 	// Renewed is when this process, or the one that handed Lease over to it, last
 	// took, renewed or restored Lease.
 	Renewed time.Time
-	// Conflict says in words that another host claims our subnet as well and both
-	// write the entry, "" if none does.
+	// Conflict says in words that another host claims our subnet as well and that
+	// both write the entry. It is "" if none does.
 	Conflict string
 	// Refused says in words why the manager waits for the registry although an
-	// earlier run has stored a lease, "" if it doesn't.
+	// earlier run has stored a lease. It is "" if it doesn't.
 	Refused string
-	// ConfigChange says in words how the configuration in the registry differs from
-	// the one in force, "" if it doesn't.
+	// ConfigChange says in words how the configuration in the registry differs
+	// from the one in force. It is "" if it doesn't.
 	ConfigChange string
-	// Watched is since when the leases are watched without a gap, zero while
-	// they are not: what Run reported last may be out of date then.
+	// Watched is the time since which the leases are watched without a gap. It is
+	// zero while they aren't watched: what Run reported last may be out of date
+	// then.
 	Watched time.Time
 	// AsOf is the moment at which the leases that Run reported last were all
-	// there are, if they aren't watched: when the watch ended, or for leases that
-	// an earlier run stored, which Stored says, when its watch did. Zero while
-	// they are watched, and before.
+	// there were, if they aren't watched. That is when the watch ended. Stored
+	// says that an earlier run stored the leases; then it is when that run's
+	// watch ended. AsOf is zero while the leases are watched, and before.
 	AsOf   time.Time
 	Stored bool
 	// Heard is when Run last heard of any lease, its own included; zero before.
@@ -70,8 +71,8 @@ func (m *Manager) Status() Status {
 	return s
 }
 
-// watching knows whether the leases are watched, how old they are otherwise, and
-// when one was heard of.
+// watching knows whether the leases are watched, how old they are if not, and
+// when one was last heard of.
 type watching struct {
 	mu           sync.Mutex // guards all
 	since, heard time.Time
@@ -100,7 +101,7 @@ func (w *watching) event() {
 	w.heard = time.Now()
 }
 
-// end returns the moment from which on the leases get old.
+// end ends the watch. It returns the moment from which on the leases get old.
 func (w *watching) end() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()

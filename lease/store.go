@@ -16,9 +16,9 @@ const DefaultPatience = 3 * time.Second
 type State struct {
 	// Config is the cluster's configuration as it was read.
 	Config []byte
-	// Own is the host's lease, and Renewed when it was last taken or renewed.
-	// The registry's handles aren't kept. A host that has lost its lease has the
-	// zero Lease.
+	// Own is the host's lease, and Renewed is when it was last taken or renewed.
+	// The registry's handles aren't kept. If the host has lost its lease, Own is
+	// the zero Lease.
 	Own     Lease
 	Renewed time.Time
 	// Peers are the other hosts' leases, all there were at AsOf.
@@ -77,11 +77,11 @@ func newEarlier(s State) (*earlier, error) {
 	return &earlier{s, c}, nil
 }
 
-// clockTolerance is how far back a clock may be set without a reason to doubt it.
+// clockTolerance is how far back a clock may be set before it is doubted.
 const clockTolerance = time.Minute
 
-// refusal says in words why no run may start from a stored state without asking the
-// registry, "" if it may.
+// refusal says in words why no run may start from a stored state without asking
+// the registry. It returns "" if one may.
 func (m *Manager) refusal(e *earlier) string {
 	now, end := m.opts.Now().Round(0), e.Own.Expires
 	if end.IsZero() {
@@ -98,16 +98,18 @@ func (m *Manager) refusal(e *earlier) string {
 	return ""
 }
 
-// refuse takes note that the registry is waited for in spite of a stored state.
+// refuse takes note that the manager waits for the registry in spite of a
+// stored state.
 func (m *Manager) refuse(e *earlier, why string) {
 	if m.refused.Swap(e) != e {
 		m.log.Warn("waiting for the lease registry", "error", why)
 	}
 }
 
-// patiently repeats op while the registry doesn't answer. If there is a state to
-// fall back on it gives up after some time and returns true, unless the registry
-// has answered meanwhile, if only that something is missing.
+// patiently repeats op while the registry doesn't answer. If there is a state
+// to fall back on, it gives up after some time and returns true. It doesn't
+// give up if the registry has answered meanwhile, even if only that something
+// is missing.
 func (m *Manager) patiently(ctx context.Context, fallback *earlier, answered func() bool, op func(context.Context) error) (away bool, err error) {
 	if fallback != nil {
 		limited, cancel := context.WithTimeout(ctx, m.opts.Patience)
