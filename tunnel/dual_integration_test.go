@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,7 +28,38 @@ func newDualHost(t *testing.T) *dualHost {
 	for _, a := range []string{"10.66.0.1/32", "10.66.0.2/32", "10.66.0.9/32", "fd66::1/128", "fd66::2/128", "fd66::9/128"} {
 		h.address("lo", a)
 	}
+	for n := range dualPeers(0) {
+		for _, host := range []byte{1, 2, 9} {
+			h.awaitAddress(dualPeers(host)[n].Underlay)
+		}
+	}
 	return h
+}
+
+// awaitAddress waits until datagrams arrive at an address: the kernel makes the route
+// to an IPv6 address after it has taken the address, and discards until then.
+func (h *dualHost) awaitAddress(a netip.Addr) {
+	h.t.Helper()
+	in := inside(h.machine, func() (*net.UDPConn, error) {
+		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+	})
+	defer in.Close()
+	for late := time.Now().Add(patience); ; {
+		// A connected socket keeps the route that it found first.
+		out := inside(h.machine, func() (net.Conn, error) { return net.Dial("udp", in.LocalAddr().String()) })
+		_, err := out.Write([]byte{1})
+		out.Close()
+		if err == nil {
+			must(h.t, in.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+			_, err = in.Read(make([]byte, 1))
+		}
+		if err == nil {
+			return
+		}
+		if time.Now().After(late) {
+			h.t.Fatalf("nothing arrives at %s: %v", a, err)
+		}
+	}
 }
 
 func dualAddress(n byte) netip.Addr {

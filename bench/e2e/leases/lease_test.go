@@ -247,8 +247,9 @@ func TestIntegrationLeaseEndsWhileCutOff(t *testing.T) {
 	}
 	for _, taken := range []bool{false, true} {
 		begin := time.Now()
+		e2e.AwaitStatus(t, d, "it follows the leases", func(s e2e.Status) bool { return s.Etcd.Up && s.Watch.Alive })
 		wall("-I")
-		t.Log(e2e.AwaitLine(t, d, begin, "waiting for the lease registry"))
+		e2e.AwaitStatus(t, d, "it is cut off", func(s e2e.Status) bool { return !s.Etcd.Up })
 		etcdctl(w, "lease", "revoke", entryOf(w, kb22.Subnet).etcdLease)
 		if taken {
 			etcdctl(w, "put", keyOf(kb22.Subnet), valueAt(before.value, thief))

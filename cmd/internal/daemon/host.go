@@ -28,7 +28,10 @@ func (s *service) ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_ = file.Repair(ctx) // once in any case, as the file of a start; the keeper tells what is wrong
+	// Once in any case, as the file of a start. If it is right, the daemon is ready; if
+	// not, the keeper tells why and tries again.
+	_ = file.Repair(ctx)
+	file.Check(ctx)
 	s.keeper.Add(file)
 	return nil
 }

@@ -31,10 +31,11 @@ type Keeper struct {
 // kept is a part with what is known of it.
 type kept struct {
 	Part
-	wake   chan struct{} // holds one
-	looked chan struct{} // closed after the first look
+	wake chan struct{} // holds one
+	now  chan struct{} // holds one; ends the rest after a look as well
 
 	// guarded by the keeper's mutex
+	next     chan struct{} // closed after the next look that begins
 	findings []Finding
 	failed   string // the last failure to repair that was logged
 }
@@ -65,7 +66,7 @@ func (k *Keeper) Add(parts ...Part) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, p := range parts {
-		added := &kept{Part: p, wake: make(chan struct{}, 1), looked: make(chan struct{})}
+		added := &kept{Part: p, wake: make(chan struct{}, 1), now: make(chan struct{}, 1), next: make(chan struct{})}
 		k.parts = append(k.parts, added)
 		if k.start != nil {
 			k.start(added)
@@ -130,15 +131,22 @@ func (p *kept) touch() {
 	}
 }
 
-// AwaitLook returns when every part that was added has been looked at, or ctx has
-// ended.
+// AwaitLook has every part that was added looked at once more, and returns when that
+// is done or ctx has ended.
 func (k *Keeper) AwaitLook(ctx context.Context) error {
 	k.mu.Lock()
-	parts := slices.Clone(k.parts)
-	k.mu.Unlock()
-	for _, p := range parts {
+	var looks []<-chan struct{}
+	for _, p := range k.parts {
+		looks = append(looks, p.next)
 		select {
-		case <-p.looked:
+		case p.now <- struct{}{}:
+		default: // a look is due already
+		}
+	}
+	k.mu.Unlock()
+	for _, done := range looks {
+		select {
+		case <-done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -146,38 +154,51 @@ func (k *Keeper) AwaitLook(ctx context.Context) error {
 	return nil
 }
 
+// begin returns what is to be closed after the look that begins.
+func (k *Keeper) begin(p *kept) (done chan<- struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	this := p.next
+	p.next = make(chan struct{})
+	return this
+}
+
 func (k *Keeper) keep(ctx context.Context, p *kept) {
 	interval := p.Interval
 	if interval <= 0 {
 		interval = DefaultInterval
 	}
-	for first := true; ctx.Err() == nil; first = false {
-		begin := time.Now()
+	for ctx.Err() == nil {
+		begin, done := time.Now(), k.begin(p)
 		failure := k.look(ctx, p)
-		if first {
-			close(p.looked)
-		}
+		close(done)
 		pause := max(quiet, share*time.Since(begin))
 		if failure != nil {
 			pause = quiet // it may have waited, for a lock say, rather than worked
 		}
-		if !sleep(ctx, pause, nil) || !sleep(ctx, interval, p.wake) {
-			return
-		}
+		p.rest(ctx, pause, interval)
 	}
 }
 
-// sleep waits until the time has passed or something wakes it; false if ctx ended.
-func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
-	t := time.NewTimer(d)
+// rest waits for the pause, and then until something wakes the part or the interval
+// has passed. Whoever awaits a look ends both.
+func (p *kept) rest(ctx context.Context, pause, interval time.Duration) {
+	t := time.NewTimer(pause)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return false
-	case <-wake:
+		return
+	case <-p.now:
+		return
 	case <-t.C:
 	}
-	return true
+	t.Reset(interval)
+	select {
+	case <-ctx.Done():
+	case <-p.now:
+	case <-p.wake:
+	case <-t.C:
+	}
 }
 
 // look checks a part, and repairs it if need be. Its error is why that failed.

@@ -200,3 +200,19 @@ func TestPartsAreApart(t *testing.T) {
 		t.Errorf("parts are %s", names)
 	}
 }
+
+// Whoever awaits a look gets one that began after he asked, at once.
+func TestAwaitLookIsFresh(t *testing.T) {
+	var broken atomic.Bool
+	broken.Store(true)
+	k, _ := runKeeper(t, Part{Name: "peers", Interval: time.Hour, Check: checkBool(&broken, Fault{What: "not loaded", Starting: true})})
+	for range 3 {
+		broken.Store(!broken.Load())
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err := k.AwaitLook(ctx)
+		cancel()
+		if got := len(k.Findings()) > 0; err != nil || got != broken.Load() {
+			t.Fatalf("faulty is %t, %v; want %t", got, err, broken.Load())
+		}
+	}
+}
