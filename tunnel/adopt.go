@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/offload"
 )
 
 // ErrUnfit says that a descriptor is not what it has to be to be adopted; the
@@ -46,7 +48,7 @@ type UDPSockets struct {
 // The device owns the descriptors from here on and closes them; they become
 // non-blocking and close-on-exec, and what the kernel has of the wanted offloads is
 // set. After an error they are still the caller's.
-func AdoptDevice(queues []int, want Offloads) (Device, error) {
+func AdoptDevice(queues []int, want offload.Set) (Device, error) {
 	d := &kernelDevice{kind: DriverNative}
 	for i, fd := range queues {
 		name, err := queueName(fd, len(queues) > 1)
@@ -116,7 +118,7 @@ func queueName(fd int, several bool) (string, error) {
 // for the sizes of their buffers: some MiB, which may take SO_RCVBUFFORCE, lose
 // less at high rates. After an error they are still the caller's.
 func AdoptUnderlay(s Sockets, c UnderlayConfig) (*Underlay, error) {
-	u := &Underlay{offloads: c.Offloads & (OffloadGSO | OffloadGRO)}
+	u := &Underlay{offloads: c.Offloads & (offload.GSO | offload.GRO)}
 	err := u.adopt(s)
 	if err == nil {
 		err = u.settle(s.Packet)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // attachTUN attaches a queue as anybody would.
@@ -56,7 +57,7 @@ func TestIntegrationAdoptChecksDevice(t *testing.T) {
 		if c.queues == 0 {
 			fds = append(fds, fds[0])
 		}
-		d, err := AdoptDevice(fds, AllOffloads)
+		d, err := AdoptDevice(fds, offload.All)
 		switch {
 		case c.want != "":
 			if !errors.Is(err, ErrUnfit) || !isOpen(fds[0]) {
@@ -66,7 +67,7 @@ func TestIntegrationAdoptChecksDevice(t *testing.T) {
 		case err != nil:
 			t.Errorf("%s: %v", c.name, err)
 		default:
-			if d.Name() != c.name || len(d.Queues()) != c.queues || !d.Offloads().Has(OffloadTSO) {
+			if d.Name() != c.name || len(d.Queues()) != c.queues || !d.Offloads().Has(offload.TSO) {
 				t.Errorf("%s: %s, %d queues, %s", c.name, d.Name(), len(d.Queues()), d.Offloads())
 			}
 			must(t, d.Close())
@@ -105,10 +106,10 @@ func vtepLink(n byte) LinkConfig {
 func (v *vtep) start(workers int, direct DirectMode, peers ...Peer) {
 	v.t.Helper()
 	u := inside(v.machine, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: vtepPeer(v.n).Underlay, Port: wirePort, Workers: workers, Offloads: AllOffloads, Direct: direct})
+		return Listen(UnderlayConfig{Address: vtepPeer(v.n).Underlay, Port: wirePort, Workers: workers, Offloads: offload.All, Direct: direct})
 	})
 	d := inside(v.machine, func() (Device, error) {
-		d, err := OpenDevice("overlay0", DeviceConfig{Queues: workers, Offloads: AllOffloads})
+		d, err := OpenDevice("overlay0", DeviceConfig{Queues: workers, Offloads: offload.All})
 		return d, errors.Join(err, ConfigureLink("overlay0", vtepLink(v.n)))
 	})
 	v.run(d, u, peers...)
@@ -142,9 +143,9 @@ func (v *vtep) handOver(direct DirectMode) {
 	released := time.Since(begin)
 	must(v.t, v.router.Close()) // has nothing to close
 	u := inside(v.machine, func() (*Underlay, error) {
-		return AdoptUnderlay(given.Sockets, UnderlayConfig{Offloads: AllOffloads, Direct: direct})
+		return AdoptUnderlay(given.Sockets, UnderlayConfig{Offloads: offload.All, Direct: direct})
 	})
-	d, err := AdoptDevice(given.Queues, AllOffloads)
+	d, err := AdoptDevice(given.Queues, offload.All)
 	must(v.t, err)
 	v.run(d, u, peers...)
 	v.t.Logf("released in %s, all in %s", released, time.Since(begin))

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/offload"
 )
 
 // openUDP opens a socket as anybody would, bound to an address of 127.0.0.0/8.
@@ -41,7 +43,7 @@ func TestAdoptedUnderlay(t *testing.T) {
 			local, err := boundTo(s.UDP[0].Receive[0])
 			must(t, err)
 			n := local.Addr().As4()[3]
-			u, err := AdoptUnderlay(s, UnderlayConfig{Offloads: AllOffloads})
+			u, err := AdoptUnderlay(s, UnderlayConfig{Offloads: offload.All})
 			must(t, err)
 			device := newMemoryDevice(t, 1, 0)
 			r, err := New(device, u, Config{VNI: testVNI, Port: port, MAC: testMAC(n), MTU: 1450})

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // subject is a device under test and its far end: the kernel's side of it, or
@@ -187,7 +188,7 @@ func testRefusals(s *subject) {
 	defer s.device.Close()
 	p := tcpPacket(theirAddress, ourAddress, 1, 3000)
 	err := s.write(asSuperpacket(1000), p)
-	if granted := s.device.Offloads().Has(OffloadTCP); granted != (err == nil) {
+	if granted := s.device.Offloads().Has(offload.TCP); granted != (err == nil) {
 		s.t.Errorf("a TCP superpacket: %v; granted: %t", err, granted)
 	}
 	s.roundTrip(100)
@@ -256,7 +257,7 @@ func (f memoryFar) receive() []byte {
 
 func TestMemoryDeviceConforms(t *testing.T) {
 	conform(t, func(t *testing.T) *subject {
-		d := newMemoryDevice(t, 1, OffloadTCP)
+		d := newMemoryDevice(t, 1, offload.TCP)
 		return &subject{t: t, device: d, far: memoryFar{t, d.far[0]}, mtu: 2000}
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/offload"
 )
 
 const tunPath = "/dev/net/tun"
@@ -70,14 +72,14 @@ type kernelDevice struct {
 	name     string
 	kind     Driver
 	queues   []Queue
-	offloads Offloads
+	offloads offload.Set
 }
 
 func (d *kernelDevice) Name() string    { return d.name }
 func (d *kernelDevice) Queues() []Queue { return d.queues }
 func (d *kernelDevice) driver() Driver  { return d.kind }
 
-func (d *kernelDevice) Offloads() Offloads { return d.offloads }
+func (d *kernelDevice) Offloads() offload.Set { return d.offloads }
 
 func (d *kernelDevice) Close() error {
 	var errs []error

@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // MaxPacket is the length in bytes of the longest packet a [Queue] hands over
@@ -18,10 +19,10 @@ type Device interface {
 	// Queues are the device's queues, at least one. The kernel keeps each flow
 	// to one queue. The slice and the queues belong to the device.
 	Queues() []Queue
-	// Offloads are those that the device takes part in: OffloadTSO and
-	// OffloadUSO for what it hands over, OffloadTCP and OffloadUDP for what it
+	// Offloads are those that the device takes part in: offload.TSO and
+	// offload.USO for what it hands over, offload.TCP and offload.UDP for what it
 	// takes.
-	Offloads() Offloads
+	Offloads() offload.Set
 	// Close closes every queue; the interface goes with the last one unless it
 	// was made persistent. No queue may be in use by then.
 	io.Closer

@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // openOn opens a device of the driver on a machine of its own, up and with an
 // address.
-func openOn(t *testing.T, driver Driver, offloads Offloads) *subject {
+func openOn(t *testing.T, driver Driver, offloads offload.Set) *subject {
 	t.Helper()
 	h := newMachine(t)
 	d := inside(h, func() (Device, error) {
@@ -31,7 +32,7 @@ func openOn(t *testing.T, driver Driver, offloads Offloads) *subject {
 func TestIntegrationDevicesConform(t *testing.T) {
 	for _, driver := range Drivers()[1:] {
 		t.Run(string(driver), func(t *testing.T) {
-			open := func(t *testing.T) *subject { return openOn(t, driver, AllOffloads) }
+			open := func(t *testing.T) *subject { return openOn(t, driver, offload.All) }
 			conform(t, open)
 			for _, part := range []struct {
 				name string
@@ -83,7 +84,7 @@ func testNames(s *subject) {
 
 func (s *subject) reopen(driver Driver) (d Device, err error) {
 	_ = inside(s.kernel, func() (struct{}, error) {
-		d, err = OpenDevice("tun0", DeviceConfig{Driver: driver, Queues: 2, Offloads: AllOffloads})
+		d, err = OpenDevice("tun0", DeviceConfig{Driver: driver, Queues: 2, Offloads: offload.All})
 		return struct{}{}, nil
 	})
 	return d, err
@@ -117,7 +118,7 @@ func testSuperpackets(s *subject) {
 	if !slices.Equal(sizes, want) {
 		s.t.Errorf("datagrams of %d came out", sizes)
 	}
-	if together := packets < count; together != s.device.Offloads().Has(OffloadUSO) {
+	if together := packets < count; together != s.device.Offloads().Has(offload.USO) {
 		s.t.Errorf("%d packets came with offloads %s", packets, s.device.Offloads())
 	}
 	must(s.t, conn.SetReadDeadline(time.Now().Add(patience)))
@@ -182,7 +183,7 @@ func testRemoved(s *subject) {
 
 // By default the device is this package's own.
 func TestIntegrationDriverAuto(t *testing.T) {
-	s := openOn(t, "", AllOffloads)
+	s := openOn(t, "", offload.All)
 	defer s.device.Close()
 	if got := DriverOf(s.device); got != DriverNative {
 		t.Errorf("the driver is %s", got)

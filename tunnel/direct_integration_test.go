@@ -14,6 +14,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/nexthop"
+	"uvxlan/tunnel/offload"
 )
 
 // neighbours is a router of 10.66.0.1 whose peer 10.66.0.2 is on the link eth0,
@@ -41,7 +42,7 @@ func newNeighbours(t *testing.T, mode DirectMode, workers int) *neighbours {
 	underlay := inside(n.a, func() (*Underlay, error) {
 		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: wirePort, Workers: workers, Direct: mode})
 	})
-	device := newMemoryDevice(t, workers, AllOffloads)
+	device := newMemoryDevice(t, workers, offload.All)
 	n.queue = device.far[0]
 	var err error
 	n.Router, err = New(device, underlay, Config{

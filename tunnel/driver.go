@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"uvxlan/tunnel/offload"
 )
 
 // Driver is a way to have a TUN device.
@@ -63,7 +65,7 @@ type DeviceConfig struct {
 	Queues int
 	// Offloads are those wanted of the device; what the kernel refuses is left
 	// out.
-	Offloads Offloads
+	Offloads offload.Set
 }
 
 // OpenDevice makes the TUN interface name and opens all of its queues, in the

@@ -14,6 +14,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/offload"
 )
 
 // dualHost makes hosts of both families that share one namespace: host n is
@@ -79,7 +80,7 @@ func (h *dualHost) start(t *testing.T, n byte) *node {
 	t.Helper()
 	peers := dualPeers(n)
 	underlay := inside(h.machine, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: peers[0].Underlay, AddressV6: peers[1].Underlay, Port: h.port, Offloads: AllOffloads})
+		return Listen(UnderlayConfig{Address: peers[0].Underlay, AddressV6: peers[1].Underlay, Port: h.port, Offloads: offload.All})
 	})
 	device := newMemoryDevice(t, 1, 0)
 	c := Config{

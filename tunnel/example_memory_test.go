@@ -8,6 +8,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
 )
 
@@ -50,7 +51,7 @@ func exampleHost(own, other tunnel.Peer) (*tunneltest.Device, *tunnel.Router) {
 	const port = 14789
 	device, err := tunneltest.NewDevice("memory0", 1)
 	check(err)
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: own.Underlay, Port: port, Offloads: tunnel.AllOffloads})
+	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: own.Underlay, Port: port, Offloads: offload.All})
 	check(err)
 	router, err := tunnel.New(device, underlay, tunnel.Config{VNI: 1, Port: port, MAC: own.MAC, MTU: 1450})
 	check(err)
@@ -76,16 +77,6 @@ func ExampleRouter_UpdatePeers() {
 	// Output:
 	// peer 172.7.32.0/24 at 192.168.15.32: 00:00:00:00:00:00 is no VTEP's MAC
 	// 172.7.31.0/24 at 192.168.15.31
-}
-
-func ExampleParseOffloads() {
-	offloads, err := tunnel.ParseOffloads("tso,gso,gro")
-	fmt.Println(offloads, offloads.Has(tunnel.OffloadGSO), offloads.Has(tunnel.OffloadUDP), err)
-	_, err = tunnel.ParseOffloads("tso,lro")
-	fmt.Println(err)
-	// Output:
-	// tso,gso,gro true false <nil>
-	// offload "lro": there are tso,uso,gso,gro,tcp,udp
 }
 
 func check(err error) {

@@ -12,6 +12,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 // A host of a network without VXLAN: a kernel route to each peer on eth0.
@@ -42,7 +43,7 @@ func ExampleGateway() {
 // (SCM_RIGHTS), or inherits it. The sockets are of the host's network namespace.
 func ExampleAdoptDevice() {
 	const queue = 3 // inherited
-	device, err := tunnel.AdoptDevice([]int{queue}, tunnel.AllOffloads)
+	device, err := tunnel.AdoptDevice([]int{queue}, offload.All)
 	if err != nil {
 		slog.Error("no device", "error", err) // the descriptor is still ours
 		return
@@ -56,7 +57,7 @@ func ExampleAdoptDevice() {
 	var underlay *tunnel.Underlay
 	err = tunnel.Inside(host, func() (err error) {
 		underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
-			Address: netip.MustParseAddr("192.168.14.21"), Port: 4789, Offloads: tunnel.AllOffloads,
+			Address: netip.MustParseAddr("192.168.14.21"), Port: 4789, Offloads: offload.All,
 		})
 		return err
 	})
@@ -80,7 +81,7 @@ func ExampleAdoptDevice() {
 // A runtime without privileges, whose sockets somebody else has opened.
 func ExampleAdoptUnderlay() {
 	inherited := tunnel.Sockets{UDP: []tunnel.UDPSockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}}
-	underlay, err := tunnel.AdoptUnderlay(inherited, tunnel.UnderlayConfig{Offloads: tunnel.AllOffloads})
+	underlay, err := tunnel.AdoptUnderlay(inherited, tunnel.UnderlayConfig{Offloads: offload.All})
 	if errors.Is(err, tunnel.ErrUnfit) {
 		slog.Error("one of the sockets isn't what it should be", "error", err)
 	}
@@ -99,11 +100,11 @@ func ExampleRouter_Release() {
 		if err != nil {
 			return nil, err // the old one still runs
 		}
-		device, err := tunnel.AdoptDevice(given.Queues, tunnel.AllOffloads)
+		device, err := tunnel.AdoptDevice(given.Queues, offload.All)
 		if err != nil {
 			return nil, err
 		}
-		underlay, err := tunnel.AdoptUnderlay(given.Sockets, tunnel.UnderlayConfig{Offloads: tunnel.AllOffloads})
+		underlay, err := tunnel.AdoptUnderlay(given.Sockets, tunnel.UnderlayConfig{Offloads: offload.All})
 		if err != nil {
 			return nil, errors.Join(err, device.Close())
 		}

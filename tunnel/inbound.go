@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // A packet's way in, in the order of the functions below:
@@ -75,7 +76,7 @@ type receiving struct {
 	limit int // messages of the next batch
 }
 
-func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, l *local, total *counters) *inbound {
+func newInbound(c *Config, q Queue, granted offload.Set, t *peerTable, l *local, total *counters) *inbound {
 	in := &inbound{
 		queue: q, table: t, local: l, total: total,
 		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
@@ -83,8 +84,8 @@ func newInbound(c *Config, q Queue, granted Offloads, t *peerTable, l *local, to
 		bufs:      packetMemory(rxBatch * rxStride),
 	}
 	in.sockets = in.places[:0] // apart from what other workers write
-	in.coalescer.SetTCP(granted.Has(OffloadTCP))
-	in.coalescer.SetUDP(granted.Has(OffloadUDP))
+	in.coalescer.SetTCP(granted.Has(offload.TCP))
+	in.coalescer.SetUDP(granted.Has(offload.UDP))
 	for i := range in.msgs {
 		in.iovs[i].Base = &in.bufs[i*rxStride]
 		in.iovs[i].SetLen(rxBuffer)

@@ -16,6 +16,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/netnstest"
+	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
 )
 
@@ -141,12 +142,12 @@ func TestIntegrationRoutersLeaveNothing(t *testing.T) {
 	vtep, network := netip.MustParseAddr("10.0.1.0"), netip.MustParsePrefix("10.0.0.0/16")
 	modes := []tunnel.DirectMode{tunnel.DirectOff, tunnel.DirectSocket, tunnel.DirectRoute}
 	checkLeaks(t, 200, func(i int) {
-		device, err := tunnel.OpenDevice("flannel.1", tunnel.DeviceConfig{Queues: 2, Offloads: tunnel.AllOffloads})
+		device, err := tunnel.OpenDevice("flannel.1", tunnel.DeviceConfig{Queues: 2, Offloads: offload.All})
 		if err != nil {
 			t.Fatal(err)
 		}
 		runRouter(t, device, tunnel.UnderlayConfig{
-			Address: leakHost, Port: 4789, Workers: 2, Offloads: tunnel.AllOffloads, Direct: modes[i%len(modes)],
+			Address: leakHost, Port: 4789, Workers: 2, Offloads: offload.All, Direct: modes[i%len(modes)],
 		}, tunnel.Config{VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450, Addresses: []netip.Addr{vtep}}, func(r *tunnel.Router) {
 			if err := tunnel.ConfigureLink("flannel.1", tunnel.LinkConfig{
 				Addresses: []netip.Addr{vtep}, Networks: []netip.Prefix{network}, MTU: 1450,

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // memoryDevice is a device whose far end is the test instead of a kernel: each
@@ -17,10 +18,10 @@ type memoryDevice struct {
 	queues []Queue
 	far    []*memoryQueue
 
-	offloads Offloads
+	offloads offload.Set
 }
 
-func newMemoryDevice(t testing.TB, queues int, o Offloads) *memoryDevice {
+func newMemoryDevice(t testing.TB, queues int, o offload.Set) *memoryDevice {
 	t.Helper()
 	d := &memoryDevice{offloads: o}
 	for range queues {
@@ -42,7 +43,7 @@ func newMemoryDevice(t testing.TB, queues int, o Offloads) *memoryDevice {
 func (d *memoryDevice) Name() string    { return "memory" }
 func (d *memoryDevice) Queues() []Queue { return d.queues }
 
-func (d *memoryDevice) Offloads() Offloads { return d.offloads }
+func (d *memoryDevice) Offloads() offload.Set { return d.offloads }
 
 func (d *memoryDevice) Close() error {
 	var errs []error

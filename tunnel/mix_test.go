@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // Whatever the offloads and however packets gather in batches: what one device
@@ -30,22 +31,22 @@ const (
 // mixVariants are the settings that a mix is tried with.
 var mixVariants = []struct {
 	name     string
-	offloads Offloads
+	offloads offload.Set
 	refuse   bool // the device refuses the superpackets it promised to take
 }{
-	{"all offloads", AllOffloads, false},
-	{"without gso", AllOffloads &^ OffloadGSO, false},
-	{"without gro", AllOffloads &^ OffloadGRO, false},
-	{"without tcp and udp", AllOffloads &^ (OffloadTCP | OffloadUDP), false},
-	{"without tso and uso", AllOffloads &^ (OffloadTSO | OffloadUSO), false},
+	{"all offloads", offload.All, false},
+	{"without gso", offload.All &^ offload.GSO, false},
+	{"without gro", offload.All &^ offload.GRO, false},
+	{"without tcp and udp", offload.All &^ (offload.TCP | offload.UDP), false},
+	{"without tso and uso", offload.All &^ (offload.TSO | offload.USO), false},
 	{"none", 0, false},
-	{"device refuses superpackets", AllOffloads, true},
+	{"device refuses superpackets", offload.All, true},
 }
 
 // cable is two nodes, and what is under way between them.
 type cable struct {
 	ends     [2]*node
-	offloads Offloads
+	offloads offload.Set
 	refuse   bool
 	running  bool
 
@@ -144,7 +145,7 @@ func (c *cable) send(t *testing.T, it item) {
 		c.due[flow] = append(c.due[flow], p)
 	}
 	q := c.ends[it.from-1].queue
-	if !c.takes(it.offload, OffloadTSO, OffloadUSO) {
+	if !c.takes(it.offload, offload.TSO, offload.USO) {
 		for _, p := range segments {
 			q.send(t, p)
 		}
@@ -156,7 +157,7 @@ func (c *cable) send(t *testing.T, it item) {
 }
 
 // takes tells whether a packet may pass a device with these two offloads.
-func (c *cable) takes(o Offload, tcp, udp Offloads) bool {
+func (c *cable) takes(o Offload, tcp, udp offload.Set) bool {
 	switch o.GSO {
 	case encap.GSONone:
 		return true
@@ -275,7 +276,7 @@ func (c *cable) checkOffload(t *testing.T, a *arrival) {
 	}
 	c.kinds[o.GSO&^encap.GSOECN]++
 	headers := plainHeaders(a.packet, o)
-	if int(o.HeaderLen) != headers || headers+int(o.SegmentSize) > mixMTU || !c.takes(o, OffloadTCP, OffloadUDP) {
+	if int(o.HeaderLen) != headers || headers+int(o.SegmentSize) > mixMTU || !c.takes(o, offload.TCP, offload.UDP) {
 		t.Fatalf("%+v with %d bytes of headers, offloads %s", o, headers, c.offloads)
 	}
 	whole := slices.Clone(a.packet)
@@ -375,7 +376,7 @@ func TestMixStepByStep(t *testing.T) {
 				c.play(t, mixSource(seed, 1500))
 			}
 			for _, kind := range []encap.GSOType{encap.GSOTCPv4, encap.GSOTCPv6, encap.GSOUDP} {
-				if c.takes(Offload{GSO: kind}, OffloadTCP, OffloadUDP) && !c.refuse && c.kinds[kind] < 10 {
+				if c.takes(Offload{GSO: kind}, offload.TCP, offload.UDP) && !c.refuse && c.kinds[kind] < 10 {
 					t.Errorf("only %d superpackets of type %d", c.kinds[kind], kind)
 				}
 			}

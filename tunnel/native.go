@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/offload"
 )
 
 // openNative opens a device with a vnet header on every packet.
@@ -34,32 +36,32 @@ func exclusive(queue int) uint16 {
 // setOffloads asks the device for superpackets, for as many kinds as the kernel
 // knows. Whether it takes UDP superpackets is told by whether it would give
 // them: both came with Linux 6.2.
-func setOffloads(fd int, want Offloads) Offloads {
+func setOffloads(fd int, want offload.Set) offload.Set {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 		udp = unix.TUN_F_CSUM | unix.TUN_F_USO4 | unix.TUN_F_USO6
 	)
 	set := func(flags int) bool { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags) == nil }
-	if all := OffloadTSO | OffloadUSO; want.Has(all) && set(tcp|udp) {
-		return want & (all | OffloadTCP | OffloadUDP) // one step, and none if it is so already
+	if all := offload.TSO | offload.USO; want.Has(all) && set(tcp|udp) {
+		return want & (all | offload.TCP | offload.UDP) // one step, and none if it is so already
 	}
-	got := want & OffloadTCP
-	if want&(OffloadUSO|OffloadUDP) != 0 && set(udp) {
-		got |= want & (OffloadUSO | OffloadUDP)
+	got := want & offload.TCP
+	if want&(offload.USO|offload.UDP) != 0 && set(udp) {
+		got |= want & (offload.USO | offload.UDP)
 	}
-	if want.Has(OffloadTSO) && set(tcp) {
-		got |= OffloadTSO
+	if want.Has(offload.TSO) && set(tcp) {
+		got |= offload.TSO
 	}
 	flags := 0
-	if got.Has(OffloadTSO) {
+	if got.Has(offload.TSO) {
 		flags |= tcp
 	}
-	if got.Has(OffloadUSO) {
+	if got.Has(offload.USO) {
 		flags |= udp
 	}
 	if !set(flags) {
 		set(0)
-		got &^= OffloadTSO | OffloadUSO
+		got &^= offload.TSO | offload.USO
 	}
 	return got
 }

@@ -30,7 +30,7 @@ const (
 //
 // Only the kernel's own segmentation is seen on loopback. What a device makes
 // of a run is not: with some, Linux 7.0 to 7.1.4 send runs of equal datagrams
-// with wrong lengths, and only turning OffloadGSO off helps.
+// with wrong lengths, and only turning offload.GSO off helps.
 func segmentationWorks(attempt func() error) bool {
 	for range probeAttempts {
 		if attempt() == nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel/internal/wake"
+	"uvxlan/tunnel/offload"
 )
 
 // A TUN that knows no vnet headers, no queues and no exclusive flag, as gVisor's:
@@ -26,8 +27,8 @@ func TestIntegrationAutoWithoutVnetHeaders(t *testing.T) {
 			return nil, err
 		}
 		defer stop()
-		_, refused = OpenDevice("tun0", DeviceConfig{Driver: DriverNative, Queues: 2, Offloads: AllOffloads})
-		return OpenDevice("tun0", DeviceConfig{Queues: 2, Offloads: AllOffloads})
+		_, refused = OpenDevice("tun0", DeviceConfig{Driver: DriverNative, Queues: 2, Offloads: offload.All})
+		return OpenDevice("tun0", DeviceConfig{Queues: 2, Offloads: offload.All})
 	})
 	defer d.Close()
 	if !errors.Is(refused, ErrDriverRefused) {

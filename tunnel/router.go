@@ -12,6 +12,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/offload"
 )
 
 // ErrClosed is what Run returns on a router or gateway that was closed before.
@@ -331,7 +332,7 @@ func (r *Router) HasPeer(subnet netip.Prefix) bool {
 func (r *Router) Path(subnet netip.Prefix) Path { return r.paths.path(subnet.Masked()) }
 
 // Offloads are those in use: wanted of the device and the sockets, and granted.
-func (r *Router) Offloads() Offloads { return r.device.Offloads() | r.underlay.Offloads() }
+func (r *Router) Offloads() offload.Set { return r.device.Offloads() | r.underlay.Offloads() }
 
 // Stats is what the router has counted so far.
 func (r *Router) Stats() Stats {

@@ -20,6 +20,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/offload"
 )
 
 func TestMain(m *testing.M) {
@@ -78,7 +79,7 @@ func newNode(t testing.TB, n byte, port uint16, change func(*Config)) *node {
 	return newNodeOn(t, newMemoryDevice(t, 1, 0), n, port, 0, change)
 }
 
-func newNodeOn(t testing.TB, device *memoryDevice, n byte, port uint16, o Offloads, change func(*Config)) *node {
+func newNodeOn(t testing.TB, device *memoryDevice, n byte, port uint16, o offload.Set, change func(*Config)) *node {
 	t.Helper()
 	address := netip.AddrFrom4([4]byte{127, 0, 0, n})
 	underlay, err := Listen(UnderlayConfig{Address: address, Port: port, Offloads: o})

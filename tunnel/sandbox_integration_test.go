@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/offload"
 )
 
 // The test binary plays three parts: the test, an unprivileged container runtime
@@ -83,11 +85,11 @@ func playRuntime() error {
 	if err != nil {
 		return errors.Join(err, sandbox.Wait())
 	}
-	device, err := AdoptDevice([]int{tun}, AllOffloads)
+	device, err := AdoptDevice([]int{tun}, offload.All)
 	if err != nil {
 		return err
 	}
-	underlay, err := AdoptUnderlay(Sockets{UDP: []UDPSockets{sockets}}, UnderlayConfig{Offloads: AllOffloads})
+	underlay, err := AdoptUnderlay(Sockets{UDP: []UDPSockets{sockets}}, UnderlayConfig{Offloads: offload.All})
 	if err != nil {
 		return err
 	}

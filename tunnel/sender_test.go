@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // senderPair is a sender and what its peer receives, over loopback.
@@ -255,12 +256,12 @@ func TestParseControl(t *testing.T) {
 }
 
 func TestOffloadNames(t *testing.T) {
-	for _, o := range []Offloads{0, OffloadGSO, OffloadTSO | OffloadUDP, AllOffloads} {
-		if got, err := ParseOffloads(o.String()); err != nil || got != o {
+	for _, o := range []offload.Set{0, offload.GSO, offload.TSO | offload.UDP, offload.All} {
+		if got, err := offload.Parse(o.String()); err != nil || got != o {
 			t.Errorf("%s: parsed as %s, %v", o, got, err)
 		}
 	}
-	if _, err := ParseOffloads("gso,warp"); err == nil {
+	if _, err := offload.Parse("gso,warp"); err == nil {
 		t.Error("an unknown name was accepted")
 	}
 }

@@ -1,6 +1,10 @@
 package tunnel
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"uvxlan/tunnel/offload"
+)
 
 // DropReason says why a packet was dropped.
 type DropReason uint8
@@ -73,7 +77,7 @@ type Stats struct {
 	// Peers is how many there are now.
 	Peers int
 	// Offloads are those in use.
-	Offloads Offloads
+	Offloads offload.Set
 	// Datagrams are VXLAN frames on the wire, that were sent or taken; Bytes are
 	// those of the IP packets inside, a superpacket's headers counted once.
 	TxDatagrams, RxDatagrams uint64

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/offload"
 )
 
 // tcpPacket is an IPv4 TCP packet whose checksum field holds the pseudo-header's
@@ -44,7 +45,7 @@ func asSuperpacket(size int) Offload {
 
 func withAllOffloads(t *testing.T, n byte, port uint16) *node {
 	t.Helper()
-	nd := newNodeOn(t, newMemoryDevice(t, 1, AllOffloads), n, port, AllOffloads, nil)
+	nd := newNodeOn(t, newMemoryDevice(t, 1, offload.All), n, port, offload.All, nil)
 	nd.run(t)
 	return nd
 }
@@ -162,7 +163,7 @@ func (q *loopQueue) Write(_ Offload, parts [][]byte) error {
 // loop is a worker that sends what a loopQueue gives to itself.
 func newLoop(t testing.TB, q *loopQueue) *worker {
 	t.Helper()
-	n := newNodeOn(t, newMemoryDevice(t, 1, AllOffloads), 1, freePort(t), AllOffloads, func(c *Config) { c.AnySource = true })
+	n := newNodeOn(t, newMemoryDevice(t, 1, offload.All), 1, freePort(t), offload.All, func(c *Config) { c.AnySource = true })
 	t.Cleanup(func() {
 		if err := n.Close(); err != nil {
 			t.Error(err)

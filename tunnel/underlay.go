@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/offload"
 )
 
 // Defaults of [UnderlayConfig].
@@ -42,9 +44,9 @@ type UnderlayConfig struct {
 	// more than a quarter is taken, or used up; without any, everything leaves from
 	// the VXLAN port.
 	SourcePorts int
-	// Offloads are those wanted of the sockets, OffloadGSO and OffloadGRO; what
+	// Offloads are those wanted of the sockets, offload.GSO and offload.GRO; what
 	// the kernel refuses is left out.
-	Offloads Offloads
+	Offloads offload.Set
 	// Direct says how packets to on-link peers travel.
 	Direct DirectMode
 	// Logger gets what following the host's routes and neighbours meets with, and
@@ -60,7 +62,7 @@ type UnderlayConfig struct {
 // mapping. With [DirectSocket] each worker has a packet socket as well; both
 // direct modes have netlink sockets that follow the host's routes.
 type Underlay struct {
-	offloads Offloads
+	offloads offload.Set
 	sockets  [families]*socketSet // nil for a family without an address
 	direct   []int                // with DirectSocket
 	paths    *paths
@@ -80,7 +82,7 @@ func Listen(c UnderlayConfig) (*Underlay, error) {
 	if c.SourcePorts <= 0 {
 		c.SourcePorts = DefaultSourcePorts
 	}
-	u := &Underlay{offloads: c.Offloads & (OffloadGSO | OffloadGRO)}
+	u := &Underlay{offloads: c.Offloads & (offload.GSO | offload.GRO)}
 	if err := u.open(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open underlay: %w", err), u.Close())
 	}
@@ -127,18 +129,18 @@ func (u *Underlay) openFamily(c UnderlayConfig, address netip.Addr) error {
 // setGRO turns UDP_GRO on if it is wanted, for good if the kernel refuses.
 func (u *Underlay) setGRO(fd int) {
 	on := 0
-	if u.offloads.Has(OffloadGRO) {
+	if u.offloads.Has(offload.GRO) {
 		on = 1
 	}
 	if unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, on) != nil {
-		u.offloads &^= OffloadGRO
+		u.offloads &^= offload.GRO
 	}
 }
 
-// tryGSO gives OffloadGSO up where the kernel doesn't do it right.
+// tryGSO gives offload.GSO up where the kernel doesn't do it right.
 func (u *Underlay) tryGSO(f family) {
-	if u.offloads.Has(OffloadGSO) && !segmentationWorks(func() error { return probeSegmentation(f) }) {
-		u.offloads &^= OffloadGSO
+	if u.offloads.Has(offload.GSO) && !segmentationWorks(func() error { return probeSegmentation(f) }) {
+		u.offloads &^= offload.GSO
 	}
 }
 
@@ -345,7 +347,7 @@ func growBuffer(fd, force, plain int) {
 }
 
 // Offloads are those of the wanted ones that work.
-func (u *Underlay) Offloads() Offloads { return u.offloads }
+func (u *Underlay) Offloads() offload.Set { return u.offloads }
 
 // Close closes every socket and removes the routes that were made.
 func (u *Underlay) Close() error {

@@ -6,6 +6,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"uvxlan/tunnel/offload"
 )
 
 // WrapWireGuard makes a [Device] of any of wireguard-go's, such as its netstack,
@@ -61,7 +63,7 @@ func (d *wireguardDevice) Name() string    { return d.name }
 func (d *wireguardDevice) Queues() []Queue { return d.queues[:] }
 func (d *wireguardDevice) driver() Driver  { return DriverWireGuard }
 
-func (d *wireguardDevice) Offloads() Offloads { return 0 }
+func (d *wireguardDevice) Offloads() offload.Set { return 0 }
 
 func (d *wireguardDevice) Close() (err error) {
 	d.once.Do(func() {
@@ -81,14 +83,14 @@ func (d *wireguardDevice) Close() (err error) {
 // leaves descriptors open when it is refused.
 func openWireGuard(name string, c DeviceConfig) (Device, error) {
 	flags := uint16(unix.IFF_TUN_EXCL)
-	if c.Offloads&(OffloadTSO|OffloadUSO|OffloadTCP|OffloadUDP) != 0 {
+	if c.Offloads&(offload.TSO|offload.USO|offload.TCP|offload.UDP) != 0 {
 		flags |= unix.IFF_VNET_HDR
 	}
 	fd, err := openTUN(name, flags)
 	if err != nil {
 		return nil, err
 	}
-	if flags&unix.IFF_VNET_HDR != 0 && !setOffloads(fd, OffloadTSO).Has(OffloadTSO) {
+	if flags&unix.IFF_VNET_HDR != 0 && !setOffloads(fd, offload.TSO).Has(offload.TSO) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("%w: it gives no TCP superpackets", ErrDriverRefused)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel/internal/wake"
+	"uvxlan/tunnel/offload"
 )
 
 // Errors of [Router.Run] after which a new router with a new device and new
@@ -42,7 +43,7 @@ func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker
 	q, l := dev.Queues()[i], newLocal(c)
 	var d *direct
 	if u.direct != nil {
-		d = newDirect(u.direct[i], dev.Offloads().Has(OffloadUDP), c.MTU)
+		d = newDirect(u.direct[i], dev.Offloads().Has(offload.UDP), c.MTU)
 	}
 	w.out = newOutbound(q, t, newSenders(u, i), d, l, &w.total)
 	w.in = newInbound(c, q, dev.Offloads(), t, l, &w.total)
@@ -61,7 +62,7 @@ func newSenders(u *Underlay, i int) (pools [families][]*sender) {
 			continue
 		}
 		for _, fd := range s.tx[i] {
-			pools[f] = append(pools[f], newSender(fd, family(f) == ipv6, u.offloads.Has(OffloadGSO)))
+			pools[f] = append(pools[f], newSender(fd, family(f) == ipv6, u.offloads.Has(offload.GSO)))
 		}
 	}
 	return pools

@@ -27,6 +27,7 @@ import (
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 func main() {
@@ -118,7 +119,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.StringVar(&f.driver, "device-driver", string(tunnel.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
-	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+tunnel.AllOffloads.String())
+	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+offload.All.String())
 	fs.BoolVar(&f.ipMasq, "ip-masq", false, "give what containers send out of the overlay the host's address")
 	fs.BoolVar(&f.notRandomFully, "ip-masq-fully-random-disable", false, "leave the choice of masqueraded connections' source ports to the kernel")
 	fs.IntVar(&f.iptablesResync, "iptables-resync", 5, "`seconds` after which missing firewall rules are put back")
@@ -167,7 +168,7 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	if f.expired != "wait" && f.expired != "use" {
 		errs = append(errs, fmt.Errorf("-stored-lease-expired %q: must be wait or use", f.expired))
 	}
-	if _, err := tunnel.ParseOffloads(f.noOffload); err != nil {
+	if _, err := offload.Parse(f.noOffload); err != nil {
 		errs = append(errs, fmt.Errorf("-offload-disable: %w", err))
 	}
 	if _, err := tunnel.ParseDriver(f.driver); err != nil {
@@ -227,8 +228,8 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {
-		disabled, _ := tunnel.ParseOffloads(f.noOffload) // checked before
-		o.Overlay.Offloads, o.Overlay.MustOffload = tunnel.AllOffloads&^disabled, f.offload == "on"
+		disabled, _ := offload.Parse(f.noOffload) // checked before
+		o.Overlay.Offloads, o.Overlay.MustOffload = offload.All&^disabled, f.offload == "on"
 	}
 	o.Firewall = daemon.FirewallOptions{
 		Masquerade: f.ipMasq, RandomFully: !f.notRandomFully, Forward: f.forwardRules,

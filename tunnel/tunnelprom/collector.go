@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 // Source is a router, or what stands for one.
@@ -86,7 +87,7 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	for _, reason := range tunnel.DropReasons() {
 		e.counter(d.drops, s.Drop(reason), reason.String())
 	}
-	for way := tunnel.Offloads(1); tunnel.AllOffloads.Has(way); way <<= 1 {
+	for way := offload.Set(1); offload.All.Has(way); way <<= 1 {
 		on := 0.0
 		if s.Offloads.Has(way) {
 			on = 1

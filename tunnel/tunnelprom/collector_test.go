@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunnelprom"
 )
 
@@ -19,7 +20,7 @@ func (c counted) Stats() tunnel.Stats { return tunnel.Stats(c) }
 
 func example() counted {
 	c := counted{
-		Peers: 2, Offloads: tunnel.OffloadTSO | tunnel.OffloadUDP,
+		Peers: 2, Offloads: offload.TSO | offload.UDP,
 		TxDatagrams: 20, RxDatagrams: 21, TxBytes: 1000, RxBytes: 1001, TxPackets: 10, RxPackets: 11,
 		TxMessages: 5, RxMessages: 6, TxBatches: 4, RxBatches: 3, TxDirect: 8, Fallbacks: 9, Answers: 12,
 	}

@@ -19,6 +19,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 // Device is a device in memory. It takes part in no offload: every packet is
@@ -86,7 +87,7 @@ func (d *Device) Name() string { return d.name }
 func (d *Device) Queues() []tunnel.Queue { return d.queues }
 
 // Offloads implements [tunnel.Device]: there are none.
-func (d *Device) Offloads() tunnel.Offloads { return 0 }
+func (d *Device) Offloads() offload.Set { return 0 }
 
 // Send sends one IP packet into the overlay, as a container does: a router reads
 // it from the queue that its flow always takes. It waits while that is full. On a

@@ -3,6 +3,7 @@ package control
 import (
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 // PeerOf tells of a peer and its path; otherwise is what a path is that isn't
@@ -32,7 +33,7 @@ func TrafficOf(s tunnel.Stats) *Traffic {
 	for _, d := range tunnel.DropReasons() {
 		t.Drops[d.String()] = s.Drop(d)
 	}
-	for bit := tunnel.OffloadTSO; bit <= tunnel.OffloadUDP; bit <<= 1 {
+	for bit := offload.TSO; bit <= offload.UDP; bit <<= 1 {
 		t.Offloads[bit.String()] = s.Offloads.Has(bit)
 	}
 	return t

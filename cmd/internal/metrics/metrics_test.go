@@ -12,6 +12,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/metrics"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 type source struct {
@@ -74,7 +75,7 @@ func full() source {
 		},
 		peers: peers(2),
 		stats: &tunnel.Stats{
-			Peers: 2, Offloads: tunnel.OffloadTSO, TxDirect: 8, Fallbacks: 9, Answers: 12,
+			Peers: 2, Offloads: offload.TSO, TxDirect: 8, Fallbacks: 9, Answers: 12,
 			TxPackets: 10, TxBytes: 1000, TxDatagrams: 20, TxMessages: 5, TxBatches: 4,
 			RxPackets: 11, RxBytes: 1001, RxDatagrams: 21, RxMessages: 6, RxBatches: 3,
 		},

@@ -24,6 +24,7 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
+	"uvxlan/tunnel/offload"
 )
 
 // maxWorkers bounds the default number of workers: beyond it the flows of one
@@ -41,7 +42,7 @@ type Options struct {
 	AnySource bool
 	// Offloads are those to use, where the kernel has them; with MustOffload it
 	// must.
-	Offloads    tunnel.Offloads
+	Offloads    offload.Set
 	MustOffload bool
 }
 

@@ -15,6 +15,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 )
 
 // stack is the process's own TCP/IP.
@@ -93,7 +94,7 @@ func join(address netip.Addr, m *membership) (*node, error) {
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: address, Port: m.port, Offloads: tunnel.AllOffloads})
+	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: address, Port: m.port, Offloads: offload.All})
 	if err != nil {
 		return nil, errors.Join(err, device.Close())
 	}

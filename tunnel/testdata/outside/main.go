@@ -68,7 +68,7 @@ func memory(ctx context.Context) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: own.address, Port: uint16(port), Offloads: tunnel.AllOffloads})
+		underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: own.address, Port: uint16(port), Offloads: offload.All})
 		if err != nil {
 			return nil, nil, err
 		}
