@@ -4,11 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/descriptor"
 	"uvxlan/tunnel/offload"
 )
 
@@ -37,74 +38,6 @@ type UDPSockets struct {
 	// everything leaves from the VXLAN port, and neither the network nor the peers
 	// can spread the flows.
 	Send [][]int `json:"send,omitempty"`
-}
-
-// AdoptDevice makes a device of the queues of a TUN interface that the caller has
-// made. It may be in another network namespace, where it stays. Each descriptor was
-// attached (TUNSETIFF) with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR, several of them
-// with IFF_MULTI_QUEUE; what can be seen to be otherwise is [ErrUnfit]. It takes no
-// privilege. [ConfigureLink] is for whoever is in that namespace.
-//
-// The device owns the descriptors from here on and closes them; they become
-// non-blocking and close-on-exec, and what the kernel has of the wanted offloads is
-// set. After an error they are still the caller's.
-func AdoptDevice(queues []int, want offload.Set) (Device, error) {
-	d := &kernelDevice{kind: DriverNative}
-	for i, fd := range queues {
-		name, err := queueName(fd, len(queues) > 1)
-		switch {
-		case err != nil:
-		case i > 0 && name != d.name:
-			err = fmt.Errorf("%w: a queue of %s beside one of %s", ErrUnfit, name, d.name)
-		case slices.Contains(queues[:i], fd):
-			err = fmt.Errorf("%w: it is there twice", ErrUnfit)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("adopt TUN queue %d: %w", fd, err)
-		}
-		d.name = name
-		d.queues = append(d.queues, &nativeQueue{fd: fd})
-	}
-	if len(queues) == 0 {
-		return nil, fmt.Errorf("adopt TUN device: %w: there is none", ErrUnfit)
-	}
-	if err := settleDescriptors(queues); err != nil {
-		return nil, fmt.Errorf("adopt TUN device %s: %w", d.name, err)
-	}
-	if err := unix.IoctlSetPointerInt(queues[0], unix.TUNSETVNETHDRSZ, vnetHeaderLen); err != nil {
-		return nil, fmt.Errorf("adopt TUN device %s: %w", d.name, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err))
-	}
-	d.offloads = setOffloads(queues[0], want)
-	return d, nil
-}
-
-// queueName checks that fd is a queue as nativeQueue reads it, and returns the
-// interface's name. IFF_NO_PI can't be seen: TUNGETIFF uses its bit for something
-// else as well.
-func queueName(fd int, several bool) (string, error) {
-	ifr, err := unix.NewIfreq("")
-	if err != nil {
-		return "", err
-	}
-	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
-		return "", fmt.Errorf("%w: no queue of a TUN interface: %w", ErrUnfit, err)
-	}
-	flags := ifr.Uint16()
-	for _, f := range []struct {
-		name        string
-		mask, value uint16
-	}{
-		{"IFF_TUN", unix.IFF_TUN | unix.IFF_TAP, unix.IFF_TUN},
-		{"IFF_VNET_HDR", unix.IFF_VNET_HDR, unix.IFF_VNET_HDR},
-	} {
-		if flags&f.mask != f.value {
-			return "", fmt.Errorf("%w: %s was opened without %s", ErrUnfit, ifr.Name(), f.name)
-		}
-	}
-	if several && flags&unix.IFF_MULTI_QUEUE == 0 {
-		return "", fmt.Errorf("%w: %s was opened without IFF_MULTI_QUEUE", ErrUnfit, ifr.Name())
-	}
-	return ifr.Name(), nil
 }
 
 // AdoptUnderlay makes an underlay of sockets that the caller has opened, with
@@ -261,12 +194,12 @@ func (u *Underlay) settle(packet []int) error {
 			return err
 		}
 	}
-	return settleDescriptors(packet)
+	return descriptor.Own(packet)
 }
 
 func (u *Underlay) settleSet(s *socketSet, f family) error {
 	senders := slices.Concat(s.tx...)
-	if err := settleDescriptors(slices.Concat(s.rx, senders)); err != nil {
+	if err := descriptor.Own(slices.Concat(s.rx, senders)); err != nil {
 		return err
 	}
 	for _, fd := range s.rx {
@@ -290,16 +223,6 @@ func (u *Underlay) settleSet(s *socketSet, f family) error {
 	return nil
 }
 
-func settleDescriptors(fds []int) error {
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
-		if err := unix.SetNonblock(fd, true); err != nil {
-			return fmt.Errorf("make descriptor %d non-blocking: %w", fd, err)
-		}
-	}
-	return nil
-}
-
 // adoptDirect opens what the direct mode needs beside the given packet sockets.
 func (u *Underlay) adoptDirect(packet []int, c UnderlayConfig) error {
 	if c.Direct != DirectSocket && packet != nil {
@@ -318,20 +241,20 @@ func (u *Underlay) adoptDirect(packet []int, c UnderlayConfig) error {
 
 // Descriptors are those of a router, in the order of its workers.
 type Descriptors struct {
-	// Queues are for [AdoptDevice].
+	// Queues are for [device.Adopt].
 	Queues []int `json:"queues"`
 	// Sockets are for [AdoptUnderlay].
 	Sockets Sockets `json:"sockets"`
 }
 
-// ErrNotReleased says that a device's descriptors are of no use to [AdoptDevice].
+// ErrNotReleased says that a device's descriptors are of no use to [device.Adopt].
 var ErrNotReleased = errors.New("a device of this driver can't be handed over")
 
 // Release ends Run like Close, between two packets, but closes neither device nor
 // sockets and removes no route: they are the caller's, to be adopted by another
 // router, in this process or in another one. Until then packets wait in the
 // kernel's queues. It returns [ErrNotReleased] for a device of another driver than
-// [DriverNative], and [ErrClosed] on a closed router; then nothing has happened.
+// [device.DriverNative], and [ErrClosed] on a closed router; then nothing has happened.
 func (r *Router) Release() (Descriptors, error) {
 	r.mu.Lock()
 	d, err := r.descriptorsLocked()
@@ -362,21 +285,18 @@ func (r *Router) Descriptors() (Descriptors, error) {
 }
 
 func (r *Router) descriptorsLocked() (Descriptors, error) {
-	device, ok := r.device.(*kernelDevice)
-	if !ok || device.kind != DriverNative {
-		return Descriptors{}, ErrNotReleased
-	}
 	if r.closed {
 		return Descriptors{}, ErrClosed
 	}
-	d := Descriptors{Sockets: Sockets{Packet: r.underlay.direct}}
+	queues, ok := device.Descriptors(r.device)
+	if !ok {
+		return Descriptors{}, ErrNotReleased
+	}
+	d := Descriptors{Queues: queues, Sockets: Sockets{Packet: r.underlay.direct}}
 	for _, s := range r.underlay.sockets {
 		if s != nil {
 			d.Sockets.UDP = append(d.Sockets.UDP, s.descriptors())
 		}
-	}
-	for _, q := range device.queues {
-		d.Queues = append(d.Queues, q.FD())
 	}
 	return d, nil
 }

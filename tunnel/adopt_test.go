@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
@@ -17,16 +18,11 @@ import (
 func openUDP(t testing.TB, address string, port uint16, opts ...sockopt) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	must(t, err)
+	testhost.Must(t, err)
 	t.Cleanup(func() { unix.Close(fd) }) // no error if it was closed before: see isOpen
-	must(t, setOptions(fd, opts))
-	must(t, unix.Bind(fd, unixSockaddr(netip.AddrPortFrom(netip.MustParseAddr(address), port))))
+	testhost.Must(t, setOptions(fd, opts))
+	testhost.Must(t, unix.Bind(fd, unixSockaddr(netip.AddrPortFrom(netip.MustParseAddr(address), port))))
 	return fd
-}
-
-func isOpen(fd int) bool {
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-	return err == nil
 }
 
 func TestAdoptedUnderlay(t *testing.T) {
@@ -41,31 +37,31 @@ func TestAdoptedUnderlay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			local, err := boundTo(s.UDP[0].Receive[0])
-			must(t, err)
+			testhost.Must(t, err)
 			n := local.Addr().As4()[3]
 			u, err := AdoptUnderlay(s, UnderlayConfig{Offloads: offload.All})
-			must(t, err)
-			device := newMemoryDevice(t, 1, 0)
+			testhost.Must(t, err)
+			device := testhost.NewMemoryDevice(t, 1, 0)
 			r, err := New(device, u, Config{VNI: testVNI, Port: port, MAC: testMAC(n), MTU: 1450})
-			must(t, err)
-			b := &node{Router: r, queue: device.far[0]}
+			testhost.Must(t, err)
+			b := &node{Router: r, queue: device.Far[0]}
 			b.run(t)
 			subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, n, 0}), 24)
 			addPeers(t, b, a.peer)
 			addPeers(t, a, Peer{Subnet: subnet, Underlay: local.Addr(), MAC: testMAC(n)})
 			there, here := netip.AddrFrom4([4]byte{10, 0, n, 9}).String(), "10.0.1.9"
-			out, back := udpPacket(here, there, 500), udpPacket(there, here, 700)
-			a.queue.send(t, out)
-			if got, _ := b.queue.receive(t); !bytes.Equal(got, out) {
+			out, back := testhost.UDPPacket(here, there, 500), testhost.UDPPacket(there, here, 700)
+			a.queue.Send(t, out)
+			if got, _ := b.queue.Receive(t); !bytes.Equal(got, out) {
 				t.Error("the packet to the adopted socket changed")
 			}
-			b.queue.send(t, back)
-			if got, _ := a.queue.receive(t); !bytes.Equal(got, back) {
+			b.queue.Send(t, back)
+			if got, _ := a.queue.Receive(t); !bytes.Equal(got, back) {
 				t.Error("the packet from the adopted socket changed")
 			}
-			must(t, b.Close())
+			testhost.Must(t, b.Close())
 			for _, fd := range append([]int{s.UDP[0].Receive[0]}, first(s.UDP[0].Send)...) {
-				if isOpen(fd) {
+				if testhost.IsOpen(fd) {
 					t.Errorf("descriptor %d is open after Close", fd)
 				}
 			}
@@ -91,13 +87,13 @@ func TestAdoptRefusesSockets(t *testing.T) {
 	shared := []int{openUDP(t, "127.0.0.5", port, reusePort), openUDP(t, "127.0.0.5", port, reusePort)}
 	other, sender := openUDP(t, "127.0.0.6", port, reusePort), openUDP(t, "127.0.0.5", 0)
 	unbound, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	must(t, err)
+	testhost.Must(t, err)
 	t.Cleanup(func() { unix.Close(unbound) })
 	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
-	must(t, err)
+	testhost.Must(t, err)
 	t.Cleanup(func() { tcp.Close() })
 	file, err := tcp.(*net.TCPListener).File()
-	must(t, err)
+	testhost.Must(t, err)
 	t.Cleanup(func() { file.Close() })
 	stream := int(file.Fd())
 	for name, c := range map[string]struct {
@@ -124,21 +120,9 @@ func TestAdoptRefusesSockets(t *testing.T) {
 		}
 	}
 	for _, fd := range []int{alone, shared[0], shared[1], other, sender, unbound, stream} {
-		if !isOpen(fd) {
+		if !testhost.IsOpen(fd) {
 			t.Errorf("descriptor %d was closed", fd)
 		}
-	}
-}
-
-func TestAdoptRefusesDevices(t *testing.T) {
-	socket := openUDP(t, "127.0.0.7", 0)
-	for name, fds := range map[string][]int{"none": nil, "a socket": {socket}, "a descriptor that is not": {1 << 20}} {
-		if d, err := AdoptDevice(fds, 0); d != nil || !errors.Is(err, ErrUnfit) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if !isOpen(socket) {
-		t.Error("the socket was closed")
 	}
 }
 
@@ -152,15 +136,13 @@ func TestReleaseRefused(t *testing.T) {
 	addPeers(t, a, b.peer)
 	addPeers(t, b, a.peer)
 	b.run(t)
-	sent := udpPacket("10.0.1.9", "10.0.2.9", 100)
-	a.queue.send(t, sent)
-	if got, _ := b.queue.receive(t); !bytes.Equal(got, sent) {
+	sent := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
+	a.queue.Send(t, sent)
+	if got, _ := b.queue.Receive(t); !bytes.Equal(got, sent) {
 		t.Error("the packet changed on its way")
 	}
-	must(t, b.Close())
-	device := &kernelDevice{kind: DriverNative}
-	c := &Router{device: device, underlay: b.underlay, closed: true}
-	if _, err := c.Release(); !errors.Is(err, ErrClosed) {
+	testhost.Must(t, b.Close())
+	if _, err := b.Release(); !errors.Is(err, ErrClosed) {
 		t.Errorf("release of a closed router: %v", err)
 	}
 	if err := b.Run(context.Background()); !errors.Is(err, ErrClosed) {

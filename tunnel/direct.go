@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/vnet"
 )
 
 // The direct route: a packet to a host of the same Ethernet leaves as it was
@@ -81,7 +82,7 @@ type direct struct {
 	frames    [txBatch]frame // messages
 	waiting   []frame        // in the coalescer
 	hops      []*hop         // of everything in the batch
-	vnets     [txBatch]vnetHeader
+	vnets     [txBatch]vnet.Header
 	headers   [txBatch]mmsghdr
 	iovs      [maxDirectPieces]unix.Iovec
 	whole     []byte // a message that is sent by VXLAN instead, in one piece
@@ -94,7 +95,7 @@ type frame struct {
 	link    *link  // nil: by VXLAN
 	room    []byte // the packet behind its headroom, or a message's first part
 	ecn     uint8
-	offload Offload
+	offload encap.Offload
 	size    int // bytes of a message
 }
 
@@ -133,7 +134,7 @@ func (d *direct) holds(h *hop) bool { return slices.Contains(d.hops, h) }
 
 // joinable tells whether a Coalescer finds out by itself what is left undone of
 // a UDP packet. A checksum that lies deeper, in what a tunnel carries, it doesn't.
-func joinable(o Offload, transport int) bool {
+func joinable(o encap.Offload, transport int) bool {
 	return o.GSO == encap.GSONone && (!o.NeedsChecksum || int(o.ChecksumStart) == transport)
 }
 
@@ -167,7 +168,7 @@ func (d *direct) message(f frame, packet []byte, more [][]byte) {
 	}
 	data := f.room[headroom-encap.EthernetHeaderLen:]
 	copy(data, header[:])
-	d.vnets[i].set(framed(f.offload, packet))
+	d.vnets[i].Set(framed(f.offload, packet))
 	first := d.pieces
 	d.put(d.vnets[i][:])
 	d.put(data)
@@ -193,7 +194,7 @@ func (d *direct) put(b []byte) {
 // framed is a packet's offload once an Ethernet header stands before it. The
 // header length of a forwarded packet may be any; the kernel copies that much
 // into a block of its own.
-func framed(o Offload, packet []byte) Offload {
+func framed(o encap.Offload, packet []byte) encap.Offload {
 	o.HeaderLen = 0
 	if o.GSO != encap.GSONone {
 		o.HeaderLen = uint16(encap.EthernetHeaderLen + o.HeadersEnd(packet))

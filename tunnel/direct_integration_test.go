@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/internal/vnet"
 	"uvxlan/tunnel/nexthop"
 	"uvxlan/tunnel/offload"
 )
@@ -22,38 +24,38 @@ import (
 type neighbours struct {
 	*Router
 	t     *testing.T
-	a, b  *machine
-	queue *memoryQueue
-	eth0  *wiretap
-	back  *wiretap
+	a, b  *testhost.Host
+	queue *testhost.MemoryQueue
+	eth0  *testhost.Wiretap
+	back  *testhost.Wiretap
 	peer  Peer
 }
 
 func newNeighbours(t *testing.T, mode DirectMode, workers int) *neighbours {
 	t.Helper()
-	n := &neighbours{t: t, a: newMachine(t), b: newMachine(t)}
-	join(n.a, n.b, "eth0", "10.66.0")
-	join(n.a, n.b, "back", "10.77.0")
-	n.a.address("lo", "10.66.0.1/32") // so that it outlives eth0
-	must(t, n.a.RouteAdd(&netlink.Route{
+	n := &neighbours{t: t, a: testhost.New(t), b: testhost.New(t)}
+	testhost.Join(n.a, n.b, "eth0", "10.66.0")
+	testhost.Join(n.a, n.b, "back", "10.77.0")
+	n.a.Address("lo", "10.66.0.1/32") // so that it outlives eth0
+	testhost.Must(t, n.a.RouteAdd(&netlink.Route{
 		Dst: ipNet(netip.MustParsePrefix("10.66.0.0/24")), Gw: []byte{10, 77, 0, 2}, Priority: 1000,
 	}))
-	n.eth0, n.back = tapWire(n.b, "eth0"), tapWire(n.b, "back")
-	underlay := inside(n.a, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: wirePort, Workers: workers, Direct: mode})
+	n.eth0, n.back = testhost.Tap(n.b, "eth0"), testhost.Tap(n.b, "back")
+	underlay := testhost.Inside(n.a, func() (*Underlay, error) {
+		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: workers, Direct: mode})
 	})
-	device := newMemoryDevice(t, workers, offload.All)
-	n.queue = device.far[0]
+	device := testhost.NewMemoryDevice(t, workers, offload.All)
+	n.queue = device.Far[0]
 	var err error
 	n.Router, err = New(device, underlay, Config{
-		VNI: testVNI, Port: wirePort, MAC: testMAC(1), MTU: 1450,
+		VNI: testVNI, Port: testhost.Port, MAC: testMAC(1), MTU: 1450,
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0")},
 		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
 	})
-	must(t, err)
-	t.Cleanup(func() { must(t, n.Close()) })
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, n.Close()) })
 	n.peer = Peer{netip.MustParsePrefix("10.0.2.0/24"), netip.MustParseAddr("10.66.0.2"), testMAC(2)}
-	must(t, n.ReplacePeers([]Peer{n.peer, n.peer6()}))
+	testhost.Must(t, n.ReplacePeers([]Peer{n.peer, n.peer6()}))
 	return n
 }
 
@@ -70,7 +72,7 @@ func (n *neighbours) start() {
 		}
 	})
 	n.t.Cleanup(func() {
-		must(n.t, n.Close())
+		testhost.Must(n.t, n.Close())
 		running.Wait()
 	})
 }
@@ -83,19 +85,19 @@ func (n *neighbours) awaitPath(want string) {
 			n.t.Logf("the path is %q", got)
 		}
 	}()
-	await(n.t, want, func() bool {
+	testhost.Await(n.t, want, func() bool {
 		got = n.Path(n.peer.Subnet).String()
 		return got == want
 	})
 }
 
-func (n *neighbours) direct() string { return "direct via eth0 " + n.b.mac("eth0").String() }
+func (n *neighbours) direct() string { return "direct via eth0 " + n.b.MAC("eth0").String() }
 
 // found takes the place of the watcher, which doesn't run.
 func (n *neighbours) found() {
 	n.t.Helper()
 	n.paths.changed([]nexthop.Change{{Addr: n.peer.Underlay, Hop: nexthop.Hop{
-		OnLink: true, Link: "eth0", Index: n.a.index("eth0"), MTU: 1500, Source: n.a.mac("eth0"), MAC: n.b.mac("eth0"),
+		OnLink: true, Link: "eth0", Index: n.a.Index("eth0"), MTU: 1500, Source: n.a.MAC("eth0"), MAC: n.b.MAC("eth0"),
 	}}})
 	if got := n.Path(n.peer.Subnet).String(); got != n.direct() {
 		n.t.Fatalf("the path is %q", got)
@@ -106,19 +108,19 @@ func (n *neighbours) found() {
 func (n *neighbours) batch(packets ...[]byte) {
 	n.t.Helper()
 	for _, p := range packets {
-		n.queue.send(n.t, p)
+		n.queue.Send(n.t, p)
 	}
 	if _, err := n.workers[0].out.drain(); err != nil {
 		n.t.Fatal(err)
 	}
 }
 
-func (n *neighbours) expect(w *wiretap, vxlan bool, want ...[]byte) {
+func (n *neighbours) expect(w *testhost.Wiretap, vxlan bool, want ...[]byte) {
 	n.t.Helper()
 	for i, p := range want {
-		got := w.next()
-		if got.vxlan != vxlan || !bytes.Equal(got.packet, p) {
-			n.t.Errorf("packet %d: in VXLAN: %t, %d bytes, want %t, %d", i, got.vxlan, len(got.packet), vxlan, len(p))
+		got := w.Next()
+		if got.VXLAN != vxlan || !bytes.Equal(got.Packet, p) {
+			n.t.Errorf("packet %d: in VXLAN: %t, %d bytes, want %t, %d", i, got.VXLAN, len(got.Packet), vxlan, len(p))
 		}
 	}
 }
@@ -142,31 +144,31 @@ func TestIntegrationDirect(t *testing.T) {
 	n.start()
 	n.awaitPath(n.direct())
 
-	unfilled := tcpPacket("10.0.1.9", "10.0.2.9", 1, 500)
-	super := tcpPacket("10.0.1.9", "10.0.2.9", 1000, 60000-52)
-	udpSuper := udpPacket("10.0.1.9", "10.0.2.9", 10*1000+7)
-	partial := Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}
-	udp := Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 1000, HeaderLen: 28}
+	unfilled := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1, 500)
+	super := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1000, 60000-52)
+	udpSuper := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 10*1000+7)
+	partial := encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}
+	udp := encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 1000, HeaderLen: 28}
 	for _, c := range []struct {
 		name    string
 		packet  []byte
-		offload Offload
+		offload encap.Offload
 	}{
-		{"UDP", udpPacket("10.0.1.9", "10.0.2.9", 100), Offload{}},
-		{"UDP of the MTU", udpPacket("10.0.1.9", "10.0.2.9", 1422), Offload{}},
-		{"UDP over IPv6", udp6("fd00:0:0:1::9", "fd00:0:0:2::9", 100), Offload{}},
+		{"UDP", testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100), encap.Offload{}},
+		{"UDP of the MTU", testhost.UDPPacket("10.0.1.9", "10.0.2.9", 1422), encap.Offload{}},
+		{"UDP over IPv6", udp6("fd00:0:0:1::9", "fd00:0:0:2::9", 100), encap.Offload{}},
 		{"TCP without checksum", unfilled, partial},
-		{"TCP superpacket", super, asSuperpacket(1398)},
+		{"TCP superpacket", super, testhost.Superpacket(1398)},
 		{"UDP superpacket", udpSuper, udp},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			must(t, n.queue.Write(c.offload, [][]byte{c.packet}))
-			got := n.eth0.next()
+			testhost.Must(t, n.queue.Write(c.offload, [][]byte{c.packet}))
+			got := n.eth0.Next()
 			want := c.offload
 			want.HeaderLen = 0
-			if got.vxlan || got.source != n.a.mac("eth0") || got.target != n.b.mac("eth0") ||
-				!bytes.Equal(got.packet, c.packet) || got.offload != want {
-				t.Errorf("in VXLAN: %t, from %s to %s, %d bytes of %d, offload %+v", got.vxlan, got.source, got.target, len(got.packet), len(c.packet), got.offload)
+			if got.VXLAN || got.Source != n.a.MAC("eth0") || got.Target != n.b.MAC("eth0") ||
+				!bytes.Equal(got.Packet, c.packet) || got.Offload != want {
+				t.Errorf("in VXLAN: %t, from %s to %s, %d bytes of %d, offload %+v", got.VXLAN, got.Source, got.Target, len(got.Packet), len(c.packet), got.Offload)
 			}
 		})
 	}
@@ -180,27 +182,27 @@ func TestIntegrationDirectFollows(t *testing.T) {
 	n := newNeighbours(t, DirectSocket, 2)
 	n.start()
 	n.awaitPath(n.direct())
-	packet := udpPacket("10.0.1.9", "10.0.2.9", 100)
+	packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
 
-	must(t, n.a.LinkSetDown(n.a.link("eth0")))
-	n.queue.send(t, packet) // before the watcher knows, or after
+	testhost.Must(t, n.a.LinkSetDown(n.a.Link("eth0")))
+	n.queue.Send(t, packet) // before the watcher knows, or after
 	n.expect(n.back, true, packet)
 	n.awaitPath("vxlan: via gateway 10.77.0.2")
 
-	must(t, n.a.LinkSetUp(n.a.link("eth0")))
+	testhost.Must(t, n.a.LinkSetUp(n.a.Link("eth0")))
 	n.awaitPath(n.direct())
-	n.queue.send(t, packet)
+	n.queue.Send(t, packet)
 	n.expect(n.eth0, false, packet)
 
-	must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24"), n.peer6().Subnet}))
+	testhost.Must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24"), n.peer6().Subnet}))
 	if p := n.Path(n.peer.Subnet); p != (Path{}) {
 		t.Errorf("a removed peer has the path %v", p)
 	}
-	must(t, n.UpdatePeers([]Peer{n.peer}, nil))
+	testhost.Must(t, n.UpdatePeers([]Peer{n.peer}, nil))
 	n.awaitPath(n.direct())
 
-	must(t, n.a.LinkDel(n.a.link("eth0")))
-	n.queue.send(t, packet)
+	testhost.Must(t, n.a.LinkDel(n.a.Link("eth0")))
+	n.queue.Send(t, packet)
 	n.expect(n.back, true, packet)
 	n.awaitPath("vxlan: via gateway 10.77.0.2")
 }
@@ -209,22 +211,22 @@ func TestIntegrationDirectFollows(t *testing.T) {
 // in order, and the path says so.
 func TestIntegrationDirectLinkGoes(t *testing.T) {
 	for name, c := range map[string]struct {
-		take  func(*machine) error
+		take  func(*testhost.Host) error
 		words string
 	}{
-		"down":    {func(h *machine) error { return h.LinkSetDown(h.link("eth0")) }, "vxlan: eth0 takes no frames: network is down"},
-		"deleted": {func(h *machine) error { return h.LinkDel(h.link("eth0")) }, "vxlan: eth0 takes no frames: no such device or address"},
+		"down":    {func(h *testhost.Host) error { return h.LinkSetDown(h.Link("eth0")) }, "vxlan: eth0 takes no frames: network is down"},
+		"deleted": {func(h *testhost.Host) error { return h.LinkDel(h.Link("eth0")) }, "vxlan: eth0 takes no frames: no such device or address"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNeighbours(t, DirectSocket, 1)
 			n.found()
 			var batch [][]byte
 			for i := range 40 {
-				batch = append(batch, udpPacket("10.0.1.9", "10.0.2.9", 100+i))
+				batch = append(batch, testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100+i))
 			}
 			n.batch(batch...)
 			n.expect(n.eth0, false, batch...)
-			must(t, c.take(n.a))
+			testhost.Must(t, c.take(n.a))
 			n.batch(batch...)
 			n.expect(n.back, true, batch...)
 			if got := n.Path(n.peer.Subnet).String(); got != c.words {
@@ -242,13 +244,13 @@ func TestIntegrationDirectLinkGoes(t *testing.T) {
 func TestIntegrationDirectRefusal(t *testing.T) {
 	n := newNeighbours(t, DirectSocket, 1)
 	other := Peer{netip.MustParsePrefix("10.0.3.0/24"), netip.MustParseAddr("10.77.0.2"), testMAC(3)}
-	must(t, n.UpdatePeers([]Peer{other}, nil))
+	testhost.Must(t, n.UpdatePeers([]Peer{other}, nil))
 	n.found()
 	n.paths.changed([]nexthop.Change{{Addr: other.Underlay, Hop: nexthop.Hop{
-		OnLink: true, Link: "back", Index: n.a.index("back"), MTU: 1500, Source: n.a.mac("back"), MAC: n.b.mac("back"),
+		OnLink: true, Link: "back", Index: n.a.Index("back"), MTU: 1500, Source: n.a.MAC("back"), MAC: n.b.MAC("back"),
 	}}})
-	packet := func(size int) []byte { return udpPacket("10.0.1.9", "10.0.2.9", size) }
-	elsewhere := udpPacket("10.0.1.9", "10.0.3.9", 10)
+	packet := func(size int) []byte { return testhost.UDPPacket("10.0.1.9", "10.0.2.9", size) }
+	elsewhere := testhost.UDPPacket("10.0.1.9", "10.0.3.9", 10)
 	n.batch(packet(1), packet(2), packet(2000), elsewhere, packet(3), packet(4), elsewhere)
 	n.expect(n.eth0, false, packet(1), packet(2))
 	n.expect(n.back, false, elsewhere, elsewhere)
@@ -277,13 +279,13 @@ func (n *neighbours) fragments() (inner []byte) {
 	n.t.Helper()
 	var buf [4096]byte
 	for at := 0; ; {
-		await(n.t, "a fragment", func() bool {
+		testhost.Await(n.t, "a fragment", func() bool {
 			var err error
-			at, err = unix.Read(n.eth0.fd, buf[:])
+			at, err = unix.Read(n.eth0.FD, buf[:])
 			return err == nil
 		})
-		p := encap.IPv4(buf[vnetHeaderLen+encap.EthernetHeaderLen : at])
-		if binary.BigEndian.Uint16(buf[vnetHeaderLen+12:]) != encap.EtherTypeIPv4 || !p.IsFragment() {
+		p := encap.IPv4(buf[vnet.HeaderLen+encap.EthernetHeaderLen : at])
+		if binary.BigEndian.Uint16(buf[vnet.HeaderLen+12:]) != encap.EtherTypeIPv4 || !p.IsFragment() {
 			continue
 		}
 		inner = append(inner, p[20:p.TotalLen()]...)
@@ -297,13 +299,13 @@ func (n *neighbours) fragments() (inner []byte) {
 // superpackets in it, and with a host that has no direct path.
 func TestIntegrationDirectDoesNotAllocate(t *testing.T) {
 	n := newNeighbours(t, DirectSocket, 1)
-	must(t, n.UpdatePeers([]Peer{{netip.MustParsePrefix("10.0.4.0/24"), netip.MustParseAddr("10.77.0.2"), testMAC(4)}}, nil))
+	testhost.Must(t, n.UpdatePeers([]Peer{{netip.MustParsePrefix("10.0.4.0/24"), netip.MustParseAddr("10.77.0.2"), testMAC(4)}}, nil))
 	n.found()
 	w := n.workers[0]
 	for name, q := range map[string]*loopQueue{
-		"UDP":         {packets: slices.Repeat([][]byte{udpPacket("10.0.1.9", "10.0.2.9", 64)}, 32)},
-		"TCP":         {packets: slices.Repeat([][]byte{tcpPacket("10.0.1.9", "10.0.2.9", 1, 60000)}, 4), offload: asSuperpacket(1398)},
-		"both routes": {packets: [][]byte{udpPacket("10.0.1.9", "10.0.2.9", 64), udpPacket("10.0.1.9", "10.0.4.9", 64)}},
+		"UDP":         {packets: slices.Repeat([][]byte{testhost.UDPPacket("10.0.1.9", "10.0.2.9", 64)}, 32)},
+		"TCP":         {packets: slices.Repeat([][]byte{testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1, 60000)}, 4), offload: testhost.Superpacket(1398)},
+		"both routes": {packets: [][]byte{testhost.UDPPacket("10.0.1.9", "10.0.2.9", 64), testhost.UDPPacket("10.0.1.9", "10.0.4.9", 64)}},
 	} {
 		w.out.queue = q
 		before := n.Stats()
@@ -350,26 +352,26 @@ func TestIntegrationDirectConcurrently(t *testing.T) {
 			again(func(int) { _ = n.ReplacePeers([]Peer{n.peer, other}) })
 			again(func(int) { _, _ = n.Path(n.peer.Subnet), n.Stats() })
 			again(func(int) {
-				_ = n.a.LinkSetDown(n.a.link("eth0"))
-				_ = n.a.LinkSetUp(n.a.link("eth0"))
+				_ = n.a.LinkSetDown(n.a.Link("eth0"))
+				_ = n.a.LinkSetUp(n.a.Link("eth0"))
 			})
 			before := n.Stats().TxPackets
-			packet := udpPacket("10.0.1.9", "10.0.2.9", 100)
+			packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
 			if mode == DirectSocket {
-				await(t, "1000 packets", func() bool {
+				testhost.Await(t, "1000 packets", func() bool {
 					for range 20 {
-						_ = n.queue.Write(Offload{}, [][]byte{packet})
+						_ = n.queue.Write(encap.Offload{}, [][]byte{packet})
 					}
 					return n.Stats().TxPackets > before+1000
 				})
 			} else {
-				await(t, "a route", func() bool { return len(n.a.routes()) > 0 })
+				testhost.Await(t, "a route", func() bool { return len(n.a.Routes()) > 0 })
 			}
-			must(t, n.Close()) // while all that goes on
+			testhost.Must(t, n.Close()) // while all that goes on
 			close(stop)
 			busy.Wait()
 			_ = n.UpdatePeers([]Peer{n.peer}, nil)
-			n.a.expectRoutes()
+			n.a.ExpectRoutes()
 		})
 	}
 }

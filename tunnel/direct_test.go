@@ -14,31 +14,34 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/internal/vnet"
 )
 
 const noSocket = -1 // refuses every frame
 
 func TestFramed(t *testing.T) {
-	tcp := tcpPacket("10.0.1.9", "10.0.2.9", 1, 3000)
+	tcp := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1, 3000)
 	for _, c := range []struct {
 		name   string
 		packet []byte
-		in     Offload
-		want   Offload
+		in     encap.Offload
+		want   encap.Offload
 	}{
-		{"complete", tcp, Offload{}, Offload{}},
-		{"complete with odd lengths", tcp, Offload{HeaderLen: 99}, Offload{}},
+		{"complete", tcp, encap.Offload{}, encap.Offload{}},
+		{"complete with odd lengths", tcp, encap.Offload{HeaderLen: 99}, encap.Offload{}},
 		{
-			"checksum", tcp, Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16},
-			Offload{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 16},
+			"checksum", tcp, encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16},
+			encap.Offload{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 16},
 		},
 		{
-			"TCP with options", tcp, Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16, GSO: encap.GSOTCPv4 | encap.GSOECN, SegmentSize: 1000, HeaderLen: 1},
-			Offload{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 16, GSO: encap.GSOTCPv4 | encap.GSOECN, SegmentSize: 1000, HeaderLen: 14 + 20 + 32},
+			"TCP with options", tcp, encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16, GSO: encap.GSOTCPv4 | encap.GSOECN, SegmentSize: 1000, HeaderLen: 1},
+			encap.Offload{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 16, GSO: encap.GSOTCPv4 | encap.GSOECN, SegmentSize: 1000, HeaderLen: 14 + 20 + 32},
 		},
 		{
-			"UDP", udpPacket("10.0.1.9", "10.0.2.9", 300), Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 100},
-			Offload{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 100, HeaderLen: 14 + 28},
+			"UDP", testhost.UDPPacket("10.0.1.9", "10.0.2.9", 300), encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 100},
+			encap.Offload{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 100, HeaderLen: 14 + 28},
 		},
 	} {
 		if got := framed(c.in, c.packet); got != c.want {
@@ -61,7 +64,7 @@ func onLink(n byte, to sockaddr) *entry {
 // arena is a packet behind its headroom.
 func arena(packet []byte) []byte { return slices.Concat(make([]byte, headroom), packet) }
 
-func frameOf(e *entry, packet []byte, o Offload) frame {
+func frameOf(e *entry, packet []byte, o encap.Offload) frame {
 	return frame{peer: e, link: e.hop.link.Load(), room: arena(packet), offload: o}
 }
 
@@ -94,10 +97,10 @@ func TestDirectMessages(t *testing.T) {
 	d := newDirect(noSocket, false, 1450)
 	v6 := slices.Concat(make([]byte, 40), []byte("sixty"))
 	v6[0], v6[5], v6[6] = 0x60, 5, 59
-	tcp := tcpPacket("10.0.1.9", "10.0.2.9", 1, 3000)
-	d.add(frameOf(e, udpPacket("10.0.1.9", "10.0.2.9", 5), Offload{}))
-	d.add(frameOf(e, v6, Offload{}))
-	d.add(frameOf(e, tcp, asSuperpacket(1000)))
+	tcp := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1, 3000)
+	d.add(frameOf(e, testhost.UDPPacket("10.0.1.9", "10.0.2.9", 5), encap.Offload{}))
+	d.add(frameOf(e, v6, encap.Offload{}))
+	d.add(frameOf(e, tcp, testhost.Superpacket(1000)))
 	got := d.messages()
 	if len(got) != 3 {
 		t.Fatalf("%d messages", len(got))
@@ -109,19 +112,19 @@ func TestDirectMessages(t *testing.T) {
 	for i, want := range []struct {
 		kind    []byte
 		packet  []byte
-		offload Offload
+		offload encap.Offload
 	}{
-		{[]byte{8, 0}, udpPacket("10.0.1.9", "10.0.2.9", 5), Offload{}},
-		{[]byte{0x86, 0xdd}, v6, Offload{}},
-		{[]byte{8, 0}, tcp, framed(asSuperpacket(1000), tcp)},
+		{[]byte{8, 0}, testhost.UDPPacket("10.0.1.9", "10.0.2.9", 5), encap.Offload{}},
+		{[]byte{0x86, 0xdd}, v6, encap.Offload{}},
+		{[]byte{8, 0}, tcp, framed(testhost.Superpacket(1000), tcp)},
 	} {
 		header := slices.Concat([]byte{2, 0, 0, 0, 0, 0xb2, 2, 0, 0, 0, 0, 0xa0}, want.kind)
 		if !bytes.Equal(got[i].frame, slices.Concat(header, want.packet)) || !bytes.Equal(got[i].to, address) {
 			t.Errorf("message %d: to % x, frame % x", i, got[i].to, got[i].frame[:min(40, len(got[i].frame))])
 		}
-		vnet := vnetHeader(got[i].vnet)
-		if vnet.offload() != want.offload {
-			t.Errorf("message %d: offload %+v, want %+v", i, vnet.offload(), want.offload)
+		vnet := vnet.Header(got[i].vnet)
+		if vnet.Offload() != want.offload {
+			t.Errorf("message %d: offload %+v, want %+v", i, vnet.Offload(), want.offload)
 		}
 	}
 }
@@ -130,17 +133,17 @@ func TestDirectMessages(t *testing.T) {
 // in deeper than a Coalescer looks, as a container's own tunnel has them.
 func TestDirectJoinsUDP(t *testing.T) {
 	e := onLink(2, sockaddr{})
-	plain := Offload{}
-	unfilled := Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6}
-	inner := Offload{NeedsChecksum: true, ChecksumStart: 20 + 8 + 8 + 14 + 20, ChecksumOffset: 16}
+	plain := encap.Offload{}
+	unfilled := encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6}
+	inner := encap.Offload{NeedsChecksum: true, ChecksumStart: 20 + 8 + 8 + 14 + 20, ChecksumOffset: 16}
 	for _, c := range []struct {
 		name    string
-		offload Offload
-		want    []Offload
+		offload encap.Offload
+		want    []encap.Offload
 	}{
-		{"complete", plain, []Offload{{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 200, HeaderLen: 42}}},
-		{"unfilled", unfilled, []Offload{{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 200, HeaderLen: 42}}},
-		{"a tunnel's", inner, []Offload{framed(inner, nil), framed(inner, nil)}},
+		{"complete", plain, []encap.Offload{{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 200, HeaderLen: 42}}},
+		{"unfilled", unfilled, []encap.Offload{{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 200, HeaderLen: 42}}},
+		{"a tunnel's", inner, []encap.Offload{framed(inner, nil), framed(inner, nil)}},
 	} {
 		d := newDirect(noSocket, true, 1450)
 		for i := range 2 {
@@ -150,10 +153,10 @@ func TestDirectJoinsUDP(t *testing.T) {
 			}
 			d.add(frameOf(e, p, c.offload))
 		}
-		var got []Offload
+		var got []encap.Offload
 		for _, m := range d.messages() {
-			vnet := vnetHeader(m.vnet)
-			got = append(got, vnet.offload())
+			vnet := vnet.Header(m.vnet)
+			got = append(got, vnet.Offload())
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
@@ -177,8 +180,8 @@ func diversion(t *testing.T, joinUDP bool) (*outbound, *entry, *net.UDPConn) {
 // received is the next inner packet.
 func received(t *testing.T, conn *net.UDPConn) []byte {
 	t.Helper()
-	buf := make([]byte, MaxPacket)
-	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	buf := make([]byte, device.MaxPacket)
+	if err := conn.SetReadDeadline(time.Now().Add(testhost.Patience)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := conn.Read(buf)
@@ -190,7 +193,7 @@ func received(t *testing.T, conn *net.UDPConn) []byte {
 
 // numberedPacket is one of a flow's, whose IDs count up.
 func numberedPacket(i, size int) encap.IPv4 {
-	p := udpPacket("10.0.1.9", "10.0.2.9", size)
+	p := testhost.UDPPacket("10.0.1.9", "10.0.2.9", size)
 	p[5] = byte(i)
 	p.UpdateChecksum()
 	return p
@@ -213,10 +216,10 @@ func TestDirectDiverts(t *testing.T) {
 		for i, size := range []int{100, 100, 100, 100, 99, 100} {
 			p := numberedPacket(i, size)
 			udp = append(udp, bytes.Clone(p))
-			o.forward(o.table.load(), arena(p), Offload{})
+			o.forward(o.table.load(), arena(p), encap.Offload{})
 		}
-		super := tcpPacket("10.0.1.9", "10.0.2.9", 7, 3000)
-		o.forward(o.table.load(), arena(super), asSuperpacket(1000))
+		super := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 7, 3000)
+		o.forward(o.table.load(), arena(super), testhost.Superpacket(1000))
 		o.finish(7)
 		for range 9 {
 			if p := received(t, conn); p[9] == encap.ProtoUDP {
@@ -241,10 +244,10 @@ func TestDirectDiverts(t *testing.T) {
 // then on get ahead of what the link refuses afterwards.
 func TestDirectKeepsOrderWhenLinkGoes(t *testing.T) {
 	o, e, conn := diversion(t, false)
-	first, second := udpPacket("10.0.1.9", "10.0.2.9", 100), udpPacket("10.0.1.9", "10.0.2.9", 101)
-	o.forward(o.table.load(), arena(first), Offload{})
+	first, second := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100), testhost.UDPPacket("10.0.1.9", "10.0.2.9", 101)
+	o.forward(o.table.load(), arena(first), encap.Offload{})
 	e.hop.link.Store(nil)
-	o.forward(o.table.load(), arena(second), Offload{})
+	o.forward(o.table.load(), arena(second), encap.Offload{})
 	o.finish(2)
 	for i, w := range [][]byte{first, second} {
 		if got := received(t, conn); !bytes.Equal(got, w) {

@@ -10,7 +10,7 @@
 //
 // # Use
 //
-// [OpenDevice] makes the device and [Listen] opens the sockets, as many of each
+// [device.Open] makes the device and [Listen] opens the sockets, as many of each
 // as there are to be workers; [New] makes a router of both. Peers are given by
 // hand ([Router.ReplacePeers], [Router.UpdatePeers]) or as a watch of leases
 // reports them ([Router.Apply]), before or while the router runs. [ConfigureLink]
@@ -28,8 +28,8 @@
 // network namespace of the calling thread, so that a goroutine which has entered
 // another is to be locked to its thread; what is open stays where it was opened.
 //
-// The device is the kernel's, by one of several drivers (see [OpenDevice]), or
-// anything else that is a [Device]: [WrapWireGuard] makes one of a TCP/IP stack in
+// The device is the kernel's, by one of several drivers (see [device.Open]), or
+// anything else that is a [device.Device]: [device.WrapWireGuard] makes one of a TCP/IP stack in
 // the process, and package uvxlan/tunnel/tunneltest has one in memory. Those need
 // no privilege.
 //

@@ -14,20 +14,22 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
 // dualHost makes hosts of both families that share one namespace: host n is
 // 10.66.0.n and fd66::n, and owns 10.0.n.0/24 and fd00:0:0:n::/64.
 type dualHost struct {
-	*machine
+	*testhost.Host
 	port uint16
 }
 
 func newDualHost(t *testing.T) *dualHost {
-	h := &dualHost{newMachine(t), wirePort}
+	h := &dualHost{testhost.New(t), testhost.Port}
 	for _, a := range []string{"10.66.0.1/32", "10.66.0.2/32", "10.66.0.9/32", "fd66::1/128", "fd66::2/128", "fd66::9/128"} {
-		h.address("lo", a)
+		h.Address("lo", a)
 	}
 	for n := range dualPeers(0) {
 		for _, host := range []byte{1, 2, 9} {
@@ -40,25 +42,25 @@ func newDualHost(t *testing.T) *dualHost {
 // awaitAddress waits until datagrams arrive at an address: the kernel makes the route
 // to an IPv6 address after it has taken the address, and discards until then.
 func (h *dualHost) awaitAddress(a netip.Addr) {
-	h.t.Helper()
-	in := inside(h.machine, func() (*net.UDPConn, error) {
+	h.T.Helper()
+	in := testhost.Inside(h.Host, func() (*net.UDPConn, error) {
 		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
 	})
 	defer in.Close()
-	for late := time.Now().Add(patience); ; {
+	for late := time.Now().Add(testhost.Patience); ; {
 		// A connected socket keeps the route that it found first.
-		out := inside(h.machine, func() (net.Conn, error) { return net.Dial("udp", in.LocalAddr().String()) })
+		out := testhost.Inside(h.Host, func() (net.Conn, error) { return net.Dial("udp", in.LocalAddr().String()) })
 		_, err := out.Write([]byte{1})
 		out.Close()
 		if err == nil {
-			must(h.t, in.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+			testhost.Must(h.T, in.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
 			_, err = in.Read(make([]byte, 1))
 		}
 		if err == nil {
 			return
 		}
 		if time.Now().After(late) {
-			h.t.Fatalf("nothing arrives at %s: %v", a, err)
+			h.T.Fatalf("nothing arrives at %s: %v", a, err)
 		}
 	}
 }
@@ -79,18 +81,18 @@ func dualPeers(n byte) []Peer {
 func (h *dualHost) start(t *testing.T, n byte) *node {
 	t.Helper()
 	peers := dualPeers(n)
-	underlay := inside(h.machine, func() (*Underlay, error) {
+	underlay := testhost.Inside(h.Host, func() (*Underlay, error) {
 		return Listen(UnderlayConfig{Address: peers[0].Underlay, AddressV6: peers[1].Underlay, Port: h.port, Offloads: offload.All})
 	})
-	device := newMemoryDevice(t, 1, 0)
+	device := testhost.NewMemoryDevice(t, 1, 0)
 	c := Config{
 		VNI: testVNI, Port: h.port, MAC: testMAC(n), MTU: 1430,
 		Addresses: []netip.Addr{peers[0].Subnet.Addr(), peers[1].Subnet.Addr()},
 		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/48")},
 	}
 	r, err := New(device, underlay, c)
-	must(t, err)
-	nd := &node{r, device.far[0], peers[0], c}
+	testhost.Must(t, err)
+	nd := &node{r, device.Far[0], peers[0], c}
 	nd.run(t)
 	return nd
 }
@@ -99,7 +101,7 @@ func (h *dualHost) start(t *testing.T, n byte) *node {
 func (h *dualHost) wire(t *testing.T, to netip.Addr) *wire {
 	t.Helper()
 	from := dualPeers(9)[familyOf(to)].Underlay
-	c := inside(h.machine, func() (*net.UDPConn, error) {
+	c := testhost.Inside(h.Host, func() (*net.UDPConn, error) {
 		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, h.port)))
 	})
 	t.Cleanup(func() { c.Close() })
@@ -117,13 +119,13 @@ func TestIntegrationDualStack(t *testing.T) {
 			from, to *node
 			packet   []byte
 		}{
-			{a, b, udpPacket("10.0.1.9", "10.0.2.9", size)},
+			{a, b, testhost.UDPPacket("10.0.1.9", "10.0.2.9", size)},
 			{a, b, udp6("fd00:0:0:1::9", "fd00:0:0:2::9", size)},
 			{b, a, udp6("fd00:0:0:2::9", "fd00:0:0:1::9", size)},
-			{b, a, udpPacket("10.0.2.9", "10.0.1.9", size)},
+			{b, a, testhost.UDPPacket("10.0.2.9", "10.0.1.9", size)},
 		} {
-			ends.from.queue.send(t, ends.packet)
-			if got, _ := ends.to.queue.receive(t); !bytes.Equal(got, ends.packet) {
+			ends.from.queue.Send(t, ends.packet)
+			if got, _ := ends.to.queue.Receive(t); !bytes.Equal(got, ends.packet) {
 				t.Fatalf("%d bytes of payload: the packet of version %d changed on its way", size, ends.packet[0]>>4)
 			}
 		}
@@ -149,9 +151,9 @@ func TestIntegrationDualStackSourceCheck(t *testing.T) {
 		packet []byte
 		taken  bool
 	}{
-		{"IPv4 over IPv4", four, header4, udpPacket("10.0.9.1", "10.0.1.9", 8), true},
+		{"IPv4 over IPv4", four, header4, testhost.UDPPacket("10.0.9.1", "10.0.1.9", 8), true},
 		{"IPv6 over IPv6", six, header6, udp6("fd00:0:0:9::1", "fd00:0:0:1::9", 8), true},
-		{"IPv4 over IPv6", six, header4, udpPacket("10.0.9.1", "10.0.1.9", 8), false},
+		{"IPv4 over IPv6", six, header4, testhost.UDPPacket("10.0.9.1", "10.0.1.9", 8), false},
 		{"IPv6 over IPv4", four, header6, udp6("fd00:0:0:9::1", "fd00:0:0:1::9", 8), false},
 		{"the peer's own address", six, header6, udp6("fd66::9", "fd00:0:0:1::9", 8), true},
 		{"another subnet", six, header6, udp6("fd00:0:0:8::1", "fd00:0:0:1::9", 8), false},
@@ -159,7 +161,7 @@ func TestIntegrationDualStackSourceCheck(t *testing.T) {
 	} {
 		c.wire.send(t, c.header, c.packet)
 		if c.taken {
-			if got, _ := a.queue.receive(t); !bytes.Equal(got, c.packet) {
+			if got, _ := a.queue.Receive(t); !bytes.Equal(got, c.packet) {
 				t.Errorf("%s: the packet changed on its way", c.name)
 			}
 			continue
@@ -177,20 +179,20 @@ func TestIntegrationDualStackHeader(t *testing.T) {
 	addPeers(t, a, dualPeers(9)...)
 	w := h.wire(t, dualAddress(1))
 	raw, err := w.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
-		must(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1))
-		must(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1))
-		must(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(encap.ECNCE)))
+	testhost.Must(t, err)
+	testhost.Must(t, raw.Control(func(fd uintptr) {
+		testhost.Must(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1))
+		testhost.Must(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1))
+		testhost.Must(t, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(encap.ECNCE)))
 	}))
 	out := udp6("fd00:0:0:1::9", "fd00:0:0:9::9", 8)
 	out.SetECN(encap.ECNECT0)
-	a.queue.send(t, out)
-	buf, control := make([]byte, MaxPacket), make([]byte, 128)
+	a.queue.Send(t, out)
+	buf, control := make([]byte, device.MaxPacket), make([]byte, 128)
 	_, n, _, _, err := w.ReadMsgUDP(buf, control)
-	must(t, err)
+	testhost.Must(t, err)
 	messages, err := unix.ParseSocketControlMessage(control[:n])
-	must(t, err)
+	testhost.Must(t, err)
 	seen := map[int32]byte{}
 	for _, m := range messages {
 		seen[m.Header.Type] = m.Data[0]
@@ -201,7 +203,7 @@ func TestIntegrationDualStackHeader(t *testing.T) {
 	in := udp6("fd00:0:0:9::1", "fd00:0:0:1::9", 8)
 	in.SetECN(encap.ECNECT0)
 	w.send(t, encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv6), in)
-	got, _ := a.queue.receive(t)
+	got, _ := a.queue.Receive(t)
 	if p, err := encap.ParseIPv6(got); err != nil || p.ECN() != encap.ECNCE {
 		t.Errorf("congestion was marked outside, inside is ECN %d, %v", p.ECN(), err)
 	}
@@ -230,8 +232,8 @@ func TestIntegrationDualStackAnswers(t *testing.T) {
 		t.Errorf("not the advertisement: % x, %v", f.Payload, err)
 	}
 	lost := udp6("fd00:0:0:1::9", "fd00:0:0:77::9", 8)
-	a.queue.send(t, lost)
-	got, _ := a.queue.receive(t)
+	a.queue.Send(t, lost)
+	got, _ := a.queue.Receive(t)
 	if p, err = encap.ParseIPv6(got); err != nil || p.Src() != a.config.Addresses[1] || p.Dst() != lost.Src() ||
 		p.Payload()[0] != 1 || !bytes.HasSuffix(got, lost) {
 		t.Errorf("not the ICMPv6 error: % x, %v", got, err)
@@ -262,11 +264,11 @@ func TestIntegrationDualStackFollowsLeases(t *testing.T) {
 	if got := a.Peers(); len(got) != 5 || got[4] != (Peer{dualPeers(2)[1].Subnet, dualAddress(2), testMAC(0x66)}) {
 		t.Fatalf("peers after the snapshot: %v", got)
 	}
-	must(t, a.Apply(lease.Update{Leases: []lease.Lease{of(3, good)}}))
+	testhost.Must(t, a.Apply(lease.Update{Leases: []lease.Lease{of(3, good)}}))
 	if got := a.Peers(); len(got) != 6 {
 		t.Fatalf("peers after one was put right: %v", got)
 	}
-	must(t, a.Apply(lease.Update{Deleted: []lease.Lease{of(2, good), of(3, good), of(4, good), of(5, good)}}))
+	testhost.Must(t, a.Apply(lease.Update{Deleted: []lease.Lease{of(2, good), of(3, good), of(4, good), of(5, good)}}))
 	if got := a.Peers(); len(got) != 0 || a.peers.load().knows(dualAddress(2)) {
 		t.Fatalf("peers after the deletion: %v", got)
 	}
@@ -276,54 +278,54 @@ func TestIntegrationDualStackFollowsLeases(t *testing.T) {
 // say of IPv6.
 func TestIntegrationSingleStack(t *testing.T) {
 	h := newDualHost(t)
-	a := newNodeIn(t, h.machine)
+	a := newNodeIn(t, h.Host)
 	six := dualPeers(2)[1]
 	if err := a.UpdatePeers([]Peer{six}, nil); err == nil || !strings.Contains(err.Error(), "the underlay has no address of") {
 		t.Errorf("a peer of another family: %v", err)
 	}
 	p := dualPeers(2)
-	must(t, a.Apply(lease.Update{Leases: []lease.Lease{{Subnet: p[0].Subnet, IPv6Subnet: p[1].Subnet, Attrs: lease.Attrs{
+	testhost.Must(t, a.Apply(lease.Update{Leases: []lease.Lease{{Subnet: p[0].Subnet, IPv6Subnet: p[1].Subnet, Attrs: lease.Attrs{
 		PublicIP: p[0].Underlay, BackendType: lease.TypeVXLAN, BackendData: []byte(`{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}`),
 	}}}}))
 	if got := a.Peers(); len(got) != 1 || got[0] != p[0] {
 		t.Errorf("the peers are %v", got)
 	}
 	for _, c := range []UnderlayConfig{
-		{Address: dualAddress(1), AddressV6: dualAddress(2), Port: wirePort},
-		{Address: p[0].Underlay, AddressV6: p[0].Underlay, Port: wirePort},
+		{Address: dualAddress(1), AddressV6: dualAddress(2), Port: testhost.Port},
+		{Address: p[0].Underlay, AddressV6: p[0].Underlay, Port: testhost.Port},
 	} {
 		if u, err := Listen(c); err == nil {
-			must(t, u.Close())
+			testhost.Must(t, u.Close())
 			t.Errorf("%s and %s were taken for two families", c.Address, c.AddressV6)
 		}
 	}
 }
 
-func newNodeIn(t *testing.T, m *machine) *Router {
+func newNodeIn(t *testing.T, m *testhost.Host) *Router {
 	t.Helper()
-	underlay := inside(m, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: wirePort})
+	underlay := testhost.Inside(m, func() (*Underlay, error) {
+		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port})
 	})
-	r, err := New(newMemoryDevice(t, 1, 0), underlay, Config{VNI: testVNI, Port: wirePort, MAC: testMAC(1), MTU: 1450})
-	must(t, err)
-	t.Cleanup(func() { must(t, r.Close()) })
+	r, err := New(testhost.NewMemoryDevice(t, 1, 0), underlay, Config{VNI: testVNI, Port: testhost.Port, MAC: testMAC(1), MTU: 1450})
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, r.Close()) })
 	return r
 }
 
 // The interface carries IPv6 even where the host leaves that off.
 func TestIntegrationConfigureLinkIPv6(t *testing.T) {
-	m := newMachine(t)
+	m := testhost.New(t)
 	c := LinkConfig{
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0"), netip.MustParseAddr("fd00:0:0:1::")},
 		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/48")},
 		MTU:       1430,
 	}
 	configure := func() error {
-		return inside(m, func() (error, error) {
+		return testhost.Inside(m, func() (error, error) {
 			if err := setSysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil {
 				return nil, err
 			}
-			d, err := OpenDevice("flannel.1", DeviceConfig{})
+			d, err := device.Open("flannel.1", device.Config{})
 			if err != nil {
 				return nil, err
 			}
@@ -331,13 +333,13 @@ func TestIntegrationConfigureLinkIPv6(t *testing.T) {
 			return ConfigureLink("flannel.1", c), nil
 		})
 	}
-	must(t, configure())
+	testhost.Must(t, configure())
 	route, err := m.RouteGet(net.ParseIP("fd00:0:0:2::9"))
-	if err != nil || len(route) != 1 || route[0].LinkIndex != m.index("flannel.1") || !route[0].Src.Equal(net.ParseIP("fd00:0:0:1::")) {
+	if err != nil || len(route) != 1 || route[0].LinkIndex != m.Index("flannel.1") || !route[0].Src.Equal(net.ParseIP("fd00:0:0:1::")) {
 		t.Errorf("the kernel's way to a peer's container is %v, %v", route, err)
 	}
-	must(t, m.LinkDel(m.link("flannel.1")))
-	must(t, m.RouteAdd(&netlink.Route{LinkIndex: m.index("lo"), Dst: ipNet(c.Networks[1])}))
+	testhost.Must(t, m.LinkDel(m.Link("flannel.1")))
+	testhost.Must(t, m.RouteAdd(&netlink.Route{LinkIndex: m.Index("lo"), Dst: ipNet(c.Networks[1])}))
 	if err := configure(); !errors.Is(err, ErrRouteExists) || !strings.Contains(err.Error(), "fd00::/48") {
 		t.Errorf("with somebody else's route in the way: %v", err)
 	}

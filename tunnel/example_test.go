@@ -12,6 +12,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
 )
 
@@ -41,9 +42,9 @@ func ExampleGateway() {
 
 // A runtime whose sandbox has made the device gets its queue over a Unix socket
 // (SCM_RIGHTS), or inherits it. The sockets are of the host's network namespace.
-func ExampleAdoptDevice() {
+func ExampleNew_adoptedDevice() {
 	const queue = 3 // inherited
-	device, err := tunnel.AdoptDevice([]int{queue}, offload.All)
+	device, err := device.Adopt([]int{queue}, offload.All)
 	if err != nil {
 		slog.Error("no device", "error", err) // the descriptor is still ours
 		return
@@ -100,7 +101,7 @@ func ExampleRouter_Release() {
 		if err != nil {
 			return nil, err // the old one still runs
 		}
-		device, err := tunnel.AdoptDevice(given.Queues, offload.All)
+		device, err := device.Adopt(given.Queues, offload.All)
 		if err != nil {
 			return nil, err
 		}

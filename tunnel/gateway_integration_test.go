@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
 	"sync"
 	"testing"
 
@@ -14,13 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/lease"
+	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/nexthop"
 )
 
 // gatewayHost is a host of 10.66.0.0/24 on eth0 and 10.77.0.0/24 on back, with a
 // gateway to peers on eth0.
 type gatewayHost struct {
-	*machine
+	*testhost.Host
 	*Gateway
 	log     lockedBuffer
 	running sync.WaitGroup
@@ -46,42 +47,42 @@ func (b *lockedBuffer) String() string {
 
 func newGatewayHost(t *testing.T) *gatewayHost {
 	t.Helper()
-	g := &gatewayHost{machine: newMachine(t)}
-	b := newMachine(t)
-	join(g.machine, b, "eth0", "10.66.0")
-	join(g.machine, b, "back", "10.77.0")
+	g := &gatewayHost{Host: testhost.New(t)}
+	b := testhost.New(t)
+	testhost.Join(g.Host, b, "eth0", "10.66.0")
+	testhost.Join(g.Host, b, "back", "10.77.0")
 	g.open()
 	return g
 }
 
 // open opens the gateway, as at the start of a daemon.
 func (g *gatewayHost) open() {
-	g.t.Helper()
-	g.Gateway = inside(g.machine, func() (*Gateway, error) {
+	g.T.Helper()
+	g.Gateway = testhost.Inside(g.Host, func() (*Gateway, error) {
 		return OpenGateway(GatewayConfig{Link: "eth0", Logger: slog.New(slog.NewTextHandler(&g.log, nil))})
 	})
 	end := g.Gateway
-	g.t.Cleanup(func() { must(g.t, end.Close()) })
+	g.T.Cleanup(func() { testhost.Must(g.T, end.Close()) })
 }
 
 func (g *gatewayHost) start() {
 	g.running.Go(func() {
 		if err := g.Run(context.Background()); err != nil {
-			g.t.Error(err)
+			g.T.Error(err)
 		}
 	})
 }
 
 func (g *gatewayHost) stop(end func() error) {
-	g.t.Helper()
-	must(g.t, end())
+	g.T.Helper()
+	testhost.Must(g.T, end())
 	g.running.Wait()
 }
 
 func (g *gatewayHost) await(want ...string) {
-	g.t.Helper()
-	defer g.expectRoutes(want...)
-	await(g.t, "the routes", func() bool { return len(g.routes()) == len(want) && (len(want) == 0 || g.routes()[0] == want[0]) })
+	g.T.Helper()
+	defer g.ExpectRoutes(want...)
+	testhost.Await(g.T, "the routes", func() bool { return len(g.Routes()) == len(want) && (len(want) == 0 || g.Routes()[0] == want[0]) })
 }
 
 // leases are of subnets and their hosts, in turn.
@@ -95,8 +96,8 @@ func leases(pairs ...string) (all []lease.Lease) {
 }
 
 func (g *gatewayHost) apply(u lease.Update) {
-	g.t.Helper()
-	must(g.t, g.Apply(u))
+	g.T.Helper()
+	testhost.Must(g.T, g.Apply(u))
 }
 
 const (
@@ -114,9 +115,9 @@ func TestIntegrationGateway(t *testing.T) {
 	}
 
 	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.3")}) // moves
-	g.expectRoutes(other1, route2, route3)                            // to a host that is known
+	g.ExpectRoutes(other1, route2, route3)                            // to a host that is known
 	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.2"), Deleted: leases("10.0.1.0/24", "10.66.0.3", "10.0.3.0/24", "10.66.0.3")})
-	g.expectRoutes(route1, route2)
+	g.ExpectRoutes(route1, route2)
 	g.apply(lease.Update{Leases: leases("10.0.3.0/24", "10.66.0.3")}) // came back
 	g.await(route1, route2, route3)
 
@@ -126,20 +127,20 @@ func TestIntegrationGateway(t *testing.T) {
 		"10.0.1.0/24": "unreachable: on-link via back, not via eth0", "10.0.9.0/24": "vxlan",
 	} {
 		p := netip.MustParsePrefix(subnet)
-		await(t, want, func() bool { return g.Path(p).String() == want })
+		testhost.Await(t, want, func() bool { return g.Path(p).String() == want })
 	}
 	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.2")})
 
-	must(t, g.LinkSetDown(g.link("eth0")))
+	testhost.Must(t, g.LinkSetDown(g.Link("eth0")))
 	g.await()
-	must(t, g.LinkSetUp(g.link("eth0")))
+	testhost.Must(t, g.LinkSetUp(g.Link("eth0")))
 	g.await(route1, route2, route3)
-	must(t, g.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.2.0/24"))})) // somebody's hand
+	testhost.Must(t, g.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.2.0/24"))})) // somebody's hand
 	g.await(route1, route2, route3)
 
 	g.stop(g.Clear)
-	g.expectRoutes()
-	must(t, g.Clear())
+	g.ExpectRoutes()
+	testhost.Must(t, g.Clear())
 	if err := g.Run(t.Context()); !errors.Is(err, ErrClosed) {
 		t.Errorf("Run of a closed gateway returns %v", err)
 	}
@@ -152,24 +153,24 @@ func TestIntegrationGateway(t *testing.T) {
 func TestIntegrationGatewayIPv6(t *testing.T) {
 	for _, wanted := range []bool{true, false} {
 		g := newGatewayHost(t)
-		g.address("eth0", "fd66::1/64")
-		g.Gateway = inside(g.machine, func() (*Gateway, error) { return OpenGateway(GatewayConfig{Link: "eth0", IPv6: wanted}) })
+		g.Address("eth0", "fd66::1/64")
+		g.Gateway = testhost.Inside(g.Host, func() (*Gateway, error) { return OpenGateway(GatewayConfig{Link: "eth0", IPv6: wanted}) })
 		end := g.Gateway
-		t.Cleanup(func() { must(t, end.Close()) })
+		t.Cleanup(func() { testhost.Must(t, end.Close()) })
 		g.start()
 		l := leases("10.0.1.0/24", "10.66.0.2")
 		l[0].IPv6Subnet, l[0].Attrs.PublicIPv6 = netip.MustParsePrefix("fd00:0:0:1::/64"), netip.MustParseAddr("fd66::2")
 		g.apply(lease.Update{Reset: true, Leases: l})
 		g.await(route1)
 		v6 := func() []netlink.Route {
-			routes, err := g.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
-			must(t, err)
+			routes, err := g.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: kroute.Protocol}, netlink.RT_FILTER_PROTOCOL)
+			testhost.Must(t, err)
 			return routes
 		}
 		if wanted {
-			await(t, "the IPv6 route", func() bool {
+			testhost.Await(t, "the IPv6 route", func() bool {
 				r := v6()
-				return len(r) == 1 && r[0].Dst.String() == "fd00:0:0:1::/64" && r[0].Gw.String() == "fd66::2" && r[0].LinkIndex == g.index("eth0")
+				return len(r) == 1 && r[0].Dst.String() == "fd00:0:0:1::/64" && r[0].Gw.String() == "fd66::2" && r[0].LinkIndex == g.Index("eth0")
 			})
 		}
 		g.apply(lease.Update{Deleted: l})
@@ -187,7 +188,7 @@ func TestIntegrationGatewayRefusesLeases(t *testing.T) {
 	bad := leases("10.0.4.0/24", "10.66.0.4", "10.0.5.0/24", "0.0.0.0", "10.0.6.0/24", "224.0.0.1")
 	bad[0].Attrs.BackendType = lease.TypeVXLAN
 	bad = append(bad, lease.Lease{Subnet: netip.MustParsePrefix("10.0.7.0/24"), Attrs: lease.Attrs{BackendType: lease.TypeHostGW}})
-	stale(g.machine, "10.0.8.0/24", "10.66.0.2")
+	stale(g.Host, "10.0.8.0/24", "10.66.0.2")
 	err := g.Apply(lease.Update{Reset: true, Leases: append(leases("10.0.1.0/24", "10.66.0.2"), bad...)})
 	if n := len(parts(err)); n != len(bad) || g.Peers() != 1 {
 		t.Errorf("%d peers, %d errors: %v", g.Peers(), n, err)
@@ -196,14 +197,14 @@ func TestIntegrationGatewayRefusesLeases(t *testing.T) {
 	if err := g.Apply(lease.Update{Leases: []lease.Lease{{Subnet: netip.MustParsePrefix("10.0.1.0/24")}}}); err == nil {
 		t.Error("no error")
 	}
-	g.expectRoutes()
+	g.ExpectRoutes()
 }
 
 // stale makes a route as an earlier run left it.
-func stale(h *machine, subnet, via string) {
-	h.t.Helper()
-	must(h.t, h.RouteAdd(&netlink.Route{
-		Dst: ipNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: RouteProtocol,
+func stale(h *testhost.Host, subnet, via string) {
+	h.T.Helper()
+	testhost.Must(h.T, h.RouteAdd(&netlink.Route{
+		Dst: ipNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: kroute.Protocol,
 	}))
 }
 
@@ -213,11 +214,11 @@ func TestIntegrationGatewayMove(t *testing.T) {
 	g := newGatewayHost(t)
 	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.2.0/24", "10.66.0.2")})
 	g.paths.changed([]nexthop.Change{{Addr: netip.MustParseAddr("10.66.0.2"), Hop: nexthop.Hop{
-		OnLink: true, Link: "eth0", Index: g.index("eth0"), MTU: 1500,
+		OnLink: true, Link: "eth0", Index: g.Index("eth0"), MTU: 1500,
 	}}})
-	g.expectRoutes(route1, route2)
+	g.ExpectRoutes(route1, route2)
 	g.apply(lease.Update{Leases: leases("10.0.1.0/24", "10.66.0.3")})
-	g.expectRoutes(route2)
+	g.ExpectRoutes(route2)
 	g.start()
 	g.await(other1, route2)
 }
@@ -226,32 +227,32 @@ func TestIntegrationGatewayMove(t *testing.T) {
 // resets, and only what isn't wanted goes then. The routes outlive Close.
 func TestIntegrationGatewayRestart(t *testing.T) {
 	g := newGatewayHost(t)
-	stale(g.machine, "10.0.1.0/24", "10.66.0.2")
-	stale(g.machine, "10.0.3.0/24", "10.66.0.9")
-	stale(g.machine, "10.0.9.0/24", "10.66.0.9")
+	stale(g.Host, "10.0.1.0/24", "10.66.0.2")
+	stale(g.Host, "10.0.3.0/24", "10.66.0.9")
+	stale(g.Host, "10.0.9.0/24", "10.66.0.9")
 	left := []string{route1, "10.0.3.0/24 via 10.66.0.9", "10.0.9.0/24 via 10.66.0.9"}
-	gone := watchRoutes(t, g.machine)
+	gone := watchRoutes(t, g.Host)
 	for range 2 {
 		g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.3.0/24", "10.66.0.3")})
-		g.expectRoutes(left...) // nobody has looked yet
+		g.ExpectRoutes(left...) // nobody has looked yet
 	}
 	g.start()
 	g.await(route1, route3)
 	g.stop(g.Close)
-	g.expectRoutes(route1, route3)
+	g.ExpectRoutes(route1, route3)
 	g.apply(lease.Update{Reset: true})
 	g.apply(lease.Update{Deleted: leases("10.0.1.0/24", "10.66.0.2")})
-	g.expectRoutes(route1, route3)
-	if n := linesOf(g.log.String(), "set routes"); n != 0 {
+	g.ExpectRoutes(route1, route3)
+	if n := testhost.LinesOf(g.log.String(), "set routes"); n != 0 {
 		t.Errorf("a closed gateway tried to set routes %d times", n)
 	}
 
 	g.open()
 	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.3.0/24", "10.66.0.3")})
 	g.start()
-	await(t, "peers", func() bool { return g.Path(netip.MustParsePrefix("10.0.3.0/24")).Direct })
+	testhost.Await(t, "peers", func() bool { return g.Path(netip.MustParsePrefix("10.0.3.0/24")).Direct })
 	g.stop(g.Close)
-	g.expectRoutes(route1, route3)
+	g.ExpectRoutes(route1, route3)
 	for _, r := range gone() {
 		if r == route1 || r == route3 {
 			t.Errorf("%s went meanwhile", r)
@@ -259,15 +260,15 @@ func TestIntegrationGatewayRestart(t *testing.T) {
 	}
 	g.open()
 	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2")})
-	must(t, g.Clear()) // before anybody looked
-	g.expectRoutes()
+	testhost.Must(t, g.Clear()) // before anybody looked
+	g.ExpectRoutes()
 }
 
 // watchRoutes notes the routes that go, until it is asked for them.
-func watchRoutes(t *testing.T, h *machine) (gone func() []string) {
+func watchRoutes(t *testing.T, h *testhost.Host) (gone func() []string) {
 	t.Helper()
 	updates, done := make(chan netlink.RouteUpdate), make(chan struct{})
-	inside(h, func() (struct{}, error) { return struct{}{}, netlink.RouteSubscribe(updates, done) })
+	testhost.Inside(h, func() (struct{}, error) { return struct{}{}, netlink.RouteSubscribe(updates, done) })
 	var list []string
 	var reading sync.WaitGroup
 	end := ipNet(netip.MustParsePrefix("10.99.0.0/16"))
@@ -283,9 +284,9 @@ func watchRoutes(t *testing.T, h *machine) (gone func() []string) {
 		}
 	})
 	return func() []string {
-		last := &netlink.Route{Dst: end, LinkIndex: h.index("back")}
-		must(t, h.RouteAdd(last))
-		must(t, h.RouteDel(last))
+		last := &netlink.Route{Dst: end, LinkIndex: h.Index("back")}
+		testhost.Must(t, h.RouteAdd(last))
+		testhost.Must(t, h.RouteDel(last))
 		reading.Wait()
 		return list
 	}
@@ -296,20 +297,20 @@ func watchRoutes(t *testing.T, h *machine) (gone func() []string) {
 func TestIntegrationGatewayForeignRoute(t *testing.T) {
 	g := newGatewayHost(t)
 	foreign := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.1.0/24")), Gw: []byte{10, 77, 0, 2}}
-	must(t, g.RouteAdd(foreign))
+	testhost.Must(t, g.RouteAdd(foreign))
 	g.start()
 	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2")})
 	subnet := netip.MustParsePrefix("10.0.1.0/24")
-	await(t, "no route", func() bool { return linesOf(g.log.String(), "no route to peer") == 1 })
-	await(t, "unreachable", func() bool { return g.Path(subnet).Unreachable })
-	g.expectRoutes()
-	must(t, g.RouteDel(foreign))
+	testhost.Await(t, "no route", func() bool { return testhost.LinesOf(g.log.String(), "no route to peer") == 1 })
+	testhost.Await(t, "unreachable", func() bool { return g.Path(subnet).Unreachable })
+	g.ExpectRoutes()
+	testhost.Must(t, g.RouteDel(foreign))
 	g.await(route1)
-	await(t, "there now", func() bool { return linesOf(g.log.String(), "route to peer is there now") == 1 })
+	testhost.Await(t, "there now", func() bool { return testhost.LinesOf(g.log.String(), "route to peer is there now") == 1 })
 	if p := g.Path(subnet); !p.Direct {
 		t.Errorf("the path is %v", p)
 	}
-	if n := linesOf(g.log.String(), "no route to peer"); n != 1 {
+	if n := testhost.LinesOf(g.log.String(), "no route to peer"); n != 1 {
 		t.Errorf("told %d times", n)
 	}
 }
@@ -319,26 +320,26 @@ func TestIntegrationGatewayForeignRoute(t *testing.T) {
 func TestIntegrationDirectRoute(t *testing.T) {
 	n := newNeighbours(t, DirectRoute, 1)
 	stale(n.a, "10.0.9.0/24", "10.66.0.9")
-	must(t, n.ReplacePeers([]Peer{n.peer}))
+	testhost.Must(t, n.ReplacePeers([]Peer{n.peer}))
 	n.start()
 	n.awaitPath("direct via eth0")
-	await(t, "the route", func() bool { return len(n.a.routes()) == 1 })
-	n.a.expectRoutes(route2)
-	packet := udpPacket("10.0.1.9", "10.0.2.9", 100)
-	n.queue.send(t, packet) // one that was on its way
+	testhost.Await(t, "the route", func() bool { return len(n.a.Routes()) == 1 })
+	n.a.ExpectRoutes(route2)
+	packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
+	n.queue.Send(t, packet) // one that was on its way
 	n.expect(n.eth0, true, packet)
 
-	must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24")}))
-	n.a.expectRoutes()
-	must(t, n.UpdatePeers([]Peer{n.peer}, nil))
-	await(t, "the route", func() bool { return len(n.a.routes()) == 1 })
+	testhost.Must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24")}))
+	n.a.ExpectRoutes()
+	testhost.Must(t, n.UpdatePeers([]Peer{n.peer}, nil))
+	testhost.Await(t, "the route", func() bool { return len(n.a.Routes()) == 1 })
 	stale(n.a, "10.0.9.0/24", "10.66.0.9")
-	must(t, n.ReplacePeers([]Peer{n.peer, {netip.MustParsePrefix("10.0.3.0/24"), netip.MustParseAddr("10.66.0.3"), testMAC(3)}}))
-	must(t, n.Close())
-	n.a.expectRoutes()
-	must(t, n.UpdatePeers([]Peer{n.peer}, nil))
-	must(t, n.ReplacePeers([]Peer{n.peer}))
-	n.a.expectRoutes()
+	testhost.Must(t, n.ReplacePeers([]Peer{n.peer, {netip.MustParsePrefix("10.0.3.0/24"), netip.MustParseAddr("10.66.0.3"), testMAC(3)}}))
+	testhost.Must(t, n.Close())
+	n.a.ExpectRoutes()
+	testhost.Must(t, n.UpdatePeers([]Peer{n.peer}, nil))
+	testhost.Must(t, n.ReplacePeers([]Peer{n.peer}))
+	n.a.ExpectRoutes()
 }
 
 // A watcher that fails takes the routes with it: all goes by VXLAN.
@@ -346,9 +347,9 @@ func TestIntegrationDirectRouteGiveUp(t *testing.T) {
 	n := newNeighbours(t, DirectRoute, 1)
 	n.start()
 	n.awaitPath("direct via eth0")
-	await(t, "the route", func() bool { return len(n.a.routes()) == 1 })
+	testhost.Await(t, "the route", func() bool { return len(n.a.Routes()) == 1 })
 	n.paths.giveUp()
-	n.a.expectRoutes()
+	n.a.ExpectRoutes()
 	if p := n.Path(n.peer.Subnet); p.Direct {
 		t.Errorf("the path is %v", p)
 	}
@@ -356,8 +357,8 @@ func TestIntegrationDirectRouteGiveUp(t *testing.T) {
 
 // Close leaves no descriptor, whether anything ran or not.
 func TestIntegrationDirectLeavesNoDescriptor(t *testing.T) {
-	m := newMachine(t)
-	m.address("lo", "10.66.0.1/32")
+	m := testhost.New(t)
+	m.Address("lo", "10.66.0.1/32")
 	for name, cycle := range map[string]func() error{
 		"socket": func() error { return listenAndClose(DirectSocket) },
 		"route":  func() error { return listenAndClose(DirectRoute) },
@@ -371,25 +372,18 @@ func TestIntegrationDirectLeavesNoDescriptor(t *testing.T) {
 			return errors.Join(g.Run(ctx), g.Close())
 		},
 	} {
-		before := descriptors(t)
-		inside(m, func() (struct{}, error) { return struct{}{}, cycle() })
-		if after := descriptors(t); after != before {
+		before := testhost.Descriptors(t)
+		testhost.Inside(m, func() (struct{}, error) { return struct{}{}, cycle() })
+		if after := testhost.Descriptors(t); after != before {
 			t.Errorf("%s: %d descriptors before, %d after", name, before, after)
 		}
 	}
 }
 
 func listenAndClose(mode DirectMode) error {
-	u, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: wirePort, Workers: 2, Direct: mode})
+	u, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: 2, Direct: mode})
 	if err != nil {
 		return err
 	}
 	return errors.Join(u.Close(), u.Close())
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	all, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
-	return len(all)
 }

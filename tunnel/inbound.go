@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
 )
 
@@ -46,7 +47,7 @@ const (
 type inbound struct {
 	sockets   []receiving // one, or one of each family; in places
 	places    [families]receiving
-	queue     Queue
+	queue     device.Queue
 	table     *peerTable
 	local     *local
 	port      uint16
@@ -76,7 +77,7 @@ type receiving struct {
 	limit int // messages of the next batch
 }
 
-func newInbound(c *Config, q Queue, granted offload.Set, t *peerTable, l *local, total *counters) *inbound {
+func newInbound(c *Config, q device.Queue, granted offload.Set, t *peerTable, l *local, total *counters) *inbound {
 	in := &inbound{
 		queue: q, table: t, local: l, total: total,
 		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
@@ -345,7 +346,7 @@ func (in *inbound) write() {
 		in.tally.packets++
 		in.tally.bytes += uint64(p.Len)
 	}
-	if lost := flush(in.queue); lost > 0 {
+	if lost := device.Flush(in.queue); lost > 0 {
 		in.tally.dropN(DropDevice, lost)
 		in.tally.packets -= uint64(lost)
 	}
@@ -361,7 +362,7 @@ type single struct {
 	parts     [2][]byte
 }
 
-func (s *single) write(q Queue, o Offload, parts [][]byte) error {
+func (s *single) write(q device.Queue, o encap.Offload, parts [][]byte) error {
 	s.packet = s.packet[:0]
 	for _, p := range parts {
 		s.packet = append(s.packet, p...)
@@ -375,7 +376,7 @@ func (s *single) write(q Queue, o Offload, parts [][]byte) error {
 			return nil
 		}
 		s.parts = [2][]byte{s.header[:n], payload}
-		if err := q.Write(Offload{}, s.parts[:]); err != nil {
+		if err := q.Write(encap.Offload{}, s.parts[:]); err != nil {
 			return err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/netnstest"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
@@ -92,7 +93,7 @@ var (
 )
 
 // runRouter runs a router on device while use uses it.
-func runRouter(t *testing.T, device tunnel.Device, u tunnel.UnderlayConfig, c tunnel.Config, use func(*tunnel.Router)) {
+func runRouter(t *testing.T, device device.Device, u tunnel.UnderlayConfig, c tunnel.Config, use func(*tunnel.Router)) {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -142,7 +143,7 @@ func TestIntegrationRoutersLeaveNothing(t *testing.T) {
 	vtep, network := netip.MustParseAddr("10.0.1.0"), netip.MustParsePrefix("10.0.0.0/16")
 	modes := []tunnel.DirectMode{tunnel.DirectOff, tunnel.DirectSocket, tunnel.DirectRoute}
 	checkLeaks(t, 200, func(i int) {
-		device, err := tunnel.OpenDevice("flannel.1", tunnel.DeviceConfig{Queues: 2, Offloads: offload.All})
+		device, err := device.Open("flannel.1", device.Config{Queues: 2, Offloads: offload.All})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,11 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
 )
 
-// RouteProtocol marks the kernel routes that this package makes, so that they
-// are told from anybody else's (rtnetlink(7), rtm_protocol).
-const RouteProtocol = 89
 
 // DefaultQueueLen is the number of packets the kernel queues for each of a
 // device's readers. It bridges a handover from one process to another: 100 ms at
@@ -94,7 +92,7 @@ func (c *LinkConfig) settings(name string) []step {
 // ConfigureLink makes the settings that [PrepareLink] makes, gives the interface its
 // addresses, brings it up and adds the routes; then packets come. What is there already
 // stays, so that it also repairs an interface that somebody has changed; routes of
-// [RouteProtocol] into the interface that aren't wanted go. All of it goes with the
+// [kroute.Protocol] into the interface that aren't wanted go. All of it goes with the
 // interface. An interface that was deleted is [ErrDeviceGone], and a route in the way
 // [ErrRouteExists]; all else is done then.
 func ConfigureLink(name string, c LinkConfig) error {
@@ -294,7 +292,7 @@ func RemoveStaleLink(name string) (string, error) {
 // StaleLink looks for an interface that is in the way of the device name and of
 // no use to anybody: a kernel VXLAN interface ("vxlan"), as flanneld leaves one
 // behind, or a persistent TUN device that no process holds ("tuntap"). It
-// returns its type, "" when there is none, and [ErrDeviceExists] for anything
+// returns its type, "" when there is none, and [device.ErrExists] for anything
 // else.
 func StaleLink(name string) (string, error) {
 	link, err := staleLink(name)
@@ -314,10 +312,10 @@ func staleLink(name string) (netlink.Link, error) {
 		return nil, fmt.Errorf("look for interface %s: %w", name, err)
 	}
 	if tap, ok := link.(*netlink.Tuntap); ok && (tap.NonPersist || tap.Queues > 0 || tap.Attrs().OperState == netlink.OperUp) {
-		return nil, fmt.Errorf("interface %s: %w: a running process holds it", name, ErrDeviceExists)
+		return nil, fmt.Errorf("interface %s: %w: a running process holds it", name, device.ErrExists)
 	}
 	if t := link.Type(); t != "vxlan" && t != "tuntap" && t != "tun" {
-		return nil, fmt.Errorf("interface %s: %w, of type %s", name, ErrDeviceExists, t)
+		return nil, fmt.Errorf("interface %s: %w, of type %s", name, device.ErrExists, t)
 	}
 	return link, nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/netnstest"
 )
 
@@ -14,7 +15,7 @@ import (
 func TestIntegrationCheckLink(t *testing.T) {
 	netnstest.RequireRoot(t)
 	netnstest.Enter(t)
-	d, err := OpenDevice("overlay0", DeviceConfig{})
+	d, err := device.Open("overlay0", device.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -135,7 +135,7 @@ func routesInto(link netlink.Link, c LinkConfig) (routes []netlink.Route, err er
 		families = append(families, netlink.FAMILY_V6)
 	}
 	for _, family := range families {
-		of := &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: RouteProtocol, Table: unix.RT_TABLE_MAIN}
+		of := &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: kroute.Protocol, Table: unix.RT_TABLE_MAIN}
 		found, err := netlink.RouteListFiltered(family, of, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return nil, fmt.Errorf("list routes: %w", err)
@@ -147,7 +147,7 @@ func routesInto(link netlink.Link, c LinkConfig) (routes []netlink.Route, err er
 
 func routeInto(link netlink.Link, c LinkConfig, n netip.Prefix) netlink.Route {
 	route := netlink.Route{
-		LinkIndex: link.Attrs().Index, Dst: ipNet(n), Protocol: RouteProtocol, Scope: netlink.SCOPE_LINK,
+		LinkIndex: link.Attrs().Index, Dst: ipNet(n), Protocol: kroute.Protocol, Scope: netlink.SCOPE_LINK,
 	}
 	for _, a := range c.Addresses {
 		if a.Is4() == n.Addr().Is4() {

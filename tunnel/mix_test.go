@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
@@ -65,10 +67,10 @@ func newCable(t testing.TB, variant int) *cable {
 	v, port := mixVariants[variant], freePort(t)
 	c := &cable{
 		offloads: v.offloads, refuse: v.refuse,
-		kinds: map[encap.GSOType]int{}, buf: make([]byte, MaxPacket),
+		kinds: map[encap.GSOType]int{}, buf: make([]byte, device.MaxPacket),
 	}
 	for i := range c.ends {
-		c.ends[i] = newNodeOn(t, newMemoryDevice(t, 1, v.offloads), byte(i+1), port, v.offloads, nil)
+		c.ends[i] = newNodeOn(t, testhost.NewMemoryDevice(t, 1, v.offloads), byte(i+1), port, v.offloads, nil)
 		t.Cleanup(func() { c.ends[i].Close() })
 		if v.refuse {
 			in := c.ends[i].workers[0].in
@@ -94,9 +96,9 @@ func (c *cable) run(t *testing.T) {
 }
 
 // singleQueue takes no superpackets, as some kernels don't take some.
-type singleQueue struct{ Queue }
+type singleQueue struct{ device.Queue }
 
-func (q singleQueue) Write(o Offload, parts [][]byte) error {
+func (q singleQueue) Write(o encap.Offload, parts [][]byte) error {
 	if o.GSO != encap.GSONone {
 		return unix.EINVAL
 	}
@@ -147,7 +149,7 @@ func (c *cable) send(t *testing.T, it item) {
 	q := c.ends[it.from-1].queue
 	if !c.takes(it.offload, offload.TSO, offload.USO) {
 		for _, p := range segments {
-			q.send(t, p)
+			q.Send(t, p)
 		}
 		return
 	}
@@ -157,7 +159,7 @@ func (c *cable) send(t *testing.T, it item) {
 }
 
 // takes tells whether a packet may pass a device with these two offloads.
-func (c *cable) takes(o Offload, tcp, udp offload.Set) bool {
+func (c *cable) takes(o encap.Offload, tcp, udp offload.Set) bool {
 	switch o.GSO {
 	case encap.GSONone:
 		return true
@@ -170,7 +172,7 @@ func (c *cable) takes(o Offload, tcp, udp offload.Set) bool {
 // settle waits until all that was sent has arrived.
 func (c *cable) settle(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); c.count > 0; {
+	for deadline := time.Now().Add(testhost.Patience); c.count > 0; {
 		c.advance(t)
 		for _, n := range c.ends {
 			for p := c.pending(t, n); p != nil; p = c.pending(t, n) {
@@ -189,8 +191,8 @@ func (c *cable) advance(t *testing.T) {
 	t.Helper()
 	if c.running {
 		fds := []unix.PollFd{
-			{Fd: int32(c.ends[0].queue.fd), Events: unix.POLLIN},
-			{Fd: int32(c.ends[1].queue.fd), Events: unix.POLLIN},
+			{Fd: int32(c.ends[0].queue.FD()), Events: unix.POLLIN},
+			{Fd: int32(c.ends[1].queue.FD()), Events: unix.POLLIN},
 		}
 		wait := unix.NsecToTimespec(int64(time.Second))
 		if _, err := pollFor(fds, &wait); err != nil {
@@ -219,7 +221,7 @@ func drained(t *testing.T, drain func() (load, error)) {
 // arrival is what a device was given.
 type arrival struct {
 	packet  []byte
-	offload Offload
+	offload encap.Offload
 }
 
 // pending is the next packet that n's device was given, nil for none. It is
@@ -262,7 +264,7 @@ func (c *cable) checkOffload(t *testing.T, a *arrival) {
 	t.Helper()
 	o := a.offload
 	if !o.NeedsChecksum {
-		if o != (Offload{}) {
+		if o != (encap.Offload{}) {
 			t.Fatalf("a complete packet with %+v", o)
 		}
 		return
@@ -376,7 +378,7 @@ func TestMixStepByStep(t *testing.T) {
 				c.play(t, mixSource(seed, 1500))
 			}
 			for _, kind := range []encap.GSOType{encap.GSOTCPv4, encap.GSOTCPv6, encap.GSOUDP} {
-				if c.takes(Offload{GSO: kind}, offload.TCP, offload.UDP) && !c.refuse && c.kinds[kind] < 10 {
+				if c.takes(encap.Offload{GSO: kind}, offload.TCP, offload.UDP) && !c.refuse && c.kinds[kind] < 10 {
 					t.Errorf("only %d superpackets of type %d", c.kinds[kind], kind)
 				}
 			}

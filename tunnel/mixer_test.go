@@ -77,7 +77,7 @@ func newMixer(source []byte) *mixer {
 type item struct {
 	from    byte
 	packet  []byte
-	offload Offload
+	offload encap.Offload
 }
 
 // next makes a packet. Half of them follow one of the same flow, and most are
@@ -195,9 +195,9 @@ type draft struct {
 }
 
 // build makes the packet and what is left undone of it.
-func (d *draft) build() ([]byte, Offload) {
+func (d *draft) build() ([]byte, encap.Offload) {
 	p := d.ip()
-	o := Offload{NeedsChecksum: true, ChecksumStart: uint16(len(p)), ChecksumOffset: 16}
+	o := encap.Offload{NeedsChecksum: true, ChecksumStart: uint16(len(p)), ChecksumOffset: 16}
 	if !d.tcp {
 		o.ChecksumOffset = udpField
 	}
@@ -211,7 +211,7 @@ func (d *draft) build() ([]byte, Offload) {
 	}
 	plainLengths(p)
 	if d.proto != 0 {
-		return p, Offload{}
+		return p, encap.Offload{}
 	}
 	if !d.tcp {
 		binary.BigEndian.PutUint16(p[o.ChecksumStart+4:], uint16(len(p))-o.ChecksumStart)
@@ -222,7 +222,7 @@ func (d *draft) build() ([]byte, Offload) {
 	}
 	plainFill(p, o)
 	d.spoil(p, o)
-	return p, Offload{}
+	return p, encap.Offload{}
 }
 
 // fit cuts payload and segments to what the MTU and an IP packet hold.
@@ -242,7 +242,7 @@ func (d *draft) packets() int {
 	return (d.payload + d.size - 1) / d.size
 }
 
-func (d *draft) superpacket(o Offload, headers int) Offload {
+func (d *draft) superpacket(o encap.Offload, headers int) encap.Offload {
 	if d.segments == 0 {
 		return o
 	}
@@ -340,7 +340,7 @@ func (d *draft) transport() []byte {
 
 // spoil damages a complete packet, or makes it one that nobody should join to
 // others.
-func (d *draft) spoil(p []byte, o Offload) {
+func (d *draft) spoil(p []byte, o encap.Offload) {
 	h := p[o.ChecksumStart:]
 	switch d.damage {
 	case 1:

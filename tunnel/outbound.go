@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
 )
 
 // A packet's way out, in the order of the functions below:
@@ -45,7 +46,7 @@ const (
 
 // outbound is the sending half of a worker.
 type outbound struct {
-	queue     Queue
+	queue     device.Queue
 	table     *peerTable
 	sockets   [families][]*sender
 	direct    *direct // nil unless on-link peers are sent to directly
@@ -61,10 +62,10 @@ type outbound struct {
 	total     *counters
 }
 
-func newOutbound(q Queue, t *peerTable, sockets [families][]*sender, d *direct, l *local, c *counters) *outbound {
+func newOutbound(q device.Queue, t *peerTable, sockets [families][]*sender, d *direct, l *local, c *counters) *outbound {
 	return &outbound{
 		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
-		arena:   packetMemory(txArena + headroom + MaxPacket),
+		arena:   packetMemory(txArena + headroom + device.MaxPacket),
 		headers: make([]byte, txHeaders),
 	}
 }
@@ -74,7 +75,7 @@ func newOutbound(q Queue, t *peerTable, sockets [families][]*sender, d *direct, 
 func (o *outbound) drain() (load, error) {
 	packets, refused, at := 0, 0, 0
 	for packets < txBatch && at <= txArena {
-		n, offload, err := o.queue.Read(o.arena[at+headroom:][:MaxPacket])
+		n, offload, err := o.queue.Read(o.arena[at+headroom:][:device.MaxPacket])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			o.finish(packets)
@@ -106,7 +107,7 @@ func (o *outbound) drain() (load, error) {
 
 // forward puts one packet, which lies behind its headroom, where it is to go.
 // It stays in the arena until the batch is sent.
-func (o *outbound) forward(peers *table, room []byte, offload Offload) {
+func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 	dst, ecn, n := destination(room[headroom:])
 	if n == 0 {
 		o.tally.drop(DropMalformedOut)
@@ -167,7 +168,7 @@ func destination(packet []byte) (dst netip.Addr, ecn uint8, n int) {
 }
 
 // whole makes one datagram of a packet, in place.
-func (o *outbound) whole(s *sender, peer *entry, header *encap.FrameHeader, room []byte, ecn uint8, offload Offload) {
+func (o *outbound) whole(s *sender, peer *entry, header *encap.FrameHeader, room []byte, ecn uint8, offload encap.Offload) {
 	if offload.NeedsChecksum && !encap.FillChecksum(room[headroom:], offload) {
 		o.tally.drop(DropMalformedOut)
 		return
@@ -183,7 +184,7 @@ func (o *outbound) whole(s *sender, peer *entry, header *encap.FrameHeader, room
 }
 
 // cut makes a datagram of each segment of a superpacket.
-func (o *outbound) cut(s *sender, peer *entry, header *encap.FrameHeader, packet []byte, ecn uint8, offload Offload) {
+func (o *outbound) cut(s *sender, peer *entry, header *encap.FrameHeader, packet []byte, ecn uint8, offload encap.Offload) {
 	if o.segmenter.Start(packet, offload) != nil {
 		o.tally.drop(DropMalformedOut)
 		return
@@ -219,7 +220,7 @@ func (o *outbound) refuse(packet []byte, dst netip.Addr) {
 		return
 	}
 	o.parts[0] = o.answer[:n]
-	if o.queue.Write(Offload{}, o.parts[:]) == nil && flush(o.queue) == 0 {
+	if o.queue.Write(encap.Offload{}, o.parts[:]) == nil && device.Flush(o.queue) == 0 {
 		o.tally.answers++
 	}
 }

@@ -115,7 +115,7 @@ func openPaths(mode DirectMode, log *slog.Logger) (p *paths, err error) {
 	}
 	c := nexthop.Config{Neighbours: mode == DirectSocket, InUse: p.inUse, Changed: p.changed, Logger: log}
 	if mode == DirectRoute {
-		if p.routes, err = kroute.Open(kroute.Config{Protocol: RouteProtocol, Logger: log}); err != nil {
+		if p.routes, err = kroute.Open(kroute.Config{Protocol: kroute.Protocol, Logger: log}); err != nil {
 			return nil, err
 		}
 		c.Routes = p.restore

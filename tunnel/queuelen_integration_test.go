@@ -3,24 +3,27 @@ package tunnel
 import (
 	"net/netip"
 	"testing"
+
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 )
 
 // The queue's length is set before the interface is up, and never afterwards: the
 // kernel would throw packets away meanwhile.
 func TestIntegrationQueueLen(t *testing.T) {
-	h := newMachine(t)
-	d := inside(h, func() (Device, error) { return OpenDevice("tun0", DeviceConfig{}) })
+	h := testhost.New(t)
+	d := testhost.Inside(h, func() (device.Device, error) { return device.Open("tun0", device.Config{}) })
 	defer d.Close()
 	c := LinkConfig{Networks: []netip.Prefix{netip.MustParsePrefix("172.7.0.0/16")}, MTU: 1450}
 	configured := func() int {
-		inside(h, func() (struct{}, error) { return struct{}{}, ConfigureLink("tun0", c) })
-		return h.link("tun0").Attrs().TxQLen
+		testhost.Inside(h, func() (struct{}, error) { return struct{}{}, ConfigureLink("tun0", c) })
+		return h.Link("tun0").Attrs().TxQLen
 	}
 	if n := configured(); n != DefaultQueueLen {
 		t.Errorf("the queue's length is %d, not %d", n, DefaultQueueLen)
 	}
 	const another = 3000
-	must(t, h.LinkSetTxQLen(h.link("tun0"), another))
+	testhost.Must(t, h.LinkSetTxQLen(h.Link("tun0"), another))
 	if n := configured(); n != another {
 		t.Errorf("somebody set the length %d, and it became %d", another, n)
 	}

@@ -29,7 +29,7 @@ func plainSum(initial uint16, b []byte) uint16 {
 
 // plainPseudo is the sum of the pseudo-header of the transport header that o
 // points to.
-func plainPseudo(p []byte, o Offload) uint16 {
+func plainPseudo(p []byte, o encap.Offload) uint16 {
 	proto, length := byte(6), len(p)-int(o.ChecksumStart)
 	if o.ChecksumOffset == udpField {
 		proto = 17
@@ -44,7 +44,7 @@ func plainPseudo(p []byte, o Offload) uint16 {
 }
 
 // plainFill computes the checksum that o leaves to be filled in.
-func plainFill(p []byte, o Offload) {
+func plainFill(p []byte, o encap.Offload) {
 	field := p[o.ChecksumStart+o.ChecksumOffset:]
 	field[0], field[1] = 0, 0
 	sum := ^plainSum(plainPseudo(p, o), p[o.ChecksumStart:])
@@ -66,7 +66,7 @@ func plainLengths(p []byte) {
 }
 
 // plainHeaders is the length of all headers of a superpacket.
-func plainHeaders(p []byte, o Offload) int {
+func plainHeaders(p []byte, o encap.Offload) int {
 	if o.GSO == encap.GSOUDP {
 		return int(o.ChecksumStart) + 8
 	}
@@ -74,7 +74,7 @@ func plainHeaders(p []byte, o Offload) int {
 }
 
 // plainSegments are the complete packets that p stands for.
-func plainSegments(p []byte, o Offload) (all [][]byte) {
+func plainSegments(p []byte, o encap.Offload) (all [][]byte) {
 	switch {
 	case !o.NeedsChecksum:
 		return [][]byte{p}
@@ -95,7 +95,7 @@ func plainSegments(p []byte, o Offload) (all [][]byte) {
 
 // plainSegment makes p, with the superpacket's headers, its segment of that
 // number, whose payload begins at that offset.
-func plainSegment(p []byte, o Offload, number, at int, last bool) {
+func plainSegment(p []byte, o encap.Offload, number, at int, last bool) {
 	if p[0]>>4 == 4 {
 		binary.BigEndian.PutUint16(p[4:], binary.BigEndian.Uint16(p[4:])+uint16(number))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
 )
 
@@ -47,7 +48,7 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-func (c *Config) validate(dev Device, u *Underlay) error {
+func (c *Config) validate(dev device.Device, u *Underlay) error {
 	var errs []error
 	if !c.VNI.Valid() {
 		errs = append(errs, fmt.Errorf("VNI %d is not of 24 bits", c.VNI))
@@ -91,7 +92,7 @@ type Router struct {
 	// immutable
 	config   Config
 	log      *slog.Logger
-	device   Device
+	device   device.Device
 	underlay *Underlay
 	reach    [families]bool // the underlay's families
 	paths    *paths         // nil with DirectOff
@@ -109,10 +110,10 @@ type Router struct {
 }
 
 // New makes a router of a device and as many receiving sockets as the device
-// has queues; see [OpenDevice] and [Listen]. It starts nothing. The router owns
+// has queues; see [device.Open] and [Listen]. It starts nothing. The router owns
 // both from here on and closes them in Close; when New returns an error they
 // are still the caller's. The error names everything that is wrong with c.
-func New(dev Device, u *Underlay, c Config) (*Router, error) {
+func New(dev device.Device, u *Underlay, c Config) (*Router, error) {
 	if err := c.validate(dev, u); err != nil {
 		return nil, fmt.Errorf("configure router: %w", err)
 	}

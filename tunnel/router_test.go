@@ -20,6 +20,8 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
@@ -36,7 +38,7 @@ const testVNI = 7
 // its own in 127.0.0.0/8.
 type node struct {
 	*Router
-	queue  *memoryQueue
+	queue  *testhost.MemoryQueue
 	peer   Peer
 	config Config
 }
@@ -76,10 +78,10 @@ func (n *node) run(t *testing.T) {
 
 func newNode(t testing.TB, n byte, port uint16, change func(*Config)) *node {
 	t.Helper()
-	return newNodeOn(t, newMemoryDevice(t, 1, 0), n, port, 0, change)
+	return newNodeOn(t, testhost.NewMemoryDevice(t, 1, 0), n, port, 0, change)
 }
 
-func newNodeOn(t testing.TB, device *memoryDevice, n byte, port uint16, o offload.Set, change func(*Config)) *node {
+func newNodeOn(t testing.TB, device *testhost.MemoryDevice, n byte, port uint16, o offload.Set, change func(*Config)) *node {
 	t.Helper()
 	address := netip.AddrFrom4([4]byte{127, 0, 0, n})
 	underlay, err := Listen(UnderlayConfig{Address: address, Port: port, Offloads: o})
@@ -99,7 +101,7 @@ func newNodeOn(t testing.TB, device *memoryDevice, n byte, port uint16, o offloa
 		t.Fatal(err)
 	}
 	subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, n, 0}), 24)
-	return &node{r, device.far[0], Peer{Subnet: subnet, Underlay: address, MAC: c.MAC}, c}
+	return &node{r, device.Far[0], Peer{Subnet: subnet, Underlay: address, MAC: c.MAC}, c}
 }
 
 // testPeer9 is played by a wire from 127.0.0.9.
@@ -112,26 +114,6 @@ func addPeers(t testing.TB, n *node, peers ...Peer) {
 	}
 }
 
-// udpPacket is an IPv4 UDP packet with right checksums.
-func udpPacket(src, dst string, payload int) encap.IPv4 {
-	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
-	p := make([]byte, 28+payload)
-	p[0], p[8], p[9] = 0x45, 64, encap.ProtoUDP
-	copy(p[12:], s[:])
-	copy(p[16:], d[:])
-	p[21], p[23] = 53, 54
-	for i := range payload {
-		p[28+i] = byte(i)
-	}
-	ip := encap.IPv4(p)
-	ip.SetTotalLen(len(p))
-	ip.UpdateChecksum()
-	p[24], p[25] = byte((8+payload)>>8), byte(8+payload)
-	sum := encap.Checksum(p[20:], ip.PseudoHeaderSum(encap.ProtoUDP, 8+payload))
-	p[26], p[27] = byte(sum>>8), byte(sum)
-	return ip
-}
-
 func TestRouterCarriesPackets(t *testing.T) {
 	port := freePort(t)
 	a, b := startNode(t, 1, port, nil), startNode(t, 2, port, nil)
@@ -139,16 +121,16 @@ func TestRouterCarriesPackets(t *testing.T) {
 	addPeers(t, b, a.peer)
 
 	for _, size := range []int{0, 1, 100, 1422, 9000, 60000} {
-		sent := udpPacket("10.0.1.9", "10.0.2.9", size)
-		a.queue.send(t, sent)
-		got, offload := b.queue.receive(t)
-		if !bytes.Equal(got, sent) || offload != (Offload{}) {
+		sent := testhost.UDPPacket("10.0.1.9", "10.0.2.9", size)
+		a.queue.Send(t, sent)
+		got, offload := b.queue.Receive(t)
+		if !bytes.Equal(got, sent) || offload != (encap.Offload{}) {
 			t.Fatalf("%d bytes of payload: the packet changed on its way, offload %+v", size, offload)
 		}
 	}
-	back := udpPacket("10.0.2.9", "10.0.1.9", 64)
-	b.queue.send(t, back)
-	if got, _ := a.queue.receive(t); !bytes.Equal(got, back) {
+	back := testhost.UDPPacket("10.0.2.9", "10.0.1.9", 64)
+	b.queue.Send(t, back)
+	if got, _ := a.queue.Receive(t); !bytes.Equal(got, back) {
 		t.Fatal("the answer changed on its way")
 	}
 	sa := waitStats(t, a, func(s Stats) bool { return s.TxPackets == 6 && s.RxPackets == 1 })
@@ -161,7 +143,7 @@ func TestRouterCarriesPackets(t *testing.T) {
 // waitStats waits until the counters, which follow each batch, are as wanted.
 func waitStats(t testing.TB, n *node, want func(Stats) bool) Stats {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(testhost.Patience); ; time.Sleep(time.Millisecond) {
 		s := n.Stats()
 		if want(s) {
 			return s
@@ -174,9 +156,9 @@ func waitStats(t testing.TB, n *node, want func(Stats) bool) Stats {
 
 func TestRouterTellsSenderOfUnknownDestination(t *testing.T) {
 	a := startNode(t, 1, freePort(t), nil)
-	sent := udpPacket("10.0.1.9", "10.0.99.1", 32)
-	a.queue.send(t, sent)
-	got, _ := a.queue.receive(t)
+	sent := testhost.UDPPacket("10.0.1.9", "10.0.99.1", 32)
+	a.queue.Send(t, sent)
+	got, _ := a.queue.Receive(t)
 	p, err := encap.ParseIPv4(got)
 	if err != nil {
 		t.Fatal(err)
@@ -187,9 +169,9 @@ func TestRouterTellsSenderOfUnknownDestination(t *testing.T) {
 		t.Fatalf("not the ICMP error for it: % x", got)
 	}
 	waitStats(t, a, func(s Stats) bool { return s.Drop(DropNoRoute) == 1 && s.Answers == 1 })
-	a.queue.send(t, udpPacket("10.0.1.9", "224.0.0.1", 1))
+	a.queue.Send(t, testhost.UDPPacket("10.0.1.9", "224.0.0.1", 1))
 	waitStats(t, a, func(s Stats) bool { return s.Drop(DropMulticast) == 1 })
-	a.queue.send(t, []byte{0x45, 0})
+	a.queue.Send(t, []byte{0x45, 0})
 	waitStats(t, a, func(s Stats) bool { return s.Drop(DropMalformedOut) == 1 })
 }
 
@@ -219,8 +201,8 @@ func (w *wire) send(t testing.TB, header encap.FrameHeader, payload []byte) {
 
 func (w *wire) receive(t testing.TB) (f encap.Frame) {
 	t.Helper()
-	buf := make([]byte, MaxPacket)
-	if err := w.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	buf := make([]byte, device.MaxPacket)
+	if err := w.SetReadDeadline(time.Now().Add(testhost.Patience)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := w.Read(buf)
@@ -262,7 +244,7 @@ func TestInboundKnowsPeersAddedBefore(t *testing.T) {
 		done <- err
 	}()
 	receiving := fmt.Sprint(unix.SYS_RECVMMSG, " ")
-	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
+	for deadline := time.Now().Add(testhost.Patience); ; runtime.Gosched() {
 		call, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread.Load()))
 		if err == nil && strings.HasPrefix(string(call), receiving) {
 			break
@@ -272,7 +254,7 @@ func TestInboundKnowsPeersAddedBefore(t *testing.T) {
 		}
 	}
 	addPeers(t, a, testPeer9)
-	sent := udpPacket("10.0.9.1", "10.0.1.9", 8)
+	sent := testhost.UDPPacket("10.0.9.1", "10.0.1.9", 8)
 	w.send(t, encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4), sent)
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -280,13 +262,13 @@ func TestInboundKnowsPeersAddedBefore(t *testing.T) {
 	if s := a.Stats(); s.RxPackets != 1 || s.Dropped() != 0 {
 		t.Fatalf("the packet did not arrive: %+v", s)
 	}
-	if got, _ := a.queue.receive(t); !bytes.Equal(got, sent) {
+	if got, _ := a.queue.Receive(t); !bytes.Equal(got, sent) {
 		t.Fatal("the packet changed on its way")
 	}
 }
 
 func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
-	good := udpPacket("10.0.9.1", "10.0.1.9", 8)
+	good := testhost.UDPPacket("10.0.9.1", "10.0.1.9", 8)
 	header := encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4)
 	with := func(change func(h *encap.FrameHeader)) encap.FrameHeader {
 		h := header
@@ -305,8 +287,8 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 		{"no I flag", 9, with(func(h *encap.FrameHeader) { h[0] = 0 }), good, DropNoVNI},
 		{"wrong inner MAC", 9, with(func(h *encap.FrameHeader) { h[13]++ }), good, DropInnerMAC},
 		{"IPv4 to a group MAC", 9, with(func(h *encap.FrameHeader) { h[8] |= 1 }), good, DropInnerMAC},
-		{"inner source of nobody", 9, header, udpPacket("10.9.9.1", "10.0.1.9", 8), DropInnerSource},
-		{"inner source of us", 9, header, udpPacket("10.0.1.5", "10.0.1.9", 8), DropInnerSource},
+		{"inner source of nobody", 9, header, testhost.UDPPacket("10.9.9.1", "10.0.1.9", 8), DropInnerSource},
+		{"inner source of us", 9, header, testhost.UDPPacket("10.0.1.5", "10.0.1.9", 8), DropInnerSource},
 		{"truncated inner packet", 9, header, good[:30], DropMalformed},
 		{"no IP packet", 9, header, make([]byte, 64), DropMalformed},
 		{"other EtherType", 9, with(func(h *encap.FrameHeader) { h[20], h[21] = 0x88, 0xcc }), good, DropEtherType},
@@ -332,16 +314,16 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 	t.Run("any source", func(t *testing.T) {
 		a := startNode(t, 1, freePort(t), func(c *Config) { c.AnySource = true })
 		newWire(t, 8, a).send(t, header, good)
-		if got, _ := a.queue.receive(t); !bytes.Equal(got, good) {
+		if got, _ := a.queue.Receive(t); !bytes.Equal(got, good) {
 			t.Fatal("the packet changed on its way")
 		}
 	})
 	t.Run("peer's own address", func(t *testing.T) {
 		a := startNode(t, 1, freePort(t), nil)
 		addPeers(t, a, testPeer9)
-		fromHost := udpPacket("127.0.0.9", "10.0.1.9", 8)
+		fromHost := testhost.UDPPacket("127.0.0.9", "10.0.1.9", 8)
 		newWire(t, 9, a).send(t, header, fromHost)
-		if got, _ := a.queue.receive(t); !bytes.Equal(got, fromHost) {
+		if got, _ := a.queue.Receive(t); !bytes.Equal(got, fromHost) {
 			t.Fatal("the packet changed on its way")
 		}
 	})
@@ -465,7 +447,7 @@ func TestRouterClose(t *testing.T) {
 func TestRouterReportsLostDevice(t *testing.T) {
 	a := newNode(t, 1, freePort(t), nil)
 	defer a.Close()
-	if err := unix.Shutdown(a.queue.fd, unix.SHUT_RDWR); err != nil {
+	if err := unix.Shutdown(a.queue.FD(), unix.SHUT_RDWR); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Run(context.Background()); !errors.Is(err, ErrDeviceGone) {
@@ -490,7 +472,7 @@ func TestRouterReportsLostUnderlay(t *testing.T) {
 }
 
 func TestNewRefusesBadConfig(t *testing.T) {
-	device := newMemoryDevice(t, 2, 0)
+	device := testhost.NewMemoryDevice(t, 2, 0)
 	defer device.Close()
 	underlay, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t)})
 	if err != nil {

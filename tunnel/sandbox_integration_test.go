@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
@@ -64,8 +66,8 @@ func playRuntime() error {
 		return errors.New("it is root")
 	}
 	var sockets UDPSockets
-	local := netip.AddrPortFrom(vtepPeer(1).Underlay, wirePort)
-	for _, port := range []uint16{wirePort, 0, 0} {
+	local := netip.AddrPortFrom(vtepPeer(1).Underlay, testhost.Port)
+	for _, port := range []uint16{testhost.Port, 0, 0} {
 		fd, err := newSocket(netip.AddrPortFrom(local.Addr(), port), nil)
 		if err != nil {
 			return err
@@ -85,7 +87,7 @@ func playRuntime() error {
 	if err != nil {
 		return errors.Join(err, sandbox.Wait())
 	}
-	device, err := AdoptDevice([]int{tun}, offload.All)
+	device, err := device.Adopt([]int{tun}, offload.All)
 	if err != nil {
 		return err
 	}
@@ -160,11 +162,8 @@ func receiveDescriptor(c *net.UnixConn) (int, error) {
 
 // playSandbox makes the device, gives its queue away and talks to the peer.
 func playSandbox(plan sandboxPlan) error {
-	fd, err := unix.Open(plan.TUN, unix.O_RDWR, 0)
+	fd, err := testhost.AttachTUN(plan.TUN, "overlay0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
-		return err
-	}
-	if err := attachQueue(fd, "overlay0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR); err != nil {
 		return err
 	}
 	if err := ConfigureLink("overlay0", vtepLink(1)); err != nil {
@@ -203,27 +202,27 @@ func playSandbox(plan sandboxPlan) error {
 // tunNode is a TUN device node that everybody may open, as udev makes it.
 func tunNode(t *testing.T) string {
 	t.Helper()
-	if info, err := os.Stat(tunPath); err == nil && info.Mode().Perm()&0o006 == 0o006 {
-		return tunPath
+	if info, err := os.Stat(testhost.TUNPath); err == nil && info.Mode().Perm()&0o006 == 0o006 {
+		return testhost.TUNPath
 	}
 	// Not t.TempDir, which lies where nobody else gets in.
 	dir, err := os.MkdirTemp("", "uvxlan-tun-") //nolint:usetesting // see above
-	must(t, err)
-	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
-	must(t, os.Chmod(dir, 0o755))
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, os.RemoveAll(dir)) })
+	testhost.Must(t, os.Chmod(dir, 0o755))
 	path := filepath.Join(dir, "tun")
-	must(t, unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))))
-	must(t, os.Chmod(path, 0o666))
+	testhost.Must(t, unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))))
+	testhost.Must(t, os.Chmod(path, 0o666))
 	return path
 }
 
 // The device is in a sandbox that an unprivileged user has made, the sockets are
 // that user's, outside of it, and the peer is a privileged router on another host.
 func TestIntegrationRootlessSandbox(t *testing.T) {
-	host, peer := newMachine(t), &vtep{machine: newMachine(t), n: 2}
-	join(host, peer.machine, "eth0", "10.66.0")
+	host, peer := testhost.New(t), &vtep{Host: testhost.New(t), n: 2}
+	testhost.Join(host, peer.Host, "eth0", "10.66.0")
 	peer.start(1, DirectOff, vtepPeer(1))
-	l := inside(peer.machine, func() (net.Listener, error) { return net.Listen("tcp4", "10.99.2.1:0") })
+	l := testhost.Inside(peer.Host, func() (net.Listener, error) { return net.Listen("tcp4", "10.99.2.1:0") })
 	defer l.Close()
 	go func() {
 		for {
@@ -236,7 +235,7 @@ func TestIntegrationRootlessSandbox(t *testing.T) {
 		}
 	}()
 	plan, err := json.Marshal(sandboxPlan{TUN: tunNode(t), Target: l.Addr().String(), Bytes: 16 << 20})
-	must(t, err)
+	testhost.Must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	var out bytes.Buffer
@@ -244,7 +243,7 @@ func TestIntegrationRootlessSandbox(t *testing.T) {
 	c.Env = append(os.Environ(), roleVariable+"=runtime", planVariable+"="+string(plan))
 	c.Stdout, c.Stderr = &out, &out
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	inside(host, func() (struct{}, error) { return struct{}{}, c.Start() })
+	testhost.Inside(host, func() (struct{}, error) { return struct{}{}, c.Start() })
 	if err := c.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, out.String())
 	}

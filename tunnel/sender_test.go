@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
@@ -35,9 +37,9 @@ func senderPair(t testing.TB, segment bool) (*sender, *entry, *net.UDPConn) {
 
 func expect(t *testing.T, c *net.UDPConn, want [][]byte) {
 	t.Helper()
-	buf := make([]byte, MaxPacket)
+	buf := make([]byte, device.MaxPacket)
 	for i, w := range want {
-		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(testhost.Patience)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := c.Read(buf)

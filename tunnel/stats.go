@@ -22,7 +22,7 @@ const (
 	DropOverflow
 	// DropSend: the underlay refused the datagram.
 	DropSend
-	// DropTruncated: a datagram longer than [MaxPacket] and its headers.
+	// DropTruncated: a datagram longer than [device.MaxPacket] and its headers.
 	DropTruncated
 	// DropShort: too short for the VXLAN and the inner Ethernet header.
 	DropShort

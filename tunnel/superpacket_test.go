@@ -3,7 +3,6 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,41 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
-// tcpPacket is an IPv4 TCP packet whose checksum field holds the pseudo-header's
-// sum, as a kernel hands over what it leaves to be finished.
-func tcpPacket(src, dst string, seq uint32, payload int) encap.IPv4 {
-	const ip, tcp = encap.IPv4HeaderLen, 32
-	p := slices.Concat(udpPacket(src, dst, 0)[:ip], make([]byte, tcp+payload))
-	for i := range payload {
-		p[ip+tcp+i] = byte(int(seq) + i*7)
-	}
-	p[6], p[9] = 0x40, encap.ProtoTCP
-	p.SetTotalLen(len(p))
-	p.UpdateChecksum()
-	h := p[ip:]
-	binary.BigEndian.PutUint16(h, 40000)
-	binary.BigEndian.PutUint16(h[2:], 5001)
-	binary.BigEndian.PutUint32(h[4:], seq)
-	h[12], h[13] = tcp/4<<4, 0x18
-	copy(h[20:], []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2}) // timestamps
-	binary.BigEndian.PutUint16(h[16:], encap.Fold(p.PseudoHeaderSum(encap.ProtoTCP, tcp+payload)))
-	return p
-}
-
-// asSuperpacket is how a kernel hands over p to be cut into segments of size.
-func asSuperpacket(size int) Offload {
-	return Offload{
-		NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16,
-		GSO: encap.GSOTCPv4, SegmentSize: uint16(size), HeaderLen: 52,
-	}
-}
-
 func withAllOffloads(t *testing.T, n byte, port uint16) *node {
 	t.Helper()
-	nd := newNodeOn(t, newMemoryDevice(t, 1, offload.All), n, port, offload.All, nil)
+	nd := newNodeOn(t, testhost.NewMemoryDevice(t, 1, offload.All), n, port, offload.All, nil)
 	nd.run(t)
 	return nd
 }
@@ -59,8 +30,8 @@ func TestRouterCarriesSuperpackets(t *testing.T) {
 	addPeers(t, b, a.peer)
 	const size = 1398
 	for _, payload := range []int{size + 1, 10 * size, 64000} {
-		sent := tcpPacket("10.0.1.9", "10.0.2.9", 1000, payload)
-		if err := a.queue.Write(asSuperpacket(size), [][]byte{sent}); err != nil {
+		sent := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1000, payload)
+		if err := a.queue.Write(testhost.Superpacket(size), [][]byte{sent}); err != nil {
 			t.Fatal(err)
 		}
 		got, offload := receiveFlow(t, b, len(sent))
@@ -79,11 +50,11 @@ func TestRouterCarriesSuperpackets(t *testing.T) {
 
 // receiveFlow reads superpackets until they have the bytes of one of the given
 // length. How many there are depends on how the datagrams were received.
-func receiveFlow(t *testing.T, n *node, length int) ([]byte, Offload) {
+func receiveFlow(t *testing.T, n *node, length int) ([]byte, encap.Offload) {
 	t.Helper()
-	whole, offload := n.queue.receive(t)
+	whole, offload := n.queue.Receive(t)
 	for len(whole) < length {
-		more, o := n.queue.receive(t)
+		more, o := n.queue.Receive(t)
 		whole = append(whole, more[52:]...)
 		if o.GSO != encap.GSONone {
 			offload = o
@@ -103,13 +74,13 @@ func TestRouterFillsChecksum(t *testing.T) {
 	a, b := withAllOffloads(t, 1, port), withAllOffloads(t, 2, port)
 	addPeers(t, a, b.peer)
 	addPeers(t, b, a.peer)
-	sent := tcpPacket("10.0.1.9", "10.0.2.9", 1000, 333)
-	o := Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}
+	sent := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1000, 333)
+	o := encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}
 	if err := a.queue.Write(o, [][]byte{sent}); err != nil {
 		t.Fatal(err)
 	}
-	got, offload := b.queue.receive(t)
-	if state, _, _ := encap.TransportChecksum(got); state != encap.ChecksumGood || offload != (Offload{}) {
+	got, offload := b.queue.Receive(t)
+	if state, _, _ := encap.TransportChecksum(got); state != encap.ChecksumGood || offload != (encap.Offload{}) {
 		t.Errorf("the checksum is %s, offload %+v", state, offload)
 	}
 }
@@ -119,17 +90,17 @@ func TestRouterTakesOversizedDatagrams(t *testing.T) {
 	a := withAllOffloads(t, 1, freePort(t))
 	addPeers(t, a, testPeer9)
 	header := encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4)
-	sent := tcpPacket("10.0.9.1", "10.0.1.9", 7, 30000)
+	sent := testhost.TCPPacket("10.0.9.1", "10.0.1.9", 7, 30000)
 	w := newWire(t, 9, a)
 	w.send(t, header, sent)
-	got, offload := a.queue.receive(t)
-	if !bytes.Equal(got, sent) || offload != asSuperpacket(1450-52) {
+	got, offload := a.queue.Receive(t)
+	if !bytes.Equal(got, sent) || offload != testhost.Superpacket(1450-52) {
 		t.Errorf("the packet is unchanged: %t, offload %+v", bytes.Equal(got, sent), offload)
 	}
-	unfilled := tcpPacket("10.0.9.1", "10.0.1.9", 7, 100)
+	unfilled := testhost.TCPPacket("10.0.9.1", "10.0.1.9", 7, 100)
 	w.send(t, header, unfilled)
-	got, offload = a.queue.receive(t)
-	if !bytes.Equal(got, unfilled) || offload != (Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}) {
+	got, offload = a.queue.Receive(t)
+	if !bytes.Equal(got, unfilled) || offload != (encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}) {
 		t.Errorf("the packet is unchanged: %t, offload %+v", bytes.Equal(got, unfilled), offload)
 	}
 }
@@ -137,23 +108,23 @@ func TestRouterTakesOversizedDatagrams(t *testing.T) {
 // loopQueue gives the same packets again and again and takes all.
 type loopQueue struct {
 	packets [][]byte
-	offload Offload
+	offload encap.Offload
 	next    int
 	taken   int
 }
 
 func (q *loopQueue) FD() int { return -1 }
 
-func (q *loopQueue) Read(buf []byte) (int, Offload, error) {
+func (q *loopQueue) Read(buf []byte) (int, encap.Offload, error) {
 	if q.next == len(q.packets) {
 		q.next = 0
-		return 0, Offload{}, unix.EAGAIN
+		return 0, encap.Offload{}, unix.EAGAIN
 	}
 	q.next++
 	return copy(buf, q.packets[q.next-1]), q.offload, nil
 }
 
-func (q *loopQueue) Write(_ Offload, parts [][]byte) error {
+func (q *loopQueue) Write(_ encap.Offload, parts [][]byte) error {
 	for _, p := range parts {
 		q.taken += len(p)
 	}
@@ -163,7 +134,7 @@ func (q *loopQueue) Write(_ Offload, parts [][]byte) error {
 // loop is a worker that sends what a loopQueue gives to itself.
 func newLoop(t testing.TB, q *loopQueue) *worker {
 	t.Helper()
-	n := newNodeOn(t, newMemoryDevice(t, 1, offload.All), 1, freePort(t), offload.All, func(c *Config) { c.AnySource = true })
+	n := newNodeOn(t, testhost.NewMemoryDevice(t, 1, offload.All), 1, freePort(t), offload.All, func(c *Config) { c.AnySource = true })
 	t.Cleanup(func() {
 		if err := n.Close(); err != nil {
 			t.Error(err)
@@ -178,11 +149,11 @@ func newLoop(t testing.TB, q *loopQueue) *worker {
 func loops() map[string]*loopQueue {
 	small := &loopQueue{}
 	for range 32 {
-		small.packets = append(small.packets, udpPacket("10.0.1.5", "10.0.1.9", 64))
+		small.packets = append(small.packets, testhost.UDPPacket("10.0.1.5", "10.0.1.9", 64))
 	}
-	bulk := &loopQueue{offload: asSuperpacket(1398)}
+	bulk := &loopQueue{offload: testhost.Superpacket(1398)}
 	for i := range 4 {
-		bulk.packets = append(bulk.packets, tcpPacket("10.0.1.5", "10.0.1.9", uint32(i*62000), 62000))
+		bulk.packets = append(bulk.packets, testhost.TCPPacket("10.0.1.5", "10.0.1.9", uint32(i*62000), 62000))
 	}
 	return map[string]*loopQueue{"UDP 64 B": small, "TCP superpackets": bulk}
 }
@@ -213,9 +184,9 @@ type refusingQueue struct {
 	good int
 }
 
-func (q *refusingQueue) Read(buf []byte) (int, Offload, error) {
+func (q *refusingQueue) Read(buf []byte) (int, encap.Offload, error) {
 	if q.good == 0 {
-		return 0, Offload{}, q.err
+		return 0, encap.Offload{}, q.err
 	}
 	q.good--
 	return q.loopQueue.Read(buf)
@@ -223,7 +194,7 @@ func (q *refusingQueue) Read(buf []byte) (int, Offload, error) {
 
 // A device that gives nothing but errors doesn't keep its worker busy.
 func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
-	packet := udpPacket("10.0.1.5", "224.0.0.1", 64) // dropped
+	packet := testhost.UDPPacket("10.0.1.5", "224.0.0.1", 64) // dropped
 	for _, err := range []error{unix.EINVAL, unix.EBADMSG, unix.ENOMEM} {
 		for good, rests := range map[int]bool{0: true, 1: false} {
 			synctest.Test(t, func(t *testing.T) {

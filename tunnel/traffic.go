@@ -91,7 +91,7 @@ func (s *streak) addReceived(now int64) {
 }
 
 // segments is how many packets on the wire a packet of the device makes.
-func segments(packet []byte, o Offload) int {
+func segments(packet []byte, o encap.Offload) int {
 	if o.GSO == encap.GSONone || o.SegmentSize == 0 {
 		return 1
 	}

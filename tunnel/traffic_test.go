@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/testhost"
 )
 
 // awaitTraffic waits until a router has counted what it should have of a peer:
@@ -12,7 +13,7 @@ import (
 func awaitTraffic(t *testing.T, n *node, peer Peer, want PeerTraffic) PeerTraffic {
 	t.Helper()
 	var got PeerTraffic
-	for end := time.Now().Add(patience); time.Now().Before(end); {
+	for end := time.Now().Add(testhost.Patience); time.Now().Before(end); {
 		got = n.Traffic(peer.Subnet)
 		seen := got.LastSeen
 		want.LastSeen = seen
@@ -32,8 +33,8 @@ func TestRouterCountsByPeer(t *testing.T) {
 	addPeers(t, c, a.peer)
 	for _, to := range []*node{b, c, b, b} {
 		dst := to.peer.Subnet.Addr().Next().Next()
-		a.queue.send(t, udpPacket("10.0.1.9", dst.String(), 100))
-		to.queue.receive(t)
+		a.queue.Send(t, testhost.UDPPacket("10.0.1.9", dst.String(), 100))
+		to.queue.Receive(t)
 	}
 	awaitTraffic(t, a, b.peer, PeerTraffic{TxPackets: 3, TxBytes: 3 * 128})
 	awaitTraffic(t, a, c.peer, PeerTraffic{TxPackets: 1, TxBytes: 128})
@@ -65,18 +66,18 @@ func TestRouterCountsByPeer(t *testing.T) {
 }
 
 func TestSegments(t *testing.T) {
-	packet := udpPacket("10.0.1.9", "10.0.2.9", 2500)
+	packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 2500)
 	for _, c := range []struct {
-		offload Offload
+		offload encap.Offload
 		want    int
 	}{
-		{Offload{}, 1},
-		{Offload{GSO: encap.GSOUDP, ChecksumStart: 20, SegmentSize: 1000}, 3},
-		{Offload{GSO: encap.GSOUDP, ChecksumStart: 20, SegmentSize: 1250}, 2},
-		{Offload{GSO: encap.GSOUDP, ChecksumStart: 20, SegmentSize: 2500}, 1},
-		{Offload{GSO: encap.GSOUDP, ChecksumStart: 20}, 1},
-		{Offload{GSO: encap.GSOUDP, ChecksumStart: 0xffff, SegmentSize: 1}, 1},
-		{Offload{GSO: encap.GSOTCPv4, ChecksumStart: 0xffff, SegmentSize: 1}, 1},
+		{encap.Offload{}, 1},
+		{encap.Offload{GSO: encap.GSOUDP, ChecksumStart: 20, SegmentSize: 1000}, 3},
+		{encap.Offload{GSO: encap.GSOUDP, ChecksumStart: 20, SegmentSize: 1250}, 2},
+		{encap.Offload{GSO: encap.GSOUDP, ChecksumStart: 20, SegmentSize: 2500}, 1},
+		{encap.Offload{GSO: encap.GSOUDP, ChecksumStart: 20}, 1},
+		{encap.Offload{GSO: encap.GSOUDP, ChecksumStart: 0xffff, SegmentSize: 1}, 1},
+		{encap.Offload{GSO: encap.GSOTCPv4, ChecksumStart: 0xffff, SegmentSize: 1}, 1},
 	} {
 		if got := segments(packet, c.offload); got != c.want {
 			t.Errorf("%+v makes %d packets, want %d", c.offload, got, c.want)

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/wake"
 	"uvxlan/tunnel/offload"
 )
@@ -34,7 +35,7 @@ type worker struct {
 	total counters
 }
 
-func newWorker(c *Config, dev Device, u *Underlay, i int, t *peerTable) (*worker, error) {
+func newWorker(c *Config, dev device.Device, u *Underlay, i int, t *peerTable) (*worker, error) {
 	waker, err := wake.Open()
 	if err != nil {
 		return nil, err

@@ -23,6 +23,7 @@ import (
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
+	"uvxlan/tunnel/device"
 )
 
 // defineCleanup removes what daemons have left on this host.
@@ -176,7 +177,7 @@ func (c *cleaner) routes(of []hoststate.Network) error {
 			networks = append(networks, n.Network)
 		}
 	}
-	routes, err := list(tunnel.RouteProtocol, networks...)
+	routes, err := list(kroute.Protocol, networks...)
 	for _, r := range routes {
 		c.tell(fmt.Sprintf("route %s via %s dev %s", r.Subnet, r.Via, deviceName(r.Link)), why)
 	}
@@ -264,7 +265,7 @@ func (c *cleaner) device(name string) error {
 	}
 	kind, err := tunnel.StaleLink(name)
 	switch {
-	case errors.Is(err, tunnel.ErrDeviceExists):
+	case errors.Is(err, device.ErrExists):
 		c.leave("%v", err)
 		return nil
 	case err != nil || kind == "":

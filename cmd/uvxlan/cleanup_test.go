@@ -19,6 +19,7 @@ import (
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/netnstest"
+	"uvxlan/tunnel/device"
 )
 
 // newHost moves the test, and the commands it runs, into a network namespace of
@@ -218,7 +219,7 @@ func TestIntegrationCleanupLeaves(t *testing.T) {
 		{"a bridge", "bridge", func(t *testing.T) { ip(t, "link add flannel.1 type bridge") }, "left interface flannel.1: the interface exists, of type bridge"},
 		{"flannel's device", "vxlan", func(t *testing.T) { ip(t, "link add flannel.1 type vxlan id 1 dstport 8472 dev eth0") }, "left interface flannel.1: the kernel's VXLAN, not ours"},
 		{"a device in use", "tun", func(t *testing.T) {
-			d, err := tunnel.OpenDevice("flannel.1", tunnel.DeviceConfig{})
+			d, err := device.Open("flannel.1", device.Config{})
 			if err != nil {
 				t.Fatal(err)
 			}

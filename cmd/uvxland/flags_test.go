@@ -9,6 +9,7 @@ import (
 
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 )
 
 // flannelFlags are flannel's, with its defaults and a value that may be given.
@@ -102,7 +103,7 @@ func TestRepeatedFlags(t *testing.T) {
 }
 
 func TestDeviceDriverFlag(t *testing.T) {
-	for given, want := range map[string]tunnel.Driver{"": tunnel.DriverAuto, "water": tunnel.DriverWater} {
+	for given, want := range map[string]device.Driver{"": device.DriverAuto, "water": device.DriverWater} {
 		t.Setenv("FLANNELD_DEVICE_DRIVER", given)
 		f, err := parse(nil, io.Discard)
 		if err != nil {

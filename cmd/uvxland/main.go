@@ -26,8 +26,8 @@ import (
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/device"
 )
 
 func main() {
@@ -116,7 +116,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
 	fs.StringVar(&f.socket, "control-socket", control.DefaultSocket, "`path` of the socket for uvxlan status, peers and top, one for each daemon; empty for none")
 	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, at most 8)")
-	fs.StringVar(&f.driver, "device-driver", string(tunnel.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
+	fs.StringVar(&f.driver, "device-driver", string(device.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+offload.All.String())
@@ -171,7 +171,7 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	if _, err := offload.Parse(f.noOffload); err != nil {
 		errs = append(errs, fmt.Errorf("-offload-disable: %w", err))
 	}
-	if _, err := tunnel.ParseDriver(f.driver); err != nil {
+	if _, err := device.ParseDriver(f.driver); err != nil {
 		errs = append(errs, fmt.Errorf("-device-driver: %w", err))
 	}
 	if f.workers < 0 || f.workers > 256 {
@@ -224,7 +224,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 	o := daemon.Options{
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
-		Overlay: overlay.Options{Workers: f.workers, Driver: tunnel.Driver(f.driver), AnySource: !f.sourceCheck},
+		Overlay: overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck},
 		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {

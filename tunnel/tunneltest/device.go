@@ -1,4 +1,4 @@
-// Package tunneltest offers a [tunnel.Device] without a kernel: its far end is
+// Package tunneltest offers a [device.Device] without a kernel: its far end is
 // the program itself, which sends packets into the overlay and receives those
 // that come out of it. A router on such a device needs no privilege, so that a
 // runtime's tests can have whole networks of them on loopback addresses.
@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
-	"uvxlan/tunnel"
+
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
 )
 
@@ -26,7 +27,7 @@ import (
 // whole, with its checksums. Its methods may be called from any goroutine.
 type Device struct {
 	name   string
-	queues []tunnel.Queue
+	queues []device.Queue
 	in     []*os.File // where Send puts each queue's packets
 	out    *os.File   // where Receive finds every queue's
 
@@ -34,7 +35,7 @@ type Device struct {
 	closing   sync.Once  // closes
 }
 
-var _ tunnel.Device = (*Device)(nil)
+var _ device.Device = (*Device)(nil)
 
 // NewDevice makes a device with a number of queues, at least one. Whoever owns
 // it, as a router does, closes it.
@@ -80,20 +81,20 @@ func pair() (near int, far *os.File, err error) {
 	return fds[0], os.NewFile(uintptr(fds[1]), "memory device"), nil
 }
 
-// Name implements [tunnel.Device].
+// Name implements [device.Device].
 func (d *Device) Name() string { return d.name }
 
-// Queues implements [tunnel.Device].
-func (d *Device) Queues() []tunnel.Queue { return d.queues }
+// Queues implements [device.Device].
+func (d *Device) Queues() []device.Queue { return d.queues }
 
-// Offloads implements [tunnel.Device]: there are none.
+// Offloads implements [device.Device]: there are none.
 func (d *Device) Offloads() offload.Set { return 0 }
 
 // Send sends one IP packet into the overlay, as a container does: a router reads
 // it from the queue that its flow always takes. It waits while that is full. On a
 // closed device the error is [os.ErrClosed].
 func (d *Device) Send(packet []byte) error {
-	if len(packet) == 0 || len(packet) > tunnel.MaxPacket {
+	if len(packet) == 0 || len(packet) > device.MaxPacket {
 		return fmt.Errorf("send into memory device: %d bytes are no packet", len(packet))
 	}
 	_, err := d.in[encap.FlowHash(packet)%uint32(len(d.in))].Write(packet)
@@ -109,7 +110,7 @@ func (d *Device) Send(packet []byte) error {
 func (d *Device) Receive(ctx context.Context) ([]byte, error) {
 	d.receiving.Lock()
 	defer d.receiving.Unlock()
-	buf := make([]byte, tunnel.MaxPacket)
+	buf := make([]byte, device.MaxPacket)
 	n, err := d.read(ctx, buf)
 	if err != nil {
 		return nil, fmt.Errorf("receive from memory device: %w", err)
@@ -149,7 +150,7 @@ func (d *Device) Remove() error {
 	return errors.Join(errs...)
 }
 
-// Close implements [tunnel.Device]. It ends Receive as well.
+// Close implements [device.Device]. It ends Receive as well.
 func (d *Device) Close() (err error) {
 	d.closing.Do(func() { err = d.close() })
 	return err

@@ -15,6 +15,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/tunneltest"
 )
 
@@ -52,7 +53,7 @@ func tcp(port uint16, payload int) encap.IPv4 {
 
 func TestSendKeepsFlowsToQueues(t *testing.T) {
 	d := open(t, 2)
-	buf, queues := make([]byte, tunnel.MaxPacket), map[uint16]int{}
+	buf, queues := make([]byte, device.MaxPacket), map[uint16]int{}
 	for port := range uint16(16) {
 		for range 2 {
 			if err := d.Send(tcp(port, 100)); err != nil {
@@ -67,7 +68,7 @@ func TestSendKeepsFlowsToQueues(t *testing.T) {
 				break
 			}
 			port := binary.BigEndian.Uint16(buf[20:])
-			if before, known := queues[port]; err != nil || known && before != i || o != (tunnel.Offload{}) || !bytes.Equal(buf[:n], tcp(port, 100)) {
+			if before, known := queues[port]; err != nil || known && before != i || o != (encap.Offload{}) || !bytes.Equal(buf[:n], tcp(port, 100)) {
 				t.Fatalf("queue %d gave % x with %+v, %v", i, buf[:n], o, err)
 			}
 			queues[port] = i
@@ -80,7 +81,7 @@ func TestSendKeepsFlowsToQueues(t *testing.T) {
 	if len(queues) != 16 || len(used) != 2 {
 		t.Errorf("the flows' queues are %v", queues)
 	}
-	for _, packet := range [][]byte{nil, make([]byte, tunnel.MaxPacket+1)} {
+	for _, packet := range [][]byte{nil, make([]byte, device.MaxPacket+1)} {
 		if d.Send(packet) == nil {
 			t.Errorf("%d bytes were sent", len(packet))
 		}
@@ -91,7 +92,7 @@ func TestSendKeepsFlowsToQueues(t *testing.T) {
 func TestReceiveFinishesPackets(t *testing.T) {
 	d := open(t, 1)
 	q := d.Queues()[0]
-	write := func(o tunnel.Offload, parts ...[]byte) {
+	write := func(o encap.Offload, parts ...[]byte) {
 		t.Helper()
 		if err := q.Write(o, parts); err != nil {
 			t.Fatal(err)
@@ -106,19 +107,19 @@ func TestReceiveFinishesPackets(t *testing.T) {
 		return packet
 	}
 	plain := tcp(1, 200)
-	write(tunnel.Offload{}, plain[:10], plain[10:60], plain[60:])
+	write(encap.Offload{}, plain[:10], plain[10:60], plain[60:])
 	if got := receive(); !bytes.Equal(got, plain) {
 		t.Fatalf("the packet is % x", got)
 	}
 
 	partial := bytes.Clone(plain)
 	binary.BigEndian.PutUint16(partial[36:], encap.Fold(plain.PseudoHeaderSum(encap.ProtoTCP, 220)))
-	needs := tunnel.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}
+	needs := encap.Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}
 	write(needs, partial[:50], partial[50:])
 	if got := receive(); !bytes.Equal(got, plain) {
 		t.Fatalf("the packet is % x", got)
 	}
-	if err := q.Write(tunnel.Offload{NeedsChecksum: true, ChecksumStart: 900}, [][]byte{plain}); !errors.Is(err, unix.EINVAL) {
+	if err := q.Write(encap.Offload{NeedsChecksum: true, ChecksumStart: 900}, [][]byte{plain}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("a checksum outside of the packet: %v", err)
 	}
 
@@ -147,7 +148,7 @@ func TestReceiveEnds(t *testing.T) {
 		}
 	}
 	go func() {
-		if err := d.Queues()[1].Write(tunnel.Offload{}, [][]byte{tcp(1, 1)}); err != nil {
+		if err := d.Queues()[1].Write(encap.Offload{}, [][]byte{tcp(1, 1)}); err != nil {
 			t.Error(err)
 		}
 	}()

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
-	"uvxlan/tunnel"
+
+	"uvxlan/tunnel/device"
 )
 
 // queue is one queue of a device, two sockets of its own.
@@ -17,30 +18,30 @@ type queue struct {
 	segmenter   encap.Segmenter
 }
 
-// FD implements [tunnel.Queue].
+// FD implements [device.Queue].
 func (q *queue) FD() int { return q.read }
 
-// Read implements [tunnel.Queue]. The end of what is sent is the interface's.
-func (q *queue) Read(buf []byte) (int, tunnel.Offload, error) {
+// Read implements [device.Queue]. The end of what is sent is the interface's.
+func (q *queue) Read(buf []byte) (int, encap.Offload, error) {
 	for {
 		n, err := unix.Read(q.read, buf)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return 0, tunnel.Offload{}, err
+			return 0, encap.Offload{}, err
 		case n == 0:
-			return 0, tunnel.Offload{}, unix.EBADFD
+			return 0, encap.Offload{}, unix.EBADFD
 		default:
-			return n, tunnel.Offload{}, nil
+			return n, encap.Offload{}, nil
 		}
 	}
 }
 
-// Write implements [tunnel.Queue]. A packet's receiver is no kernel that would
+// Write implements [device.Queue]. A packet's receiver is no kernel that would
 // finish what its sender left undone, so that is done here.
-func (q *queue) Write(o tunnel.Offload, parts [][]byte) error {
+func (q *queue) Write(o encap.Offload, parts [][]byte) error {
 	switch {
-	case len(parts) > tunnel.MaxParts:
+	case len(parts) > device.MaxParts:
 		return unix.EMSGSIZE
 	case o.GSO != encap.GSONone:
 		return q.segment(bytes.Join(parts, nil), o)
@@ -54,7 +55,7 @@ func (q *queue) Write(o tunnel.Offload, parts [][]byte) error {
 	return q.send(parts...)
 }
 
-func (q *queue) segment(packet []byte, o tunnel.Offload) error {
+func (q *queue) segment(packet []byte, o encap.Offload) error {
 	if err := q.segmenter.Start(packet, o); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"uvxlan/bench/cluster"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 )
 
 // Hosts of three device drivers in one overlay: each pair of them carries
@@ -17,7 +18,7 @@ func TestIntegrationDeviceDrivers(t *testing.T) {
 	w := e2e.NewWorld(t)
 	hosts := []string{"kb21", "kb22", "kb31"}
 	var daemons []*cluster.Daemon
-	for i, driver := range tunnel.Drivers()[1:] {
+	for i, driver := range device.Drivers()[1:] {
 		d, err := w.Cluster.Start(w.T.Context(), w.Host(hosts[i]), "-device-driver", string(driver))
 		if err != nil {
 			t.Fatal(err)
@@ -29,7 +30,7 @@ func TestIntegrationDeviceDrivers(t *testing.T) {
 			t.Fatal(err)
 		}
 		log, err := os.ReadFile(d.LogFile())
-		if want := "driver=" + string(tunnel.Drivers()[1+i]); err != nil || !strings.Contains(string(log), want) {
+		if want := "driver=" + string(device.Drivers()[1+i]); err != nil || !strings.Contains(string(log), want) {
 			t.Errorf("%s: %v, no %q in the log", hosts[i], err, want)
 		}
 	}

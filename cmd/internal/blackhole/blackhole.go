@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/kroute"
 )
 
 // metric is the worst that the netlink library writes on every architecture, so
@@ -66,6 +67,6 @@ func route(subnet netip.Prefix) *netlink.Route {
 	addr := subnet.Addr()
 	return &netlink.Route{
 		Dst:   &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(subnet.Bits(), addr.BitLen())},
-		Table: unix.RT_TABLE_MAIN, Type: unix.RTN_BLACKHOLE, Protocol: tunnel.RouteProtocol, Priority: metric,
+		Table: unix.RT_TABLE_MAIN, Type: unix.RTN_BLACKHOLE, Protocol: kroute.Protocol, Priority: metric,
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 )
 
 func checkCapability() error {
@@ -40,10 +41,10 @@ func explain(err error) error {
 		{control.ErrInUse, "stop it, or give each daemon a -control-socket of its own"},
 		{control.ErrSocket, "choose another path, with -control-socket"},
 		{lease.ErrLeaseLost, "the next start takes another subnet, from which the containers need new addresses"},
-		{tunnel.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
+		{device.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
-		{tunnel.ErrDeviceExists, "stop the other daemon, or remove the interface (ip link delete)"},
-		{tunnel.ErrDriverRefused, "leave -device-driver away, or try water"},
+		{device.ErrExists, "stop the other daemon, or remove the interface (ip link delete)"},
+		{device.ErrDriverRefused, "leave -device-driver away, or try water"},
 		{tunnel.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
 		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},

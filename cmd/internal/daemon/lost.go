@@ -36,7 +36,7 @@ func withdraw(o Options, c *lease.Config, own lease.Lease) {
 	if c.Backend.Type != lease.TypeHostGW {
 		return
 	}
-	if _, err := kroute.RemoveLeftover(tunnel.RouteProtocol, c.Networks()...); err != nil {
+	if _, err := kroute.RemoveLeftover(kroute.Protocol, c.Networks()...); err != nil {
 		o.Logger.Warn("routes to peers may be left", "error", err)
 	}
 }

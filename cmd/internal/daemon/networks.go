@@ -65,7 +65,7 @@ func removeRoutes(o Options, networks []netip.Prefix) {
 	if len(networks) == 0 {
 		return
 	}
-	routes, err := kroute.RemoveLeftover(tunnel.RouteProtocol, networks...)
+	routes, err := kroute.RemoveLeftover(kroute.Protocol, networks...)
 	if len(routes) > 0 {
 		o.Logger.Info("removed routes into an earlier run's network", "count", len(routes))
 	}

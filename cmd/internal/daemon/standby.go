@@ -61,7 +61,7 @@ func tidy(o Options, e *handover.State) error {
 	}
 	defer lock.Close()
 	if e.Tunnel != nil { // host-gw's routes stay
-		_, err = kroute.RemoveLeftover(tunnel.RouteProtocol, e.Config.Networks()...)
+		_, err = kroute.RemoveLeftover(kroute.Protocol, e.Config.Networks()...)
 	}
 	host.RemoveBlackholes(o.StateDir, o.Logger)
 	host.RestoreSysctls(o.StateDir, o.Logger)

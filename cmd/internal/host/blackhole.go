@@ -10,6 +10,7 @@ import (
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/kroute"
 )
 
 // Blackholes is the part for the blackhole routes of our subnets. They are noted in
@@ -18,7 +19,7 @@ func Blackholes(stateDir string, subnets []netip.Prefix) Part {
 	return Part{
 		Name: "blackhole-route", Interval: 30 * time.Second,
 		Wakes: func(e Event) bool {
-			return e.Kind == Route && e.Protocol == tunnel.RouteProtocol
+			return e.Kind == Route && e.Protocol == kroute.Protocol
 		},
 		Check: func(context.Context) (faults []Fault) {
 			for _, n := range subnets {

@@ -14,6 +14,7 @@ import (
 
 	"uvxlan/cmd/internal/host"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/kroute"
 )
 
 // maxNamed is how many foreign routes are named; of more their number is told.
@@ -25,7 +26,7 @@ func (v *Overlay) concernsRoutes(e host.Event) bool {
 	case host.Rule:
 		return true
 	case host.Route:
-		return e.Protocol != tunnel.RouteProtocol && slices.ContainsFunc(v.config.Networks(), e.Prefix.Overlaps)
+		return e.Protocol != kroute.Protocol && slices.ContainsFunc(v.config.Networks(), e.Prefix.Overlaps)
 	}
 	return false
 }
@@ -106,7 +107,7 @@ func (v *Overlay) foreignRoutes(device int) (found []foreignRoute, err error) {
 }
 
 func (v *Overlay) foreignRoute(r netlink.Route, n netip.Prefix, device int) (foreignRoute, bool) {
-	if r.Dst == nil || r.Table == unix.RT_TABLE_LOCAL || r.LinkIndex == device || r.Protocol == tunnel.RouteProtocol {
+	if r.Dst == nil || r.Table == unix.RT_TABLE_LOCAL || r.LinkIndex == device || r.Protocol == kroute.Protocol {
 		return foreignRoute{}, false
 	}
 	f := foreignRoute{r, prefixOf(r.Dst), n}

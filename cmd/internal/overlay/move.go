@@ -11,6 +11,7 @@ import (
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 )
 
 // move is the change from one router to the next, on the same device.
@@ -85,7 +86,7 @@ func (v *Overlay) way() way {
 // what can't be used.
 func (v *Overlay) moveTo(d tunnel.Descriptors) (err error) {
 	closeAll(socketsOf(d))
-	if v.device, err = tunnel.AdoptDevice(d.Queues, v.opts.Offloads); err != nil {
+	if v.device, err = device.Adopt(d.Queues, v.opts.Offloads); err != nil {
 		closeAll(d.Queues)
 		return fmt.Errorf("%w: %w", tunnel.ErrDeviceGone, err)
 	}

@@ -25,6 +25,7 @@ import (
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/device"
 )
 
 // maxWorkers bounds the default number of workers: beyond it the flows of one
@@ -37,7 +38,7 @@ type Options struct {
 	// many queues; 0 means one a CPU, at most 8.
 	Workers int
 	// Driver is the device's; empty means the first that the kernel allows.
-	Driver tunnel.Driver
+	Driver device.Driver
 	// AnySource takes packets whatever address they come from.
 	AnySource bool
 	// Offloads are those to use, where the kernel has them; with MustOffload it
@@ -86,9 +87,9 @@ type Overlay struct {
 	remade  time.Time // when the device was last made again; Run's alone
 
 	// opened, until a router owns them
-	device   tunnel.Device
+	device   device.Device
 	underlay *tunnel.Underlay
-	driver   tunnel.Driver // the device's
+	driver   device.Driver // the device's
 	workers  int
 
 	// taken over, until this daemon carries the packets; nil if there was none
@@ -228,14 +229,14 @@ func (v *Overlay) acquire() error {
 	if err := v.removeStaleV6(); err != nil {
 		return err
 	}
-	v.device, err = tunnel.OpenDevice(v.name, tunnel.DeviceConfig{
+	v.device, err = device.Open(v.name, device.Config{
 		Driver: v.opts.Driver, Queues: v.opts.workers(), Offloads: v.opts.Offloads,
 	})
 	if err != nil {
 		return err
 	}
-	v.driver, v.workers = tunnel.DriverOf(v.device), len(v.device.Queues())
-	if v.driver != tunnel.DriverNative && v.opts.Driver != v.driver {
+	v.driver, v.workers = device.DriverOf(v.device), len(v.device.Queues())
+	if v.driver != device.DriverNative && v.opts.Driver != v.driver {
 		v.log.Warn("this kernel's TUN has no superpackets for us: packets pass slower than they might", "driver", v.driver)
 	}
 	return v.listen()
@@ -376,7 +377,7 @@ func (v *Overlay) removeStaleRoutes() error {
 	if v.direct == tunnel.DirectRoute {
 		return nil // the router's business
 	}
-	stale, err := kroute.RemoveLeftover(tunnel.RouteProtocol, v.config.Networks()...)
+	stale, err := kroute.RemoveLeftover(kroute.Protocol, v.config.Networks()...)
 	if err != nil {
 		return fmt.Errorf("remove an earlier run's routes: %w", err)
 	}

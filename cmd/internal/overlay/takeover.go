@@ -8,6 +8,7 @@ import (
 
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 )
 
 // takeOver takes the device and the sockets over, while the standby still uses them.
@@ -39,10 +40,10 @@ func (v *Overlay) adopt(e *handover.State) (err error) {
 			closeAll(left)
 		}
 	}()
-	if v.device, err = tunnel.AdoptDevice(e.Tunnel.Queues, v.opts.Offloads); err != nil {
+	if v.device, err = device.Adopt(e.Tunnel.Queues, v.opts.Offloads); err != nil {
 		return err
 	}
-	v.driver, v.workers = tunnel.DriverOf(v.device), len(v.device.Queues())
+	v.driver, v.workers = device.DriverOf(v.device), len(v.device.Queues())
 	left = without(left, e.Tunnel.Queues)
 	v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets, tunnel.UnderlayConfig{
 		Offloads: v.opts.Offloads, Direct: v.direct, Logger: v.log,

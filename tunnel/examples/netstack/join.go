@@ -16,6 +16,7 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/device"
 )
 
 // stack is the process's own TCP/IP.
@@ -90,7 +91,7 @@ func join(address netip.Addr, m *membership) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make TCP/IP stack: %w", err)
 	}
-	device, err := tunnel.WrapWireGuard(dev)
+	device, err := device.WrapWireGuard(dev)
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}

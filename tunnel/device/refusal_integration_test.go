@@ -1,4 +1,4 @@
-package tunnel
+package device_test
 
 import (
 	"encoding/binary"
@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/internal/wake"
 	"uvxlan/tunnel/offload"
 )
@@ -19,26 +21,26 @@ import (
 // A TUN that knows no vnet headers, no queues and no exclusive flag, as gVisor's:
 // auto has water, with one queue, and native by name is refused. Packets pass.
 func TestIntegrationAutoWithoutVnetHeaders(t *testing.T) {
-	h := newMachine(t)
+	h := testhost.New(t)
 	var refused error
-	d := inside(h, func() (Device, error) {
+	d := testhost.Inside(h, func() (device.Device, error) {
 		stop, err := refuseFlags(unix.IFF_TUN | unix.IFF_NO_PI)
 		if err != nil {
 			return nil, err
 		}
 		defer stop()
-		_, refused = OpenDevice("tun0", DeviceConfig{Driver: DriverNative, Queues: 2, Offloads: offload.All})
-		return OpenDevice("tun0", DeviceConfig{Queues: 2, Offloads: offload.All})
+		_, refused = device.Open("tun0", device.Config{Driver: device.DriverNative, Queues: 2, Offloads: offload.All})
+		return device.Open("tun0", device.Config{Queues: 2, Offloads: offload.All})
 	})
 	defer d.Close()
-	if !errors.Is(refused, ErrDriverRefused) {
+	if !errors.Is(refused, device.ErrDriverRefused) {
 		t.Errorf("native: %v", refused)
 	}
-	if DriverOf(d) != DriverWater || len(d.Queues()) != 1 {
-		t.Fatalf("driver %s with %d queues", DriverOf(d), len(d.Queues()))
+	if device.DriverOf(d) != device.DriverWater || len(d.Queues()) != 1 {
+		t.Fatalf("driver %s with %d queues", device.DriverOf(d), len(d.Queues()))
 	}
-	h.address("tun0", ourAddress+"/24")
-	must(t, h.LinkSetUp(h.link("tun0")))
+	h.Address("tun0", ourAddress+"/24")
+	testhost.Must(t, h.LinkSetUp(h.Link("tun0")))
 	s := &subject{t: t, device: d, far: newRawFar(h), mtu: 1500, kernel: h}
 	for n := 20; n <= s.mtu; n += 37 {
 		s.roundTrip(n)
@@ -61,7 +63,14 @@ func refuseFlags(known uint16) (stop func(), err error) {
 	var judging sync.WaitGroup
 	judging.Go(func() {
 		fds := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}, {Fd: int32(w.FD), Events: unix.POLLIN}}
-		for poll(fds) == nil && fds[1].Revents == 0 && judge(listener, known) == nil {
+		for {
+			_, err := unix.Ppoll(fds, nil, nil)
+			switch {
+			case errors.Is(err, unix.EINTR):
+				continue
+			case err != nil, fds[1].Revents != 0, judge(listener, known) != nil:
+				return
+			}
 		}
 	})
 	return func() {

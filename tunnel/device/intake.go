@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"uvxlan/encap"
 	"uvxlan/tunnel/internal/wake"
 )
 
@@ -148,15 +149,15 @@ func (in *intake) FD() int { return in.waker.FD }
 
 // Read is [Queue]'s. A packet that was thrown away is unix.ENOBUFS, one that the
 // device could not read unix.EBADMSG, and its end unix.EBADFD.
-func (in *intake) Read(buf []byte) (int, Offload, error) {
+func (in *intake) Read(buf []byte) (int, encap.Offload, error) {
 	for in.next == len(in.taken) {
 		if err := in.take(); err != nil {
-			return 0, Offload{}, err
+			return 0, encap.Offload{}, err
 		}
 	}
 	a := in.taken[in.next]
 	in.next++
-	return copy(buf, a.packet), Offload{}, a.err
+	return copy(buf, a.packet), encap.Offload{}, a.err
 }
 
 // take exchanges what the worker has read for all that is ready, or returns what

@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"errors"
@@ -43,21 +43,21 @@ func ParseDriver(s string) (Driver, error) {
 	return "", fmt.Errorf("device driver %q: there are %s", s, Drivers())
 }
 
-// Errors of [OpenDevice].
+// Errors of [Open].
 var (
 	// ErrNoTUN says that the kernel offers no TUN driver here: load the module
 	// or pass the device node into the container.
 	ErrNoTUN = errors.New("no " + tunPath)
-	// ErrDeviceExists says that an interface of the wanted name is already
+	// ErrExists says that an interface of the wanted name is already
 	// there: remove it or choose another name.
-	ErrDeviceExists = errors.New("the interface exists")
+	ErrExists = errors.New("the interface exists")
 	// ErrDriverRefused says that the kernel's TUN lacks what the device driver
 	// needs: choose another driver, or [DriverAuto].
 	ErrDriverRefused = errors.New("the kernel's TUN refuses this device driver")
 )
 
-// DeviceConfig says what [OpenDevice] opens.
-type DeviceConfig struct {
+// Config says what [Open] opens.
+type Config struct {
 	// Driver is the driver to use; empty means [DriverAuto].
 	Driver Driver
 	// Queues is the number of queues, one for each worker; 0 means one. A device
@@ -68,14 +68,14 @@ type DeviceConfig struct {
 	Offloads offload.Set
 }
 
-// OpenDevice makes the TUN interface name and opens all of its queues, in the
+// Open makes the TUN interface name and opens all of its queues, in the
 // calling thread's network namespace. The interface is down, without addresses,
-// and goes when the device is closed; see [ConfigureLink]. It needs
+// and goes when the device is closed; see [tunnel.ConfigureLink]. It needs
 // CAP_NET_ADMIN.
 //
-// It returns [ErrNoTUN], [ErrDeviceExists], [ErrDriverRefused] or the kernel's
+// It returns [ErrNoTUN], [ErrExists], [ErrDriverRefused] or the kernel's
 // refusal (unix.EPERM for want of privilege), wrapped.
-func OpenDevice(name string, c DeviceConfig) (Device, error) {
+func Open(name string, c Config) (Device, error) {
 	return openFirst(name, c, []driver{
 		{DriverNative, openNative},
 		{DriverWireGuard, openWireGuard},
@@ -94,12 +94,12 @@ func DriverOf(d Device) Driver {
 // driver opens the devices of one kind.
 type driver struct {
 	name Driver
-	open func(name string, c DeviceConfig) (Device, error)
+	open func(name string, c Config) (Device, error)
 }
 
 // openFirst opens the device by the first driver that was asked for and isn't
 // refused. Any other error would be the next driver's, too.
-func openFirst(name string, c DeviceConfig, drivers []driver) (Device, error) {
+func openFirst(name string, c Config, drivers []driver) (Device, error) {
 	want, err := ParseDriver(string(c.Driver))
 	if err != nil {
 		return nil, err

@@ -1,10 +1,11 @@
-package tunnel
+package device_test
 
 import (
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -13,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
@@ -20,12 +24,12 @@ import (
 // whatever plays it.
 type subject struct {
 	t      *testing.T
-	device Device
+	device device.Device
 	far    farEnd
 	// mtu is the longest packet that passes at first.
 	mtu int
 	// kernel has the interface, nil if there is none.
-	kernel *machine
+	kernel *testhost.Host
 }
 
 // farEnd sends IP packets into the device and takes those that it delivers.
@@ -71,15 +75,15 @@ func swapped(p []byte) []byte {
 }
 
 // read waits for a packet on any of the device's queues.
-func (s *subject) read() ([]byte, Offload) {
+func (s *subject) read() ([]byte, encap.Offload) {
 	s.t.Helper()
-	p, o, err := s.tryRead(patience)
-	must(s.t, err)
+	p, o, err := s.tryRead(testhost.Patience)
+	testhost.Must(s.t, err)
 	return p, o
 }
 
-func (s *subject) tryRead(wait time.Duration) ([]byte, Offload, error) {
-	buf := make([]byte, MaxPacket)
+func (s *subject) tryRead(wait time.Duration) ([]byte, encap.Offload, error) {
+	buf := make([]byte, device.MaxPacket)
 	for {
 		var fds []unix.PollFd
 		for _, q := range s.device.Queues() {
@@ -90,14 +94,14 @@ func (s *subject) tryRead(wait time.Duration) ([]byte, Offload, error) {
 			fds = append(fds, unix.PollFd{Fd: int32(q.FD()), Events: unix.POLLIN})
 		}
 		limit := unix.NsecToTimespec(int64(wait))
-		if n, err := pollFor(fds, &limit); err != nil || n == 0 {
-			return nil, Offload{}, errors.Join(err, os.ErrDeadlineExceeded)
+		if n, err := unix.Ppoll(fds, &limit, nil); err != nil || n == 0 {
+			return nil, encap.Offload{}, errors.Join(err, os.ErrDeadlineExceeded)
 		}
 	}
 }
 
 // readTest reads the next of our test packets; the kernel also sends its own.
-func (s *subject) readTest(proto byte) ([]byte, Offload) {
+func (s *subject) readTest(proto byte) ([]byte, encap.Offload) {
 	s.t.Helper()
 	for {
 		if p, o := s.read(); len(p) >= 20 && p[0]>>4 == 4 && p[9] == proto {
@@ -107,12 +111,12 @@ func (s *subject) readTest(proto byte) ([]byte, Offload) {
 }
 
 // write writes a packet in the given parts, through to the device.
-func (s *subject) write(o Offload, parts ...[]byte) error {
+func (s *subject) write(o encap.Offload, parts ...[]byte) error {
 	q := s.device.Queues()[0]
 	if err := q.Write(o, parts); err != nil {
 		return err
 	}
-	if lost := flush(q); lost > 0 {
+	if lost := device.Flush(q); lost > 0 {
 		return errors.New("lost by flush")
 	}
 	return nil
@@ -122,13 +126,13 @@ func (s *subject) write(o Offload, parts ...[]byte) error {
 func (s *subject) roundTrip(n int) {
 	s.t.Helper()
 	want := testPacket(n)
-	must(s.t, s.far.send(want))
+	testhost.Must(s.t, s.far.send(want))
 	got, o := s.readTest(testProto)
 	if !bytes.Equal(got, want) || o.GSO != encap.GSONone {
 		s.t.Fatalf("of %d bytes %d came, %+v: %x", n, len(got), o, got[:min(len(got), 32)])
 	}
 	back := swapped(got)
-	must(s.t, s.write(Offload{}, back[:20], back[20:]))
+	testhost.Must(s.t, s.write(encap.Offload{}, back[:20], back[20:]))
 	if got := s.far.receive(); !bytes.Equal(got, back) {
 		s.t.Fatalf("back of %d bytes %d came: %x", n, len(got), got[:min(len(got), 32)])
 	}
@@ -152,7 +156,7 @@ func testSizes(s *subject) {
 	for n := 20; n <= s.mtu; n++ {
 		s.roundTrip(n)
 	}
-	if _, _, err := s.device.Queues()[0].Read(make([]byte, MaxPacket)); !errors.Is(err, unix.EAGAIN) {
+	if _, _, err := s.device.Queues()[0].Read(make([]byte, device.MaxPacket)); !errors.Is(err, unix.EAGAIN) {
 		s.t.Errorf("read of an empty queue: %v, want EAGAIN unwrapped", err)
 	}
 }
@@ -162,7 +166,7 @@ func testOrder(s *subject) {
 	defer s.device.Close()
 	const packets = 32
 	for i := range packets {
-		must(s.t, s.far.send(testPacket(100+i)))
+		testhost.Must(s.t, s.far.send(testPacket(100+i)))
 	}
 	for i := range packets {
 		if got, _ := s.readTest(testProto); !bytes.Equal(got, testPacket(100+i)) {
@@ -171,9 +175,9 @@ func testOrder(s *subject) {
 	}
 	q := s.device.Queues()[0]
 	for i := range packets {
-		must(s.t, q.Write(Offload{}, [][]byte{swapped(testPacket(100 + i))}))
+		testhost.Must(s.t, q.Write(encap.Offload{}, [][]byte{swapped(testPacket(100 + i))}))
 	}
-	if lost := flush(q); lost != 0 {
+	if lost := device.Flush(q); lost != 0 {
 		s.t.Errorf("%d packets were lost", lost)
 	}
 	for i := range packets {
@@ -186,8 +190,8 @@ func testOrder(s *subject) {
 // A superpacket is refused where it was not granted, rather than let through.
 func testRefusals(s *subject) {
 	defer s.device.Close()
-	p := tcpPacket(theirAddress, ourAddress, 1, 3000)
-	err := s.write(asSuperpacket(1000), p)
+	p := testhost.TCPPacket(theirAddress, ourAddress, 1, 3000)
+	err := s.write(testhost.Superpacket(1000), p)
 	if granted := s.device.Offloads().Has(offload.TCP); granted != (err == nil) {
 		s.t.Errorf("a TCP superpacket: %v; granted: %t", err, granted)
 	}
@@ -196,7 +200,7 @@ func testRefusals(s *subject) {
 
 func testCloseIdle(s *subject) {
 	fds := s.device.Queues()[0].FD()
-	must(s.t, s.device.Close())
+	testhost.Must(s.t, s.device.Close())
 	if _, err := unix.FcntlInt(uintptr(fds), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
 		s.t.Errorf("the queue's descriptor after Close: %v", err)
 	}
@@ -217,39 +221,50 @@ func testCloseWhileReading(s *subject) {
 			}
 		}
 	}()
-	await(s.t, "packets come", func() bool { return r.Stats().Drops[DropNoRoute] > 1000 })
-	must(s.t, r.Close())
-	must(s.t, <-ran)
+	testhost.Await(s.t, "packets come", func() bool { return r.Stats().Drops[tunnel.DropNoRoute] > 1000 })
+	testhost.Must(s.t, r.Close())
+	testhost.Must(s.t, <-ran)
 	close(stop)
 	<-stopped
 }
 
 // route runs a router on the device, without peers.
-func (s *subject) route() (*Router, <-chan error) {
+func (s *subject) route() (*tunnel.Router, <-chan error) {
 	s.t.Helper()
-	u, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(s.t), Workers: len(s.device.Queues())})
-	must(s.t, err)
-	r, err := New(s.device, u, Config{VNI: testVNI, Port: 4789, MAC: testMAC(1), MTU: 1450})
-	must(s.t, err)
+	u, err := tunnel.Listen(tunnel.UnderlayConfig{
+		Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(s.t), Workers: len(s.device.Queues()),
+	})
+	testhost.Must(s.t, err)
+	r, err := tunnel.New(s.device, u, tunnel.Config{VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450})
+	testhost.Must(s.t, err)
 	s.t.Cleanup(func() { r.Close() })
 	ran := make(chan error, 1)
 	go func() { ran <- r.Run(context.Background()) }()
 	return r, ran
 }
 
+// freePort is a UDP port that nobody has.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	testhost.Must(t, err)
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
 // memoryFar is the far end of a memory device.
 type memoryFar struct {
 	t *testing.T
-	q *memoryQueue
+	q *testhost.MemoryQueue
 }
 
-func (f memoryFar) send(p []byte) error { return f.q.Write(Offload{}, [][]byte{p}) }
+func (f memoryFar) send(p []byte) error { return f.q.Write(encap.Offload{}, [][]byte{p}) }
 
 // receive passes over what isn't a test packet, as a raw socket does.
 func (f memoryFar) receive() []byte {
 	f.t.Helper()
 	for {
-		if p, _ := f.q.receive(f.t); len(p) >= 20 && p[9] == testProto {
+		if p, _ := f.q.Receive(f.t); len(p) >= 20 && p[9] == testProto {
 			return p
 		}
 	}
@@ -257,8 +272,8 @@ func (f memoryFar) receive() []byte {
 
 func TestMemoryDeviceConforms(t *testing.T) {
 	conform(t, func(t *testing.T) *subject {
-		d := newMemoryDevice(t, 1, offload.TCP)
-		return &subject{t: t, device: d, far: memoryFar{t, d.far[0]}, mtu: 2000}
+		d := testhost.NewMemoryDevice(t, 1, offload.TCP)
+		return &subject{t: t, device: d, far: memoryFar{t, d.Far[0]}, mtu: 2000}
 	})
 }
 
@@ -268,16 +283,16 @@ type rawFar struct {
 	out, in int
 }
 
-func newRawFar(h *machine) rawFar {
-	h.t.Helper()
-	f := rawFar{t: h.t}
+func newRawFar(h *testhost.Host) rawFar {
+	h.T.Helper()
+	f := rawFar{t: h.T}
 	open := func(proto int) int {
-		fd := inside(h, func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto) })
-		h.t.Cleanup(func() { unix.Close(fd) })
+		fd := testhost.Inside(h, func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto) })
+		h.T.Cleanup(func() { unix.Close(fd) })
 		return fd
 	}
 	f.out, f.in = open(unix.IPPROTO_RAW), open(testProto)
-	must(h.t, unix.SetsockoptTimeval(f.in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}))
+	testhost.Must(h.T, unix.SetsockoptTimeval(f.in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}))
 	return f
 }
 
@@ -287,14 +302,14 @@ func (f rawFar) send(p []byte) error {
 
 func (f rawFar) receive() []byte {
 	f.t.Helper()
-	buf := make([]byte, MaxPacket)
+	buf := make([]byte, device.MaxPacket)
 	n, err := unix.Read(f.in, buf)
-	must(f.t, err)
+	testhost.Must(f.t, err)
 	return buf[:n]
 }
 
 // udpSizes are the payloads' lengths of an IPv4 UDP packet's datagrams.
-func udpSizes(p []byte, o Offload) (sizes []int) {
+func udpSizes(p []byte, o encap.Offload) (sizes []int) {
 	payload := int(binary.BigEndian.Uint16(p[2:])) - 28
 	for o.GSO != encap.GSONone && payload > int(o.SegmentSize) {
 		sizes = append(sizes, int(o.SegmentSize))

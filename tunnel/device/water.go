@@ -1,16 +1,17 @@
-package tunnel
+package device
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"uvxlan/encap"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
 )
 
 // openWater opens a device that hands over and takes single packets.
-func openWater(name string, c DeviceConfig) (Device, error) {
+func openWater(name string, c Config) (Device, error) {
 	d := &kernelDevice{name: name, kind: DriverWater}
 	hold, queues, err := holdName(name, max(c.Queues, 1))
 	if err != nil {
@@ -38,7 +39,7 @@ func openWater(name string, c DeviceConfig) (Device, error) {
 // descriptor open.
 func holdName(name string, queues int) (fd, allowed int, err error) {
 	if linkExists(name) {
-		return -1, 0, ErrDeviceExists
+		return -1, 0, ErrExists
 	}
 	if queues > 1 {
 		fd, err = openTUN(name, unix.IFF_MULTI_QUEUE|unix.IFF_TUN_EXCL)
@@ -92,17 +93,17 @@ type plainQueue struct {
 
 func (q *plainQueue) FD() int { return q.fd }
 
-func (q *plainQueue) Read(buf []byte) (int, Offload, error) {
+func (q *plainQueue) Read(buf []byte) (int, encap.Offload, error) {
 	q.vec.set(0, buf)
 	n, err := q.vec.do(unix.SYS_READV, q.fd, 1)
-	return n, Offload{}, err
+	return n, encap.Offload{}, err
 }
 
-func (q *plainQueue) Write(o Offload, parts [][]byte) error {
+func (q *plainQueue) Write(o encap.Offload, parts [][]byte) error {
 	if len(parts) > MaxParts {
 		return unix.EMSGSIZE
 	}
-	if o != (Offload{}) {
+	if o != (encap.Offload{}) {
 		return unix.EINVAL
 	}
 	for i, p := range parts {

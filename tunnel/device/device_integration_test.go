@@ -1,36 +1,41 @@
-package tunnel
+package device_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
 
 // openOn opens a device of the driver on a machine of its own, up and with an
 // address.
-func openOn(t *testing.T, driver Driver, offloads offload.Set) *subject {
+func openOn(t *testing.T, driver device.Driver, offloads offload.Set) *subject {
 	t.Helper()
-	h := newMachine(t)
-	d := inside(h, func() (Device, error) {
-		return OpenDevice("tun0", DeviceConfig{Driver: driver, Queues: 2, Offloads: offloads})
+	h := testhost.New(t)
+	d := testhost.Inside(h, func() (device.Device, error) {
+		return device.Open("tun0", device.Config{Driver: driver, Queues: 2, Offloads: offloads})
 	})
-	h.address("tun0", ourAddress+"/24")
-	must(t, h.LinkSetMTU(h.link("tun0"), 1500))
-	must(t, h.LinkSetUp(h.link("tun0")))
+	h.Address("tun0", ourAddress+"/24")
+	testhost.Must(t, h.LinkSetMTU(h.Link("tun0"), 1500))
+	testhost.Must(t, h.LinkSetUp(h.Link("tun0")))
 	return &subject{t: t, device: d, far: newRawFar(h), mtu: 1500, kernel: h}
 }
 
 // TestIntegrationDevicesConform runs every driver on a TUN device of the kernel's.
 func TestIntegrationDevicesConform(t *testing.T) {
-	for _, driver := range Drivers()[1:] {
+	for _, driver := range device.Drivers()[1:] {
 		t.Run(string(driver), func(t *testing.T) {
 			open := func(t *testing.T) *subject { return openOn(t, driver, offload.All) }
 			conform(t, open)
@@ -60,31 +65,31 @@ func testNames(s *subject) {
 		s.t.Errorf("the name is %q", s.device.Name())
 	}
 	want := 2
-	if DriverOf(s.device) == DriverWireGuard {
+	if device.DriverOf(s.device) == device.DriverWireGuard {
 		want = 1
 	}
 	if got := len(s.device.Queues()); got != want {
 		s.t.Errorf("%d queues, want %d", got, want)
 	}
-	for _, driver := range Drivers() {
-		before := descriptors(s.t)
+	for _, driver := range device.Drivers() {
+		before := testhost.Descriptors(s.t)
 		_, err := s.reopen(driver)
-		if !errors.Is(err, ErrDeviceExists) {
+		if !errors.Is(err, device.ErrExists) {
 			s.t.Errorf("a second device of the name, by %s: %v", driver, err)
 		}
-		if after := descriptors(s.t); after != before {
+		if after := testhost.Descriptors(s.t); after != before {
 			s.t.Errorf("the refusal of %s left %d descriptors open", driver, after-before)
 		}
 	}
-	must(s.t, s.device.Close())
+	testhost.Must(s.t, s.device.Close())
 	if _, err := s.kernel.LinkByName("tun0"); !errors.As(err, new(netlink.LinkNotFoundError)) {
 		s.t.Errorf("after Close the interface is there: %v", err)
 	}
 }
 
-func (s *subject) reopen(driver Driver) (d Device, err error) {
-	_ = inside(s.kernel, func() (struct{}, error) {
-		d, err = OpenDevice("tun0", DeviceConfig{Driver: driver, Queues: 2, Offloads: offload.All})
+func (s *subject) reopen(driver device.Driver) (d device.Device, err error) {
+	_ = testhost.Inside(s.kernel, func() (struct{}, error) {
+		d, err = device.Open("tun0", device.Config{Driver: driver, Queues: 2, Offloads: offload.All})
 		return struct{}{}, nil
 	})
 	return d, err
@@ -94,7 +99,7 @@ func (s *subject) reopen(driver Driver) (d Device, err error) {
 // together or one by one. None is lost or cut differently.
 func testSuperpackets(s *subject) {
 	defer s.device.Close()
-	conn := inside(s.kernel, func() (*net.UDPConn, error) {
+	conn := testhost.Inside(s.kernel, func() (*net.UDPConn, error) {
 		c, err := net.Dial("udp4", theirAddress+":9")
 		if err != nil {
 			return nil, err
@@ -103,7 +108,7 @@ func testSuperpackets(s *subject) {
 	})
 	defer conn.Close()
 	const size, last, count = 1000, 77, 20
-	if _, _, err := conn.WriteMsgUDP(make([]byte, size*(count-1)+last), controlSegment(size), nil); err != nil {
+	if _, _, err := conn.WriteMsgUDP(make([]byte, size*(count-1)+last), segmentSize(size), nil); err != nil {
 		s.t.Fatal(err)
 	}
 	var sizes []int
@@ -112,7 +117,7 @@ func testSuperpackets(s *subject) {
 		p, o := s.readTest(encap.ProtoUDP)
 		sizes = append(sizes, udpSizes(p, o)...)
 		packets++
-		must(s.t, s.write(o, swapped(p)))
+		testhost.Must(s.t, s.write(o, swapped(p)))
 	}
 	want := append(slices.Repeat([]int{size}, count-1), last)
 	if !slices.Equal(sizes, want) {
@@ -121,9 +126,9 @@ func testSuperpackets(s *subject) {
 	if together := packets < count; together != s.device.Offloads().Has(offload.USO) {
 		s.t.Errorf("%d packets came with offloads %s", packets, s.device.Offloads())
 	}
-	must(s.t, conn.SetReadDeadline(time.Now().Add(patience)))
+	testhost.Must(s.t, conn.SetReadDeadline(time.Now().Add(testhost.Patience)))
 	for i := range want {
-		n, err := conn.Read(make([]byte, MaxPacket))
+		n, err := conn.Read(make([]byte, device.MaxPacket))
 		if err != nil || n != want[i] {
 			s.t.Fatalf("datagram %d came back with %d bytes: %v", i, n, err)
 		}
@@ -133,9 +138,9 @@ func testSuperpackets(s *subject) {
 func testMTU(s *subject) {
 	defer s.device.Close()
 	for _, mtu := range []int{1280, 9000, 65535} {
-		must(s.t, s.kernel.LinkSetMTU(s.kernel.link("tun0"), mtu))
+		testhost.Must(s.t, s.kernel.LinkSetMTU(s.kernel.Link("tun0"), mtu))
 		s.roundTrip(mtu)
-		if mtu < MaxPacket {
+		if mtu < device.MaxPacket {
 			if err := s.far.send(testPacket(mtu + 1)); !errors.Is(err, unix.EMSGSIZE) {
 				s.t.Errorf("a packet beyond the MTU of %d: %v", mtu, err)
 			}
@@ -147,14 +152,14 @@ func testDownUp(s *subject) {
 	defer s.device.Close()
 	s.roundTrip(100)
 	for range 2 {
-		must(s.t, s.kernel.LinkSetDown(s.kernel.link("tun0")))
-		if err := s.write(Offload{}, swapped(testPacket(100))); err == nil {
+		testhost.Must(s.t, s.kernel.LinkSetDown(s.kernel.Link("tun0")))
+		if err := s.write(encap.Offload{}, swapped(testPacket(100))); err == nil {
 			s.t.Error("a packet was taken while the link was down")
 		}
 		if _, _, err := s.tryRead(time.Millisecond); err != nil && !errors.Is(err, unix.EAGAIN) && !isTimeout(err) {
 			s.t.Errorf("read while the link is down: %v", err)
 		}
-		must(s.t, s.kernel.LinkSetUp(s.kernel.link("tun0")))
+		testhost.Must(s.t, s.kernel.LinkSetUp(s.kernel.Link("tun0")))
 		s.roundTrip(100)
 	}
 }
@@ -167,25 +172,25 @@ func isTimeout(err error) bool {
 // The device is deleted under a router that waits for packets.
 func testRemoved(s *subject) {
 	r, ran := s.route()
-	must(s.t, s.far.send(testPacket(100)))
-	await(s.t, "the router reads", func() bool { return r.Stats().Drops[DropNoRoute] > 0 })
-	must(s.t, s.kernel.LinkDel(s.kernel.link("tun0")))
+	testhost.Must(s.t, s.far.send(testPacket(100)))
+	testhost.Await(s.t, "the router reads", func() bool { return r.Stats().Drops[tunnel.DropNoRoute] > 0 })
+	testhost.Must(s.t, s.kernel.LinkDel(s.kernel.Link("tun0")))
 	select {
 	case err := <-ran:
-		if !errors.Is(err, ErrDeviceGone) {
-			s.t.Errorf("run: %v, want %v", err, ErrDeviceGone)
+		if !errors.Is(err, tunnel.ErrDeviceGone) {
+			s.t.Errorf("run: %v, want %v", err, tunnel.ErrDeviceGone)
 		}
-	case <-time.After(patience):
+	case <-time.After(testhost.Patience):
 		s.t.Error("the router didn't notice")
 	}
-	must(s.t, r.Close())
+	testhost.Must(s.t, r.Close())
 }
 
 // By default the device is this package's own.
 func TestIntegrationDriverAuto(t *testing.T) {
 	s := openOn(t, "", offload.All)
 	defer s.device.Close()
-	if got := DriverOf(s.device); got != DriverNative {
+	if got := device.DriverOf(s.device); got != device.DriverNative {
 		t.Errorf("the driver is %s", got)
 	}
 }
@@ -193,18 +198,29 @@ func TestIntegrationDriverAuto(t *testing.T) {
 // Without multi-queue, as where a sandbox plays the kernel, water has one queue
 // and still no part of a device that is there already.
 func TestIntegrationWaterWithOneQueue(t *testing.T) {
-	h := newMachine(t)
-	before := descriptors(t)
-	d := inside(h, func() (Device, error) { return OpenDevice("tun0", DeviceConfig{Driver: DriverWater}) })
+	h := testhost.New(t)
+	before := testhost.Descriptors(t)
+	d := testhost.Inside(h, func() (device.Device, error) { return device.Open("tun0", device.Config{Driver: device.DriverWater}) })
 	if n := len(d.Queues()); n != 1 {
 		t.Errorf("%d queues", n)
 	}
-	tap := h.link("tun0").(*netlink.Tuntap)
+	tap := h.Link("tun0").(*netlink.Tuntap)
 	if tap.Flags&netlink.TUNTAP_MULTI_QUEUE != 0 || !tap.NonPersist {
 		t.Errorf("the interface is %+v", tap)
 	}
-	must(t, d.Close())
-	if after := descriptors(t); after != before {
+	testhost.Must(t, d.Close())
+	if after := testhost.Descriptors(t); after != before {
 		t.Errorf("%d descriptors are left open", after-before)
 	}
+}
+
+// segmentSize is the control message that has datagrams of size bytes made of one
+// message (UDP_SEGMENT, udp(7)).
+func segmentSize(size uint16) []byte {
+	b := make([]byte, unix.CmsgSpace(2))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	binary.NativeEndian.PutUint16(b[unix.CmsgLen(0):], size)
+	return b
 }

@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"io"
@@ -38,10 +38,10 @@ type Queue interface {
 	// unix.EBADMSG or unix.ENOMEM, a packet that could not be read, and
 	// unix.ENOBUFS, one that was lost for want of room, it can be read on; after
 	// unix.EBADFD the interface is gone.
-	Read(buf []byte) (int, Offload, error)
+	Read(buf []byte) (int, encap.Offload, error)
 	// Write writes one packet, the concatenation of at most [MaxParts] parts,
 	// and never blocks. It keeps no part.
-	Write(o Offload, parts [][]byte) error
+	Write(o encap.Offload, parts [][]byte) error
 }
 
 // Flusher is a [Queue] that may keep copies of what is written until Flush, to
@@ -52,8 +52,8 @@ type Flusher interface {
 	Flush() (lost int)
 }
 
-// flush ends a batch of writes to a queue.
-func flush(q Queue) (lost int) {
+// Flush ends a batch of writes to a queue.
+func Flush(q Queue) (lost int) {
 	if f, ok := q.(Flusher); ok {
 		return f.Flush()
 	}
@@ -62,6 +62,3 @@ func flush(q Queue) (lost int) {
 
 // MaxParts is the greatest number of parts [Queue.Write] takes.
 const MaxParts = 1023
-
-// Offload is what a packet's sender left undone.
-type Offload = encap.Offload

@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"uvxlan/encap"
 	"uvxlan/tunnel/offload"
 )
 
@@ -21,7 +22,7 @@ import (
 //
 // What nobody has yet read from the queue waits in dev, except while dev.Write
 // runs, if dev has no file: it may need its reader to come to an end. Then
-// packets beyond a few hundred are dropped, and counted as [DropOverflow].
+// packets beyond a few hundred are dropped, and counted as [tunnel.DropOverflow].
 func WrapWireGuard(dev tun.Device) (Device, error) {
 	name, err := dev.Name()
 	if err != nil {
@@ -81,7 +82,7 @@ func (d *wireguardDevice) Close() (err error) {
 // openWireGuard opens wireguard-go's kernel device. It attaches the descriptor
 // itself: wireguard-go would share an interface that is there already, and
 // leaves descriptors open when it is refused.
-func openWireGuard(name string, c DeviceConfig) (Device, error) {
+func openWireGuard(name string, c Config) (Device, error) {
 	flags := uint16(unix.IFF_TUN_EXCL)
 	if c.Offloads&(offload.TSO|offload.USO|offload.TCP|offload.UDP) != 0 {
 		flags |= unix.IFF_VNET_HDR
@@ -128,8 +129,8 @@ func newWireguardQueue(dev tun.Device, in *intake) *wireguardQueue {
 	}
 }
 
-func (q *wireguardQueue) Write(o Offload, parts [][]byte) error {
-	if o != (Offload{}) {
+func (q *wireguardQueue) Write(o encap.Offload, parts [][]byte) error {
+	if o != (encap.Offload{}) {
 		return unix.EINVAL
 	}
 	size := 0

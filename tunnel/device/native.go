@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"errors"
@@ -6,11 +6,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/encap"
+	"uvxlan/tunnel/internal/vnet"
 	"uvxlan/tunnel/offload"
 )
 
 // openNative opens a device with a vnet header on every packet.
-func openNative(name string, c DeviceConfig) (Device, error) {
+func openNative(name string, c Config) (Device, error) {
 	d := &kernelDevice{name: name, kind: DriverNative}
 	flags := uint16(unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
 	for i := range max(c.Queues, 1) {
@@ -70,30 +72,30 @@ func setOffloads(fd int, want offload.Set) offload.Set {
 // iovec of its own, so callers' buffers hold nothing but the packet.
 type nativeQueue struct {
 	fd  int
-	hdr vnetHeader
+	hdr vnet.Header
 	vec vector
 }
 
 func (q *nativeQueue) FD() int { return q.fd }
 
-func (q *nativeQueue) Read(buf []byte) (int, Offload, error) {
+func (q *nativeQueue) Read(buf []byte) (int, encap.Offload, error) {
 	q.vec.set(0, q.hdr[:])
 	q.vec.set(1, buf)
 	n, err := q.vec.do(unix.SYS_READV, q.fd, 2)
 	if err != nil {
-		return 0, Offload{}, err
+		return 0, encap.Offload{}, err
 	}
-	if n < vnetHeaderLen {
-		return 0, Offload{}, fmt.Errorf("read TUN: %d bytes: %w", n, unix.EBADMSG)
+	if n < vnet.HeaderLen {
+		return 0, encap.Offload{}, fmt.Errorf("read TUN: %d bytes: %w", n, unix.EBADMSG)
 	}
-	return n - vnetHeaderLen, q.hdr.offload(), nil
+	return n - vnet.HeaderLen, q.hdr.Offload(), nil
 }
 
-func (q *nativeQueue) Write(o Offload, parts [][]byte) error {
+func (q *nativeQueue) Write(o encap.Offload, parts [][]byte) error {
 	if len(parts) > MaxParts {
 		return unix.EMSGSIZE
 	}
-	q.hdr.set(o)
+	q.hdr.Set(o)
 	q.vec.set(0, q.hdr[:])
 	for i, p := range parts {
 		q.vec.set(i+1, p)

@@ -1,4 +1,4 @@
-package tunnel
+package device_test
 
 import (
 	"encoding/binary"
@@ -8,6 +8,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"uvxlan/encap"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/testhost"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
@@ -24,7 +27,7 @@ func (f channelFar) send(p []byte) error {
 	select {
 	case f.c.Outbound <- p:
 		return nil
-	case <-time.After(patience):
+	case <-time.After(testhost.Patience):
 		return os.ErrDeadlineExceeded
 	}
 }
@@ -37,7 +40,7 @@ func (f channelFar) receive() []byte {
 			if p[9] == testProto {
 				return p
 			}
-		case <-time.After(patience):
+		case <-time.After(testhost.Patience):
 			f.t.Fatal("no packet from the device")
 		}
 	}
@@ -47,8 +50,8 @@ func TestWrapWireGuardConforms(t *testing.T) {
 	conform(t, func(t *testing.T) *subject {
 		c := tuntest.NewChannelTUN()
 		c.Inbound = make(chan []byte, 1<<16)
-		d, err := WrapWireGuard(c.TUN())
-		must(t, err)
+		d, err := device.WrapWireGuard(c.TUN())
+		testhost.Must(t, err)
 		return &subject{t: t, device: d, far: channelFar{t, c}, mtu: 1500}
 	})
 }
@@ -111,8 +114,8 @@ func (s *scriptedTUN) give(n uint32) {
 
 func wrap(t *testing.T, s *scriptedTUN) *subject {
 	t.Helper()
-	d, err := WrapWireGuard(s)
-	must(t, err)
+	d, err := device.WrapWireGuard(s)
+	testhost.Must(t, err)
 	t.Cleanup(func() { d.Close() })
 	return &subject{t: t, device: d}
 }
@@ -121,7 +124,7 @@ func wrap(t *testing.T, s *scriptedTUN) *subject {
 func (s *subject) collect(n int) (packets []uint32, lost int) {
 	s.t.Helper()
 	for len(packets)+lost < n {
-		switch p, _, err := s.tryRead(patience); {
+		switch p, _, err := s.tryRead(testhost.Patience); {
 		case errors.Is(err, unix.ENOBUFS):
 			lost++
 		case err != nil:
@@ -138,22 +141,22 @@ func (s *subject) collect(n int) (packets []uint32, lost int) {
 func TestWireGuardWriteThatNeedsItsReader(t *testing.T) {
 	dev := newScripted(t, 1)
 	s := wrap(t, dev)
-	const answers = 4 * intakePackets
+	const answers = 4 * device.IntakePackets
 	dev.written = func() {
 		for i := range uint32(answers) {
 			dev.give(i)
 		}
 	}
 	written := make(chan error)
-	go func() { written <- s.write(Offload{}, []byte{0x45}) }()
+	go func() { written <- s.write(encap.Offload{}, []byte{0x45}) }()
 	select {
 	case err := <-written:
-		must(t, err)
-	case <-time.After(patience):
+		testhost.Must(t, err)
+	case <-time.After(testhost.Patience):
 		t.Fatal("Write waits for its reader, which waits for room")
 	}
 	packets, lost := s.collect(answers)
-	if lost == 0 || len(packets) < intakePackets {
+	if lost == 0 || len(packets) < device.IntakePackets {
 		t.Errorf("%d packets came, %d were lost", len(packets), lost)
 	}
 	if !slices.IsSorted(packets) {
@@ -170,17 +173,14 @@ func TestWireGuardWriteThatNeedsItsReader(t *testing.T) {
 func TestWireGuardReaderWaitsForWorker(t *testing.T) {
 	dev := newScripted(t, 1)
 	s := wrap(t, dev)
-	const sent = 4 * intakePackets
+	const sent = 4 * device.IntakePackets
 	go func() {
 		for i := range uint32(sent) {
 			dev.give(i)
 		}
 	}()
-	await(t, "the queue is full", func() bool {
-		in := s.device.(*wireguardDevice).in
-		in.mu.Lock()
-		defer in.mu.Unlock()
-		return len(in.ready) == intakePackets
+	testhost.Await(t, "the queue is full", func() bool {
+		return device.Waiting(s.device) == device.IntakePackets
 	})
 	if packets, lost := s.collect(sent); lost != 0 || packets[sent-1] != sent-1 {
 		t.Errorf("%d packets came, %d were lost", len(packets), lost)
@@ -197,7 +197,7 @@ func TestWireGuardReadErrors(t *testing.T) {
 	dev.reads <- scriptedRead{packets, tun.ErrTooManySegments}
 	dev.reads <- scriptedRead{packets: [][]byte{{}, {0x45, 3}}}
 	for i, want := range []any{unix.EBADMSG, byte(1), byte(2), unix.EBADMSG, byte(3)} {
-		p, _, err := s.tryRead(patience)
+		p, _, err := s.tryRead(testhost.Patience)
 		if code, isError := want.(unix.Errno); isError {
 			if !errors.Is(err, code) {
 				t.Errorf("read %d: %v, want %v", i, err, code)
@@ -208,7 +208,7 @@ func TestWireGuardReadErrors(t *testing.T) {
 	}
 	dev.reads <- scriptedRead{err: os.ErrClosed}
 	for range 2 {
-		if _, _, err := s.tryRead(patience); !errors.Is(deviceError(err), ErrDeviceGone) {
+		if _, _, err := s.tryRead(testhost.Patience); !errors.Is(err, unix.EBADFD) {
 			t.Errorf("after the end: %v", err)
 		}
 	}
@@ -220,16 +220,16 @@ func TestWireGuardWritesInBatches(t *testing.T) {
 	s := wrap(t, dev)
 	q := s.device.Queues()[0]
 	for range 20 {
-		must(t, q.Write(Offload{}, [][]byte{{0x45}, {1}}))
+		testhost.Must(t, q.Write(encap.Offload{}, [][]byte{{0x45}, {1}}))
 	}
 	if n := dev.writes.Load(); n != 2 {
-		t.Errorf("%d batches before Flush", n)
+		t.Errorf("%d batches before device.Flush", n)
 	}
-	if lost := flush(q); lost != 0 || dev.writes.Load() != 3 {
+	if lost := device.Flush(q); lost != 0 || dev.writes.Load() != 3 {
 		t.Errorf("%d batches, %d lost", dev.writes.Load(), lost)
 	}
-	if lost := flush(q); lost != 0 || dev.writes.Load() != 3 {
-		t.Errorf("an empty Flush wrote, %d lost", lost)
+	if lost := device.Flush(q); lost != 0 || dev.writes.Load() != 3 {
+		t.Errorf("an empty device.Flush wrote, %d lost", lost)
 	}
 }
 
@@ -237,15 +237,15 @@ func TestWireGuardWritesInBatches(t *testing.T) {
 func TestWireGuardCloseWhileFull(t *testing.T) {
 	dev := newScripted(t, 1)
 	s := wrap(t, dev)
-	for i := range uint32(intakePackets) {
+	for i := range uint32(device.IntakePackets) {
 		dev.give(i)
 	}
 	done := make(chan error)
 	go func() { done <- s.device.Close() }()
 	select {
 	case err := <-done:
-		must(t, err)
-	case <-time.After(patience):
+		testhost.Must(t, err)
+	case <-time.After(testhost.Patience):
 		t.Fatal("Close waits for a reader that waits for room")
 	}
 }

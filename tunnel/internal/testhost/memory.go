@@ -1,4 +1,4 @@
-package tunnel
+package testhost
 
 import (
 	"encoding/binary"
@@ -9,43 +9,44 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
 )
 
-// memoryDevice is a device whose far end is the test instead of a kernel: each
+// MemoryDevice is a device whose far end is the test instead of a kernel: each
 // queue is one end of a socket pair that keeps packets apart.
-type memoryDevice struct {
-	queues []Queue
-	far    []*memoryQueue
+type MemoryDevice struct {
+	queues []device.Queue
+	Far    []*MemoryQueue
 
 	offloads offload.Set
 }
 
-func newMemoryDevice(t testing.TB, queues int, o offload.Set) *memoryDevice {
+func NewMemoryDevice(t testing.TB, queues int, o offload.Set) *MemoryDevice {
 	t.Helper()
-	d := &memoryDevice{offloads: o}
+	d := &MemoryDevice{offloads: o}
 	for range queues {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.queues = append(d.queues, &memoryQueue{fd: fds[0]})
-		d.far = append(d.far, &memoryQueue{fd: fds[1]})
+		d.queues = append(d.queues, &MemoryQueue{fd: fds[0]})
+		d.Far = append(d.Far, &MemoryQueue{fd: fds[1]})
 	}
 	t.Cleanup(func() {
-		for _, q := range d.far {
+		for _, q := range d.Far {
 			unix.Close(q.fd)
 		}
 	})
 	return d
 }
 
-func (d *memoryDevice) Name() string    { return "memory" }
-func (d *memoryDevice) Queues() []Queue { return d.queues }
+func (d *MemoryDevice) Name() string           { return "memory" }
+func (d *MemoryDevice) Queues() []device.Queue { return d.queues }
 
-func (d *memoryDevice) Offloads() offload.Set { return d.offloads }
+func (d *MemoryDevice) Offloads() offload.Set { return d.offloads }
 
-func (d *memoryDevice) Close() error {
+func (d *MemoryDevice) Close() error {
 	var errs []error
 	for _, q := range d.queues {
 		errs = append(errs, unix.Close(q.FD()))
@@ -53,34 +54,34 @@ func (d *memoryDevice) Close() error {
 	return errors.Join(errs...)
 }
 
-// memoryQueue puts the offload before each packet, as a TUN queue does.
-type memoryQueue struct {
+// MemoryQueue puts the offload before each packet, as a TUN queue does.
+type MemoryQueue struct {
 	fd  int
-	msg [memoryHeader + MaxPacket]byte
+	msg [memoryHeader + device.MaxPacket]byte
 }
 
 const memoryHeader = 10
 
-func (q *memoryQueue) FD() int { return q.fd }
+func (q *MemoryQueue) FD() int { return q.fd }
 
-func (q *memoryQueue) Read(buf []byte) (int, Offload, error) {
+func (q *MemoryQueue) Read(buf []byte) (int, encap.Offload, error) {
 	msg := q.msg[:]
 	n, err := unix.Read(q.fd, msg)
 	if err != nil {
-		return 0, Offload{}, err
+		return 0, encap.Offload{}, err
 	}
 	if n == 0 {
-		return 0, Offload{}, unix.EBADFD
+		return 0, encap.Offload{}, unix.EBADFD
 	}
 	e := binary.BigEndian
-	o := Offload{
+	o := encap.Offload{
 		NeedsChecksum: msg[0] != 0, GSO: encap.GSOType(msg[1]), HeaderLen: e.Uint16(msg[2:]),
 		SegmentSize: e.Uint16(msg[4:]), ChecksumStart: e.Uint16(msg[6:]), ChecksumOffset: e.Uint16(msg[8:]),
 	}
 	return copy(buf, msg[memoryHeader:n]), o, nil
 }
 
-func (q *memoryQueue) Write(o Offload, parts [][]byte) error {
+func (q *MemoryQueue) Write(o encap.Offload, parts [][]byte) error {
 	e := binary.BigEndian
 	msg := make([]byte, memoryHeader)
 	if o.NeedsChecksum {
@@ -99,22 +100,22 @@ func (q *memoryQueue) Write(o Offload, parts [][]byte) error {
 }
 
 // send gives the device a packet to forward.
-func (q *memoryQueue) send(t testing.TB, packet []byte) {
+func (q *MemoryQueue) Send(t testing.TB, packet []byte) {
 	t.Helper()
-	if err := q.Write(Offload{}, [][]byte{packet}); err != nil {
+	if err := q.Write(encap.Offload{}, [][]byte{packet}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // receive waits for a packet from the device.
-func (q *memoryQueue) receive(t testing.TB) ([]byte, Offload) {
+func (q *MemoryQueue) Receive(t testing.TB) ([]byte, encap.Offload) {
 	t.Helper()
-	wait := unix.NsecToTimespec(int64(patience))
-	n, err := pollFor([]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}, &wait)
+	wait := unix.NsecToTimespec(int64(Patience))
+	n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLIN}}, &wait, nil)
 	if err != nil || n == 0 {
 		t.Fatalf("no packet from the device: %v", errors.Join(err, os.ErrDeadlineExceeded))
 	}
-	buf := make([]byte, MaxPacket)
+	buf := make([]byte, device.MaxPacket)
 	n, o, err := q.Read(buf)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"errors"
@@ -48,7 +48,7 @@ func attachQueue(fd int, name string, flags uint16) error {
 	err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 	switch {
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL) && flags&unix.IFF_TUN_EXCL != 0 && linkExists(name):
-		return fmt.Errorf("%w: %w", ErrDeviceExists, err)
+		return fmt.Errorf("%w: %w", ErrExists, err)
 	case errors.Is(err, unix.EINVAL):
 		return fmt.Errorf("%w: ioctl TUNSETIFF, flags %#x: %w", ErrDriverRefused, flags, err)
 	case err != nil:

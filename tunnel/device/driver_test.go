@@ -1,4 +1,4 @@
-package tunnel
+package device
 
 import (
 	"errors"
@@ -24,26 +24,26 @@ func TestOpenFirst(t *testing.T) {
 		{"no queues", DriverAuto, refused, nil, DriverWireGuard, nil},
 		{"no privilege", DriverAuto, unix.EPERM, nil, "", unix.EPERM},
 		{"no TUN", DriverAuto, ErrNoTUN, nil, "", ErrNoTUN},
-		{"exists", DriverAuto, refused, ErrDeviceExists, "", ErrDeviceExists},
+		{"exists", DriverAuto, refused, ErrExists, "", ErrExists},
 		{"by name", DriverWater, unix.EPERM, unix.EPERM, DriverWater, nil},
 		{"by name, refused", DriverNative, refused, nil, "", ErrDriverRefused},
 	} {
 		opens := func(d Driver, err error) driver {
-			return driver{d, func(string, DeviceConfig) (Device, error) {
+			return driver{d, func(string, Config) (Device, error) {
 				if err != nil {
 					return nil, err
 				}
 				return &kernelDevice{kind: d}, nil
 			}}
 		}
-		d, err := openFirst("tun0", DeviceConfig{Driver: c.want}, []driver{
+		d, err := openFirst("tun0", Config{Driver: c.want}, []driver{
 			opens(DriverNative, c.native), opens(DriverWireGuard, c.guarded), opens(DriverWater, nil),
 		})
 		if !errors.Is(err, c.err) || err == nil && DriverOf(d) != c.driver {
 			t.Errorf("%s: %+v, %v", c.name, d, err)
 		}
 	}
-	if _, err := OpenDevice("tun0", DeviceConfig{Driver: "tap"}); err == nil {
+	if _, err := Open("tun0", Config{Driver: "tap"}); err == nil {
 		t.Error("driver tap was accepted")
 	}
 }
