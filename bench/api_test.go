@@ -82,7 +82,7 @@ func ours(path string) bool { return strings.HasPrefix(path, "uvxlan/") }
 
 // foreignTypes are other modules' types that a package's API has on purpose.
 var foreignTypes = map[string][]string{
-	"uvxlan/tunnel":            {"golang.zx2c4.com/wireguard/tun.Device"},
+	"uvxlan/tunnel/device":     {"golang.zx2c4.com/wireguard/tun.Device"},
 	"uvxlan/tunnel/tunnelprom": {"github.com/prometheus/client_golang/prometheus."},
 }
 

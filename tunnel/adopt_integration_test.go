@@ -18,6 +18,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 )
 
@@ -41,8 +42,8 @@ func vtepConfig(n byte) Config {
 	return Config{VNI: 7, Port: testhost.Port, MAC: vtepMAC(n), MTU: 1450, Addresses: []netip.Addr{vtepAddress(n)}}
 }
 
-func vtepLink(n byte) LinkConfig {
-	return LinkConfig{Addresses: []netip.Addr{vtepAddress(n)}, Networks: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16")}, MTU: 1450}
+func vtepLink(n byte) link.Config {
+	return link.Config{Addresses: []netip.Addr{vtepAddress(n)}, Networks: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16")}, MTU: 1450}
 }
 
 // start opens everything in the machine and runs the router.
@@ -53,7 +54,7 @@ func (v *vtep) start(workers int, direct DirectMode, peers ...Peer) {
 	})
 	d := testhost.Inside(v.Host, func() (device.Device, error) {
 		d, err := device.Open("overlay0", device.Config{Queues: workers, Offloads: offload.All})
-		return d, errors.Join(err, ConfigureLink("overlay0", vtepLink(v.n)))
+		return d, errors.Join(err, link.Configure("overlay0", vtepLink(v.n)))
 	})
 	v.run(d, u, peers...)
 	v.T.Cleanup(func() {

@@ -19,21 +19,21 @@ import (
 // (PACKET_VNET_HDR, packet(7)), so the kernel or the NIC segments it and fills in
 // checksums as it would for its own. What comes back arrives at the kernel.
 
-// link is where frames to one on-link host go. It never changes.
-type link struct {
-	to             linkAddress
+// neighbour is where frames to one on-link host go. It never changes.
+type neighbour struct {
+	to             neighbourAddress
 	header4        [encap.EthernetHeaderLen]byte
 	header6        [encap.EthernetHeaderLen]byte
 	index          int
 	source, target encap.MAC
 }
 
-// linkAddress is a struct sockaddr_ll. Its protocol is left zero: the kernel
+// neighbourAddress is a struct sockaddr_ll. Its protocol is left zero: the kernel
 // reads it from the frame.
-type linkAddress [unix.SizeofSockaddrLinklayer]byte
+type neighbourAddress [unix.SizeofSockaddrLinklayer]byte
 
-func newLink(index int, source, target encap.MAC) *link {
-	l := &link{index: index, source: source, target: target}
+func newNeighbour(index int, source, target encap.MAC) *neighbour {
+	l := &neighbour{index: index, source: source, target: target}
 	binary.NativeEndian.PutUint16(l.to[:], unix.AF_PACKET)
 	binary.NativeEndian.PutUint32(l.to[4:], uint32(index))
 	l.to[11] = byte(copy(l.to[12:], target[:]))
@@ -92,8 +92,8 @@ type direct struct {
 // instead.
 type frame struct {
 	peer    *entry
-	link    *link  // nil: by VXLAN
-	room    []byte // the packet behind its headroom, or a message's first part
+	link    *neighbour // nil: by VXLAN
+	room    []byte     // the packet behind its headroom, or a message's first part
 	ecn     uint8
 	offload encap.Offload
 	size    int // bytes of a message

@@ -38,7 +38,7 @@ func newNeighbours(t *testing.T, mode DirectMode, workers int) *neighbours {
 	testhost.Join(n.a, n.b, "back", "10.77.0")
 	n.a.Address("lo", "10.66.0.1/32") // so that it outlives eth0
 	testhost.Must(t, n.a.RouteAdd(&netlink.Route{
-		Dst: ipNet(netip.MustParsePrefix("10.66.0.0/24")), Gw: []byte{10, 77, 0, 2}, Priority: 1000,
+		Dst: testhost.IPNet(netip.MustParsePrefix("10.66.0.0/24")), Gw: []byte{10, 77, 0, 2}, Priority: 1000,
 	}))
 	n.eth0, n.back = testhost.Tap(n.b, "eth0"), testhost.Tap(n.b, "back")
 	underlay := testhost.Inside(n.a, func() (*Underlay, error) {

@@ -57,7 +57,7 @@ func onLink(n byte, to sockaddr) *entry {
 		Underlay: netip.AddrFrom4([4]byte{127, 0, 0, n}), MAC: testMAC(n),
 	}, testVNI, testMAC(0), 4789)
 	e.to, e.hop = to, &hop{addr: e.Underlay}
-	e.hop.link.Store(newLink(int(n), testMAC(0xa0), testMAC(0xb0+n)))
+	e.hop.link.Store(newNeighbour(int(n), testMAC(0xa0), testMAC(0xb0+n)))
 	return e
 }
 
@@ -259,7 +259,7 @@ func TestDirectKeepsOrderWhenLinkGoes(t *testing.T) {
 // A refusal by another worker's batch doesn't take a host off its new link.
 func TestHopRefuse(t *testing.T) {
 	e := onLink(2, sockaddr{})
-	old, next := e.hop.link.Load(), newLink(7, testMAC(1), testMAC(2))
+	old, next := e.hop.link.Load(), newNeighbour(7, testMAC(1), testMAC(2))
 	e.hop.link.Store(next)
 	e.hop.refuse(old, unix.ENETDOWN)
 	if e.hop.direct() != next || e.hop.refusal.Load() != nil {

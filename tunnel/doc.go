@@ -13,7 +13,7 @@
 // [device.Open] makes the device and [Listen] opens the sockets, as many of each
 // as there are to be workers; [New] makes a router of both. Peers are given by
 // hand ([Router.ReplacePeers], [Router.UpdatePeers]) or as a watch of leases
-// reports them ([Router.Apply]), before or while the router runs. [ConfigureLink]
+// reports them ([Router.Apply]), before or while the router runs. [link.Configure]
 // brings the interface up, and then [Router.Run] moves packets until its context
 // ends. [Router.Close] gives everything back; a router is used once. Any number
 // of them fit into a process, each on a port or an address of its own.
@@ -39,7 +39,7 @@
 // # Errors
 //
 // Those that a caller may want to tell apart are variables, to be found with
-// [errors.Is]; after [ErrDeviceGone] and [ErrUnderlayGone] a new router can go on
+// [errors.Is]; after [device.ErrGone] and [ErrUnderlayGone] a new router can go on
 // with the peers of the old one. What goes wrong with single packets is counted
 // by reason ([Stats], [DropReason]) and never ends a router.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 )
 
@@ -315,14 +317,14 @@ func newNodeIn(t *testing.T, m *testhost.Host) *Router {
 // The interface carries IPv6 even where the host leaves that off.
 func TestIntegrationConfigureLinkIPv6(t *testing.T) {
 	m := testhost.New(t)
-	c := LinkConfig{
+	c := link.Config{
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0"), netip.MustParseAddr("fd00:0:0:1::")},
 		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/48")},
 		MTU:       1430,
 	}
 	configure := func() error {
 		return testhost.Inside(m, func() (error, error) {
-			if err := setSysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil {
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil {
 				return nil, err
 			}
 			d, err := device.Open("flannel.1", device.Config{})
@@ -330,7 +332,7 @@ func TestIntegrationConfigureLinkIPv6(t *testing.T) {
 				return nil, err
 			}
 			t.Cleanup(func() { d.Close() })
-			return ConfigureLink("flannel.1", c), nil
+			return link.Configure("flannel.1", c), nil
 		})
 	}
 	testhost.Must(t, configure())
@@ -339,8 +341,8 @@ func TestIntegrationConfigureLinkIPv6(t *testing.T) {
 		t.Errorf("the kernel's way to a peer's container is %v, %v", route, err)
 	}
 	testhost.Must(t, m.LinkDel(m.Link("flannel.1")))
-	testhost.Must(t, m.RouteAdd(&netlink.Route{LinkIndex: m.Index("lo"), Dst: ipNet(c.Networks[1])}))
-	if err := configure(); !errors.Is(err, ErrRouteExists) || !strings.Contains(err.Error(), "fd00::/48") {
+	testhost.Must(t, m.RouteAdd(&netlink.Route{LinkIndex: m.Index("lo"), Dst: testhost.IPNet(c.Networks[1])}))
+	if err := configure(); !errors.Is(err, link.ErrRouteExists) || !strings.Contains(err.Error(), "fd00::/48") {
 		t.Errorf("with somebody else's route in the way: %v", err)
 	}
 }

@@ -135,7 +135,7 @@ func TestIntegrationGateway(t *testing.T) {
 	g.await()
 	testhost.Must(t, g.LinkSetUp(g.Link("eth0")))
 	g.await(route1, route2, route3)
-	testhost.Must(t, g.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.2.0/24"))})) // somebody's hand
+	testhost.Must(t, g.RouteDel(&netlink.Route{Dst: testhost.IPNet(netip.MustParsePrefix("10.0.2.0/24"))})) // somebody's hand
 	g.await(route1, route2, route3)
 
 	g.stop(g.Clear)
@@ -204,7 +204,7 @@ func TestIntegrationGatewayRefusesLeases(t *testing.T) {
 func stale(h *testhost.Host, subnet, via string) {
 	h.T.Helper()
 	testhost.Must(h.T, h.RouteAdd(&netlink.Route{
-		Dst: ipNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: kroute.Protocol,
+		Dst: testhost.IPNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: kroute.Protocol,
 	}))
 }
 
@@ -271,7 +271,7 @@ func watchRoutes(t *testing.T, h *testhost.Host) (gone func() []string) {
 	testhost.Inside(h, func() (struct{}, error) { return struct{}{}, netlink.RouteSubscribe(updates, done) })
 	var list []string
 	var reading sync.WaitGroup
-	end := ipNet(netip.MustParsePrefix("10.99.0.0/16"))
+	end := testhost.IPNet(netip.MustParsePrefix("10.99.0.0/16"))
 	reading.Go(func() {
 		for u := range updates {
 			if u.Type == unix.RTM_DELROUTE && u.Dst != nil {
@@ -296,7 +296,7 @@ func watchRoutes(t *testing.T, h *testhost.Host) (gone func() []string) {
 // when it goes.
 func TestIntegrationGatewayForeignRoute(t *testing.T) {
 	g := newGatewayHost(t)
-	foreign := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.1.0/24")), Gw: []byte{10, 77, 0, 2}}
+	foreign := &netlink.Route{Dst: testhost.IPNet(netip.MustParsePrefix("10.0.1.0/24")), Gw: []byte{10, 77, 0, 2}}
 	testhost.Must(t, g.RouteAdd(foreign))
 	g.start()
 	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2")})

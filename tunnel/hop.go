@@ -12,9 +12,9 @@ import (
 // Workers read the link and leave word of what they used and what was refused;
 // paths decides.
 type hop struct {
-	addr    netip.Addr           // immutable
-	link    atomic.Pointer[link] // nil: by VXLAN
-	used    atomic.Bool          // packets went to the host, by either path
+	addr    netip.Addr                // immutable
+	link    atomic.Pointer[neighbour] // nil: by VXLAN
+	used    atomic.Bool               // packets went to the host, by either path
 	refusal atomic.Pointer[refusal]
 
 	// guarded by the mutex of paths
@@ -30,7 +30,7 @@ type hop struct {
 type refusal struct{ err error }
 
 // direct is the link to send frames by, nil for VXLAN.
-func (h *hop) direct() *link {
+func (h *hop) direct() *neighbour {
 	if h == nil {
 		return nil
 	}
@@ -41,7 +41,7 @@ func (h *hop) direct() *link {
 }
 
 // refuse takes the host off the link, unless it is on another by now.
-func (h *hop) refuse(l *link, err error) {
+func (h *hop) refuse(l *neighbour, err error) {
 	if h.link.CompareAndSwap(l, nil) {
 		h.refusal.Store(&refusal{err})
 	}

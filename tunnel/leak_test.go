@@ -16,6 +16,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/netnstest"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
@@ -150,7 +151,7 @@ func TestIntegrationRoutersLeaveNothing(t *testing.T) {
 		runRouter(t, device, tunnel.UnderlayConfig{
 			Address: leakHost, Port: 4789, Workers: 2, Offloads: offload.All, Direct: modes[i%len(modes)],
 		}, tunnel.Config{VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450, Addresses: []netip.Addr{vtep}}, func(r *tunnel.Router) {
-			if err := tunnel.ConfigureLink("flannel.1", tunnel.LinkConfig{
+			if err := link.Configure("flannel.1", link.Config{
 				Addresses: []netip.Addr{vtep}, Networks: []netip.Prefix{network}, MTU: 1450,
 			}); err != nil {
 				t.Fatal(err)

@@ -88,6 +88,9 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/offload"
 )
 
 func check(err error) {

@@ -398,7 +398,7 @@ func (p *paths) settleLocked(turns []turn, h *hop) []turn {
 	reason := p.objection(h.next)
 	h.refusal.Store(nil) // first, lest it be the next link's
 	if p.routes == nil && reason == "" {
-		h.link.Store(newLink(h.next.Index, h.next.Source, h.next.MAC))
+		h.link.Store(newNeighbour(h.next.Index, h.next.Source, h.next.MAC))
 	} else {
 		h.link.Store(nil)
 	}

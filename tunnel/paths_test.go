@@ -53,7 +53,7 @@ func behind(n int, subnets ...int) (members []member) {
 	return members
 }
 
-var neighbour = nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: testMAC(0xa), MAC: testMAC(0xb)}
+var onLinkHop = nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: testMAC(0xa), MAC: testMAC(0xb)}
 
 // found tells the paths of a host.
 func (f *followed) found(n int, next nexthop.Hop) {
@@ -81,7 +81,7 @@ func TestPathString(t *testing.T) {
 		"direct via eth0":             {Direct: true, Link: "eth0"},
 		direct7:                       {Direct: true, Link: "eth0", MAC: testMAC(0xb)},
 		"unreachable":                 {Unreachable: true},
-		"vxlan: neighbour unresolved": {Reason: "neighbour unresolved", Since: time.Now()},
+		"vxlan: onLinkHop unresolved": {Reason: "onLinkHop unresolved", Since: time.Now()},
 	} {
 		if p.String() != want {
 			t.Errorf("%q, want %q", p, want)
@@ -95,7 +95,7 @@ func TestPathsFollowHops(t *testing.T) {
 	f.replace(behind(1, 1))
 	f.expect(1, "vxlan: not looked at yet")
 	changed := func(edit func(*nexthop.Hop)) nexthop.Hop {
-		h := neighbour
+		h := onLinkHop
 		edit(&h)
 		return h
 	}
@@ -103,24 +103,24 @@ func TestPathsFollowHops(t *testing.T) {
 		next nexthop.Hop
 		want string
 	}{
-		{neighbour, direct7},
+		{onLinkHop, direct7},
 		{changed(func(h *nexthop.Hop) { h.MAC = testMAC(0xc) }), "direct via eth0 02:00:00:00:00:0c"},
-		{changed(func(h *nexthop.Hop) { h.MAC, h.Reason = testMAC(0), "neighbour failed"; h.MAC = [6]byte{} }), "vxlan: neighbour failed"},
+		{changed(func(h *nexthop.Hop) { h.MAC, h.Reason = testMAC(0), "onLinkHop failed"; h.MAC = [6]byte{} }), "vxlan: onLinkHop failed"},
 		{changed(func(h *nexthop.Hop) { h.MTU = 1450 }), direct7},
 		{changed(func(h *nexthop.Hop) { h.MTU = 1449 }), "vxlan: the MTU of eth0 is 1449, below the overlay's 1450"},
 		{changed(func(h *nexthop.Hop) { h.Link = "eth1" }), "vxlan: on-link via eth1, not via eth0"},
 		{nexthop.Hop{Reason: "via gateway 192.168.0.254"}, "vxlan: via gateway 192.168.0.254"},
-		{neighbour, direct7},
+		{onLinkHop, direct7},
 	} {
 		f.found(1, c.next)
 		f.expect(1, c.want)
 	}
 	since := f.path(subnetOf(1)).Since
-	f.found(1, neighbour)
+	f.found(1, onLinkHop)
 	if f.path(subnetOf(1)).Since != since {
 		t.Error("a change that changed nothing counts")
 	}
-	f.found(2, neighbour) // of nobody
+	f.found(2, onLinkHop) // of nobody
 	if p := f.path(subnetOf(2)); p != (Path{}) {
 		t.Errorf("a stranger has a path: %v", p)
 	}
@@ -132,7 +132,7 @@ func (f *followed) known(n int) bool { return f.hop(underlayOf(n)) != nil }
 func TestPathsMembers(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
 	f.replace(append(behind(1, 1, 2), behind(2, 3)...))
-	f.found(1, neighbour)
+	f.found(1, onLinkHop)
 	f.expect(1, direct7)
 	f.expect(2, direct7)
 	f.expect(3, "vxlan: not looked at yet")
@@ -171,7 +171,7 @@ func TestPathsMappedAddress(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
 	mapped := netip.AddrFrom16(underlayOf(1).As16())
 	f.replace([]member{{subnetOf(1), mapped}})
-	f.found(1, neighbour)
+	f.found(1, onLinkHop)
 	f.expect(1, direct7)
 	if f.hop(mapped) == nil {
 		t.Error("an entry with that address has no hop")
@@ -183,7 +183,7 @@ func TestPathsMappedAddress(t *testing.T) {
 func TestPathsRefusal(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
 	f.replace(behind(1, 1))
-	f.found(1, neighbour)
+	f.found(1, onLinkHop)
 	h := f.hop(underlayOf(1))
 	rest := shortestRest
 	for range 10 {
@@ -204,7 +204,7 @@ func TestPathsRefusal(t *testing.T) {
 	}
 	h.refuse(h.direct(), unix.EMSGSIZE)
 	f.inUse(h.addr)
-	f.found(1, neighbour)
+	f.found(1, onLinkHop)
 	f.expect(1, direct7)
 	if h.wait != 0 || !h.retry.IsZero() {
 		t.Error("a change doesn't begin anew")
@@ -219,7 +219,7 @@ func TestPathsRefusal(t *testing.T) {
 func TestPathsGiveUp(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
 	f.replace(behind(1, 1))
-	f.found(1, neighbour)
+	f.found(1, onLinkHop)
 	f.giveUp()
 	f.expect(1, "vxlan: the underlay can't be followed")
 }
@@ -256,13 +256,13 @@ func TestPathsTellOfManyTogether(t *testing.T) {
 		many   string // the only line
 		single string // of each host
 	}{
-		{hosts, false, []nexthop.Hop{neighbour}, `INFO msg="paths changed" direct=10000 vxlan=0`, ""},
-		{hosts, false, []nexthop.Hop{neighbour, lost}, `INFO msg="paths changed" direct=0 vxlan=10000`, ""},
+		{hosts, false, []nexthop.Hop{onLinkHop}, `INFO msg="paths changed" direct=10000 vxlan=0`, ""},
+		{hosts, false, []nexthop.Hop{onLinkHop, lost}, `INFO msg="paths changed" direct=0 vxlan=10000`, ""},
 		{hosts, false, []nexthop.Hop{lost}, "", ""}, // nothing changed for packets
 		{hosts, true, []nexthop.Hop{lost}, `INFO msg="paths changed" direct=0 unreachable=10000`, ""},
-		{manyTurns + 1, true, []nexthop.Hop{neighbour}, `INFO msg="paths changed" direct=21 unreachable=0`, ""},
-		{manyTurns, false, []nexthop.Hop{neighbour}, "", "INFO msg=\"peer is direct now\""},
-		{manyTurns, false, []nexthop.Hop{neighbour, lost}, "", "INFO msg=\"peer is back to vxlan\""},
+		{manyTurns + 1, true, []nexthop.Hop{onLinkHop}, `INFO msg="paths changed" direct=21 unreachable=0`, ""},
+		{manyTurns, false, []nexthop.Hop{onLinkHop}, "", "INFO msg=\"peer is direct now\""},
+		{manyTurns, false, []nexthop.Hop{onLinkHop, lost}, "", "INFO msg=\"peer is back to vxlan\""},
 		{manyTurns, true, []nexthop.Hop{lost}, "", "ERROR msg=\"peer can't be reached\""},
 	} {
 		name := fmt.Sprintf("%d hosts, alone: %t, %d changes", c.hosts, c.alone, len(c.next))

@@ -137,7 +137,7 @@ func New(dev device.Device, u *Underlay, c Config) (*Router, error) {
 
 // Run moves packets until ctx ends or Close is called, and then returns nil
 // after the last worker has stopped; the peers stay as they are. It returns
-// early with [ErrDeviceGone] when the interface is deleted, with
+// early with [device.ErrGone] when the interface is deleted, with
 // [ErrUnderlayGone] when a receiving socket fails, and [ErrClosed] on a closed
 // router. Run is called once; after the first two, close the router and make
 // another, to which [Router.Peers] carries over.

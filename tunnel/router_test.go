@@ -450,7 +450,7 @@ func TestRouterReportsLostDevice(t *testing.T) {
 	if err := unix.Shutdown(a.queue.FD(), unix.SHUT_RDWR); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Run(context.Background()); !errors.Is(err, ErrDeviceGone) {
+	if err := a.Run(context.Background()); !errors.Is(err, device.ErrGone) {
 		t.Fatalf("Run: %v", err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 )
 
@@ -166,7 +167,7 @@ func playSandbox(plan sandboxPlan) error {
 	if err != nil {
 		return err
 	}
-	if err := ConfigureLink("overlay0", vtepLink(1)); err != nil {
+	if err := link.Configure("overlay0", vtepLink(1)); err != nil {
 		return err
 	}
 	if err := unix.Sendmsg(sandboxSocket, []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {

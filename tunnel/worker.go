@@ -14,15 +14,9 @@ import (
 	"uvxlan/tunnel/offload"
 )
 
-// Errors of [Router.Run] after which a new router with a new device and new
-// sockets can go on.
-var (
-	// ErrDeviceGone says that the TUN interface was deleted under the router.
-	ErrDeviceGone = errors.New("the TUN interface was deleted")
-	// ErrUnderlayGone says that a receiving socket is of no more use, as when it
-	// was destroyed from outside (ss -K).
-	ErrUnderlayGone = errors.New("the underlay's socket is gone")
-)
+// ErrUnderlayGone says that a receiving socket is of no more use, as when it
+// was destroyed from outside (ss -K).
+var ErrUnderlayGone = errors.New("the underlay's socket is gone")
 
 // worker moves packets between one queue of the device and its sockets,
 // in both directions, on a thread of its own. One thread for both saves half
@@ -162,7 +156,7 @@ func loadOf(n int, more bool) load {
 
 func deviceError(err error) error {
 	if errors.Is(err, unix.EBADFD) || errors.Is(err, unix.EIO) {
-		return fmt.Errorf("read device: %w: %w", ErrDeviceGone, err)
+		return fmt.Errorf("read device: %w: %w", device.ErrGone, err)
 	}
 	return fmt.Errorf("read device: %w", err)
 }

@@ -21,9 +21,9 @@ import (
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/leasefile"
 	"uvxlan/cmd/internal/subnetfile"
-	"uvxlan/tunnel"
-	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/kroute"
+	"uvxlan/tunnel/link"
 )
 
 // defineCleanup removes what daemons have left on this host.
@@ -263,7 +263,7 @@ func (c *cleaner) device(name string) error {
 	if name == "" {
 		return nil
 	}
-	kind, err := tunnel.StaleLink(name)
+	kind, err := link.Stale(name)
 	switch {
 	case errors.Is(err, device.ErrExists):
 		c.leave("%v", err)
@@ -275,7 +275,7 @@ func (c *cleaner) device(name string) error {
 		return nil
 	}
 	return c.remove("interface "+name, func() error {
-		_, err := tunnel.RemoveStaleLink(name)
+		_, err := link.RemoveStale(name)
 		return err
 	})
 }

@@ -17,9 +17,8 @@ import (
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/leasefile"
 	"uvxlan/cmd/internal/subnetfile"
-	"uvxlan/tunnel"
-	"uvxlan/tunnel/netnstest"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/netnstest"
 )
 
 // newHost moves the test, and the commands it runs, into a network namespace of

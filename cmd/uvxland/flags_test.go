@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/flagenv"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 )
 

@@ -26,8 +26,8 @@ import (
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease/etcd"
-	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/offload"
 )
 
 func main() {

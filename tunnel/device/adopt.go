@@ -21,7 +21,7 @@ var ErrUnfit = errors.New("the descriptor doesn't fit")
 // made. It may be in another network namespace, where it stays. Each descriptor was
 // attached (TUNSETIFF) with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR, several of them
 // with IFF_MULTI_QUEUE; what can be seen to be otherwise is [tunnel.ErrUnfit]. It takes no
-// privilege. [tunnel.ConfigureLink] is for whoever is in that namespace.
+// privilege. [link.Configure] is for whoever is in that namespace.
 //
 // The device owns the descriptors from here on and closes them; they become
 // non-blocking and close-on-exec, and what the kernel has of the wanted offloads is

@@ -1,3 +1,9 @@
+// Package device opens, adopts and wraps TUN devices: whatever hands over the
+// packets that go into the overlay and takes those that come out of it.
+//
+// [Open] makes one of the kernel's by one of several drivers, [Adopt] takes queues
+// that somebody else has opened, and [WrapWireGuard] makes a device of any of
+// wireguard-go's, such as a TCP/IP stack in the process.
 package device
 
 import (

@@ -177,8 +177,8 @@ func testRemoved(s *subject) {
 	testhost.Must(s.t, s.kernel.LinkDel(s.kernel.Link("tun0")))
 	select {
 	case err := <-ran:
-		if !errors.Is(err, tunnel.ErrDeviceGone) {
-			s.t.Errorf("run: %v, want %v", err, tunnel.ErrDeviceGone)
+		if !errors.Is(err, device.ErrGone) {
+			s.t.Errorf("run: %v, want %v", err, device.ErrGone)
 		}
 	case <-time.After(testhost.Patience):
 		s.t.Error("the router didn't notice")

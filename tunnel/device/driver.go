@@ -70,7 +70,7 @@ type Config struct {
 
 // Open makes the TUN interface name and opens all of its queues, in the
 // calling thread's network namespace. The interface is down, without addresses,
-// and goes when the device is closed; see [tunnel.ConfigureLink]. It needs
+// and goes when the device is closed; see [link.Configure]. It needs
 // CAP_NET_ADMIN.
 //
 // It returns [ErrNoTUN], [ErrExists], [ErrDriverRefused] or the kernel's

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
 	"uvxlan/encap"
 
 	"github.com/songgao/water"

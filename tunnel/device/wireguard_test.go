@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/testhost"

@@ -141,7 +141,7 @@ func (d *Device) read(ctx context.Context, buf []byte) (int, error) {
 }
 
 // Remove does what deleting the interface does to a TUN device: a router that
-// runs on it ends with [tunnel.ErrDeviceGone]. The device is still to be closed.
+// runs on it ends with [device.ErrGone]. The device is still to be closed.
 func (d *Device) Remove() error {
 	var errs []error
 	for _, f := range d.in {

@@ -193,7 +193,7 @@ func TestRemove(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := r.Run(t.Context()); !errors.Is(err, tunnel.ErrDeviceGone) {
+	if err := r.Run(t.Context()); !errors.Is(err, device.ErrGone) {
 		t.Errorf("Run: %v", err)
 	}
 	if err := r.Close(); err != nil {

@@ -8,7 +8,6 @@ import (
 	"uvxlan/bench/e2e"
 
 	"uvxlan/bench/cluster"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 )
 

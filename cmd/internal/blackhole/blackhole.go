@@ -17,7 +17,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 

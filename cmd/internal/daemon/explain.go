@@ -14,6 +14,7 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 )
 
 func checkCapability() error {
@@ -45,7 +46,7 @@ func explain(err error) error {
 		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{device.ErrExists, "stop the other daemon, or remove the interface (ip link delete)"},
 		{device.ErrDriverRefused, "leave -device-driver away, or try water"},
-		{tunnel.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
+		{link.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
 		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},
 		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or set it from outside"},

@@ -11,7 +11,6 @@ import (
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 

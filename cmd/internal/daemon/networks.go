@@ -8,7 +8,6 @@ import (
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/lease"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 

@@ -11,7 +11,6 @@ import (
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/overlay"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 

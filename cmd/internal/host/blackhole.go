@@ -9,7 +9,6 @@ import (
 
 	"uvxlan/cmd/internal/blackhole"
 	"uvxlan/cmd/internal/hoststate"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/kroute"
 )
 

@@ -12,6 +12,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 )
 
 // move is the change from one router to the next, on the same device.
@@ -88,11 +89,11 @@ func (v *Overlay) moveTo(d tunnel.Descriptors) (err error) {
 	closeAll(socketsOf(d))
 	if v.device, err = device.Adopt(d.Queues, v.opts.Offloads); err != nil {
 		closeAll(d.Queues)
-		return fmt.Errorf("%w: %w", tunnel.ErrDeviceGone, err)
+		return fmt.Errorf("%w: %w", device.ErrGone, err)
 	}
 	if err = v.listen(); err == nil {
 		// For the MTU. What doesn't succeed is the device's part to tell and to repair.
-		_ = tunnel.ConfigureLink(v.name, v.link())
+		_ = link.Configure(v.name, v.link())
 		err = v.startRouter()
 	}
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/netnstest"
 )
 
@@ -116,7 +117,7 @@ func TestMoveWhileMade(t *testing.T) {
 	v := newOverlayTest(t)
 	router := &tunnel.Router{}
 	v.router, v.down = router, nil
-	if err := v.ended(router, tunnel.ErrDeviceGone); !errors.Is(err, tunnel.ErrDeviceGone) {
+	if err := v.ended(router, device.ErrGone); !errors.Is(err, device.ErrGone) {
 		t.Fatalf("the router ended: %v", err)
 	}
 	made := v.way()
@@ -141,7 +142,7 @@ func TestEndedByMove(t *testing.T) {
 		t.Fatal("no move begins")
 	}
 	ended := make(chan error)
-	go func() { ended <- v.ended(router, tunnel.ErrDeviceGone) }()
+	go func() { ended <- v.ended(router, device.ErrGone) }()
 	close(m.done)
 	select {
 	case err := <-ended:

@@ -23,9 +23,10 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
-	"uvxlan/tunnel/kroute"
-	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/kroute"
+	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/offload"
 )
 
 // maxWorkers bounds the default number of workers: beyond it the flows of one
@@ -207,9 +208,9 @@ func (v *Overlay) open() error {
 		err = v.checkOffloads()
 	}
 	if err == nil {
-		err = tunnel.PrepareLink(v.name, v.link())
+		err = link.Prepare(v.name, v.link())
 	}
-	if v.own.Subnet.IsValid() && errors.Is(err, tunnel.ErrRouteExists) {
+	if v.own.Subnet.IsValid() && errors.Is(err, link.ErrRouteExists) {
 		err = nil // only a start is refused for it
 	}
 	if err != nil {
@@ -219,7 +220,7 @@ func (v *Overlay) open() error {
 }
 
 func (v *Overlay) acquire() error {
-	removed, err := tunnel.RemoveStaleLink(v.name)
+	removed, err := link.RemoveStale(v.name)
 	if err != nil {
 		return err
 	}
@@ -263,10 +264,10 @@ func (v *Overlay) external() extiface.Interface {
 // holds the IPv6 port. Anything else of its name isn't in the way.
 func (v *Overlay) removeStaleV6() error {
 	name := "flannel-v6." + strconv.FormatUint(uint64(v.config.Backend.VNI), 10)
-	if kind, _ := tunnel.StaleLink(name); kind != "vxlan" || !v.config.EnableIPv6 {
+	if kind, _ := link.Stale(name); kind != "vxlan" || !v.config.EnableIPv6 {
 		return nil
 	}
-	if _, err := tunnel.RemoveStaleLink(name); err != nil {
+	if _, err := link.RemoveStale(name); err != nil {
 		return err
 	}
 	v.log.Info("removed an earlier interface", "name", name, "type", "vxlan")
@@ -282,14 +283,14 @@ func (v *Overlay) checkOffloads() error {
 }
 
 // link is what the interface needs; without addresses before there is a lease.
-func (v *Overlay) link() tunnel.LinkConfig {
+func (v *Overlay) link() link.Config {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.linkLocked()
 }
 
-func (v *Overlay) linkLocked() tunnel.LinkConfig {
-	c := tunnel.LinkConfig{
+func (v *Overlay) linkLocked() link.Config {
+	c := link.Config{
 		Networks: v.config.Networks(), Routes: v.routesLocked(), MTU: v.inner,
 		LooseReversePath: v.direct == tunnel.DirectRoute,
 	}
@@ -342,10 +343,10 @@ func (v *Overlay) Start(own lease.Lease) error {
 }
 
 func (v *Overlay) startRouter() error {
-	link := v.link()
+	c := v.link()
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
-		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: link.MTU,
-		Addresses: link.Addresses, Networks: v.config.Networks(), Routes: v.config.Allocatable(), AnySource: v.opts.AnySource, Logger: v.log,
+		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: c.MTU,
+		Addresses: c.Addresses, Networks: v.config.Networks(), Routes: v.config.Allocatable(), AnySource: v.opts.AnySource, Logger: v.log,
 	})
 	if err != nil {
 		return errors.Join(err, v.closeOpened())
@@ -356,13 +357,13 @@ func (v *Overlay) startRouter() error {
 
 // raise brings the device up with its address and route.
 func (v *Overlay) raise() error {
-	link := v.link()
-	if err := tunnel.ConfigureLink(v.name, link); err != nil {
+	c := v.link()
+	if err := link.Configure(v.name, c); err != nil {
 		return err
 	}
 	router, _ := v.inForce()
 	attrs := []any{
-		"name", v.name, "address", link.Addresses[0], "route", link.Routes[0], "mtu", int(link.MTU), "mac", v.mac.String(),
+		"name", v.name, "address", c.Addresses[0], "route", c.Routes[0], "mtu", int(c.MTU), "mac", v.mac.String(),
 		"driver", v.driver, "workers", v.workers, "offloads", router.Offloads().String(),
 	}
 	if v.own.IPv6Subnet.IsValid() {

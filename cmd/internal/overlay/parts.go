@@ -10,7 +10,8 @@ import (
 
 	"uvxlan/cmd/internal/host"
 	"uvxlan/lease"
-	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 )
 
 // devicePart is the name of the device's part.
@@ -42,9 +43,9 @@ func (v *Overlay) checkDevice(context.Context) (faults []host.Fault) {
 	if _, down := v.inForce(); down != nil {
 		return []host.Fault{{What: fmt.Sprintf("%s: %v", v.name, down), Stops: true, Starting: errors.Is(down, ErrLoading)}}
 	}
-	for _, wrong := range tunnel.CheckLink(v.name, v.link()) {
+	for _, wrong := range link.Check(v.name, v.link()) {
 		f := host.Fault{What: fmt.Sprintf("%s: %v", v.name, wrong), Stops: true}
-		if errors.Is(wrong, tunnel.ErrRouteExists) {
+		if errors.Is(wrong, link.ErrRouteExists) {
 			f.Remedy = "remove it (ip route), or set another Network in the network config"
 		}
 		faults = append(faults, f)
@@ -57,8 +58,8 @@ func (v *Overlay) repairDevice(context.Context) error {
 	if !v.carries() {
 		return nil
 	}
-	err := tunnel.ConfigureLink(v.name, v.link())
-	if errors.Is(err, tunnel.ErrDeviceGone) {
+	err := link.Configure(v.name, v.link())
+	if errors.Is(err, device.ErrGone) {
 		return nil // the router hears of it as well
 	}
 	return err

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 )
 
 // retryInterval is the least time between two attempts to make the device and the
@@ -52,7 +54,7 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 
 // gone tells whether a new device and new sockets may help.
 func gone(err error) bool {
-	return errors.Is(err, tunnel.ErrDeviceGone) || errors.Is(err, tunnel.ErrUnderlayGone)
+	return errors.Is(err, device.ErrGone) || errors.Is(err, tunnel.ErrUnderlayGone)
 }
 
 // remake makes the device and the sockets again and tries until that works or
@@ -109,7 +111,7 @@ func (v *Overlay) restart() error {
 	if err := v.startRouter(); err != nil {
 		return err
 	}
-	if err := v.raise(); !errors.Is(err, tunnel.ErrRouteExists) {
+	if err := v.raise(); !errors.Is(err, link.ErrRouteExists) {
 		return err
 	}
 	return nil // the device's part tells of it

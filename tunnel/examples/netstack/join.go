@@ -15,8 +15,8 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
-	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/offload"
 )
 
 // stack is the process's own TCP/IP.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -77,7 +78,7 @@ func (h *Host) Address(name, prefix string) {
 	Must(h.T, h.AddrAdd(h.Link(name), a))
 }
 
-// routes lists the kernel's that have our protocol, as "subnet via gateway".
+// Routes lists the kernel's that have our protocol, as "subnet via gateway".
 func (h *Host) Routes() (list []string) {
 	h.T.Helper()
 	filter := &netlink.Route{Protocol: kroute.Protocol, Table: unix.RT_TABLE_MAIN}
@@ -160,7 +161,7 @@ func Tap(h *Host, name string) *Wiretap {
 	return &Wiretap{h.T, fd}
 }
 
-// next is the next packet of the overlay network 10.0.0.0/16 or its IPv6 part.
+// Next is the next packet of the overlay network 10.0.0.0/16 or its IPv6 part.
 func (w *Wiretap) Next() Capture {
 	w.t.Helper()
 	for buf := make([]byte, 1<<16+100); ; {
@@ -254,4 +255,9 @@ func AttachTUN(path, name string, flags uint16) (int, error) {
 func IsOpen(fd int) bool {
 	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	return err == nil
+}
+
+// IPNet is a prefix as netlink takes it.
+func IPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

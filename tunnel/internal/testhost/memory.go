@@ -22,6 +22,7 @@ type MemoryDevice struct {
 	offloads offload.Set
 }
 
+// NewMemoryDevice makes a device that says it takes part in o.
 func NewMemoryDevice(t testing.TB, queues int, o offload.Set) *MemoryDevice {
 	t.Helper()
 	d := &MemoryDevice{offloads: o}
@@ -41,11 +42,16 @@ func NewMemoryDevice(t testing.TB, queues int, o offload.Set) *MemoryDevice {
 	return d
 }
 
-func (d *MemoryDevice) Name() string           { return "memory" }
+// Name is "memory".
+func (d *MemoryDevice) Name() string { return "memory" }
+
+// Queues are the device's ends.
 func (d *MemoryDevice) Queues() []device.Queue { return d.queues }
 
+// Offloads are those that NewMemoryDevice was told.
 func (d *MemoryDevice) Offloads() offload.Set { return d.offloads }
 
+// Close closes the device's ends.
 func (d *MemoryDevice) Close() error {
 	var errs []error
 	for _, q := range d.queues {
@@ -62,8 +68,10 @@ type MemoryQueue struct {
 
 const memoryHeader = 10
 
+// FD polls readable when Read has a packet.
 func (q *MemoryQueue) FD() int { return q.fd }
 
+// Read reads a packet and what its sender left undone.
 func (q *MemoryQueue) Read(buf []byte) (int, encap.Offload, error) {
 	msg := q.msg[:]
 	n, err := unix.Read(q.fd, msg)
@@ -81,6 +89,7 @@ func (q *MemoryQueue) Read(buf []byte) (int, encap.Offload, error) {
 	return copy(buf, msg[memoryHeader:n]), o, nil
 }
 
+// Write writes a packet and what is left undone of it.
 func (q *MemoryQueue) Write(o encap.Offload, parts [][]byte) error {
 	e := binary.BigEndian
 	msg := make([]byte, memoryHeader)
@@ -99,7 +108,7 @@ func (q *MemoryQueue) Write(o encap.Offload, parts [][]byte) error {
 	return err
 }
 
-// send gives the device a packet to forward.
+// Send gives the device a packet to forward.
 func (q *MemoryQueue) Send(t testing.TB, packet []byte) {
 	t.Helper()
 	if err := q.Write(encap.Offload{}, [][]byte{packet}); err != nil {
@@ -107,7 +116,7 @@ func (q *MemoryQueue) Send(t testing.TB, packet []byte) {
 	}
 }
 
-// receive waits for a packet from the device.
+// Receive waits for a packet from the device.
 func (q *MemoryQueue) Receive(t testing.TB) ([]byte, encap.Offload) {
 	t.Helper()
 	wait := unix.NsecToTimespec(int64(Patience))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+
 	"uvxlan/encap"
 )
 
@@ -58,6 +59,7 @@ func Superpacket(size int) encap.Offload {
 	}
 }
 
+// Descriptors is how many descriptors this process has open.
 func Descriptors(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")

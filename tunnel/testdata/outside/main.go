@@ -21,6 +21,7 @@ import (
 	"example.test/outside/join"
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
 )
 

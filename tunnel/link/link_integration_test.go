@@ -1,4 +1,4 @@
-package tunnel
+package link
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 	"uvxlan/tunnel/netnstest"
 )
 
-// Whatever somebody changes of a link is told by CheckLink and mended by
-// ConfigureLink, which leaves alone what is right.
+// Whatever somebody changes of a link is told by Check and mended by
+// Configure, which leaves alone what is right.
 func TestIntegrationCheckLink(t *testing.T) {
 	netnstest.RequireRoot(t)
 	netnstest.Enter(t)
@@ -21,18 +21,18 @@ func TestIntegrationCheckLink(t *testing.T) {
 	}
 	defer d.Close()
 	prefix := netip.MustParsePrefix
-	c := LinkConfig{
+	c := Config{
 		Addresses: []netip.Addr{netip.MustParseAddr("10.5.1.0"), netip.MustParseAddr("fd00:5:1::")},
 		Networks:  []netip.Prefix{prefix("10.5.0.0/16"), prefix("fd00:5::/32")},
 		Routes:    []netip.Prefix{prefix("10.5.0.0/17"), prefix("10.5.200.0/24"), prefix("fd00:5::/32")},
 		MTU:       1430, LooseReversePath: true,
 	}
-	if err := ConfigureLink("overlay0", c); err != nil {
+	if err := Configure("overlay0", c); err != nil {
 		t.Fatal(err)
 	}
 	expect := func(when string, words ...string) {
 		t.Helper()
-		wrong := CheckLink("overlay0", c)
+		wrong := Check("overlay0", c)
 		if got := errors.Join(wrong...); len(wrong) != len(words) {
 			t.Errorf("%s: %v, want %q", when, got, words)
 			return
@@ -58,20 +58,20 @@ func TestIntegrationCheckLink(t *testing.T) {
 	} {
 		netnstest.Run(t, "sh", "-c", "ip link set lo up; "+s.change)
 		expect(s.change, s.words...)
-		if err := ConfigureLink("overlay0", c); err != nil {
+		if err := Configure("overlay0", c); err != nil {
 			t.Fatal(err)
 		}
 		expect("after the repair of " + s.change)
 	}
 	netnstest.Run(t, "sh", "-c", "ip link add br0 type bridge; ip link set br0 up; ip route del 10.5.200.0/24; ip route add 10.5.200.0/24 dev br0")
 	expect("a foreign route in the place of ours", "10.5.200.0/24 by br0")
-	if err := ConfigureLink("overlay0", c); !errors.Is(err, ErrRouteExists) {
+	if err := Configure("overlay0", c); !errors.Is(err, ErrRouteExists) {
 		t.Errorf("a foreign route in the place of ours: %v", err)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if wrong := CheckLink("overlay0", c); len(wrong) != 1 || !errors.Is(wrong[0], ErrDeviceGone) {
+	if wrong := Check("overlay0", c); len(wrong) != 1 || !errors.Is(wrong[0], device.ErrGone) {
 		t.Errorf("without the device: %v", wrong)
 	}
 }

@@ -1,4 +1,7 @@
-package tunnel
+// Package link gives the TUN interface what it needs to carry the overlay: MTU,
+// addresses, routes and forwarding. It says what somebody has changed of it, and
+// mends that.
+package link
 
 import (
 	"errors"
@@ -18,7 +21,6 @@ import (
 	"uvxlan/tunnel/device"
 )
 
-
 // DefaultQueueLen is the number of packets the kernel queues for each of a
 // device's readers. It bridges a handover from one process to another: 100 ms at
 // 100,000 packets a second, should the other one wait that long for a CPU. To set
@@ -30,8 +32,8 @@ const DefaultQueueLen = 10_000
 // overlay's networks: remove that route or choose another network.
 var ErrRouteExists = errors.New("the route exists")
 
-// LinkConfig is what a TUN interface needs to carry the overlay.
-type LinkConfig struct {
+// Config is what a TUN interface needs to carry the overlay.
+type Config struct {
 	// Addresses are the VTEP's own, as /32 or /128 so that no subnet route comes
 	// with them.
 	Addresses []netip.Addr
@@ -45,43 +47,43 @@ type LinkConfig struct {
 	// That of an interface that is up stays as it is.
 	QueueLen int
 	// LooseReversePath lets packets in whose way back leads by another interface,
-	// as with [DirectRoute] where only one of two hosts finds the other on-link.
+	// as with [tunnel.DirectRoute] where only one of two hosts finds the other on-link.
 	LooseReversePath bool
 }
 
 // ipv6 tells whether the interface carries IPv6.
-func (c *LinkConfig) ipv6() bool {
+func (c *Config) ipv6() bool {
 	return slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() })
 }
 
-func (c *LinkConfig) routes() []netip.Prefix {
+func (c *Config) routes() []netip.Prefix {
 	if c.Routes != nil {
 		return c.Routes
 	}
 	return c.Networks
 }
 
-func (c *LinkConfig) queueLen() int {
+func (c *Config) queueLen() int {
 	if c.QueueLen > 0 {
 		return c.QueueLen
 	}
 	return DefaultQueueLen
 }
 
-// PrepareLink does what can be done to the interface name before its addresses
+// Prepare does what can be done to the interface name before its addresses
 // are known, in the calling thread's network namespace: it allows the kernel to
 // forward what arrives there, sets the MTU and looks whether the way is free for
 // the routes. Nothing of it carries packets yet. Before Linux 6.17 IPv6 packets
-// are forwarded only if the host forwards IPv6; see [IPv6ForwardingEnabled]. It
+// are forwarded only if the host forwards IPv6; see [IPv6Forwarding]. It
 // needs CAP_NET_ADMIN and a writable /proc/sys/net. A route in the way is
 // [ErrRouteExists].
-func PrepareLink(name string, c LinkConfig) error {
+func Prepare(name string, c Config) error {
 	return configure(name, append(c.settings(name),
 		step{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.routes()) }}))
 }
 
 // settings are the steps that take no addresses.
-func (c *LinkConfig) settings(name string) []step {
+func (c *Config) settings(name string) []step {
 	return []step{
 		{"set sysctl", func(netlink.Link) error { return setSysctls(c.sysctls(name)) }},
 		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
@@ -89,13 +91,13 @@ func (c *LinkConfig) settings(name string) []step {
 	}
 }
 
-// ConfigureLink makes the settings that [PrepareLink] makes, gives the interface its
+// Configure makes the settings that [Prepare] makes, gives the interface its
 // addresses, brings it up and adds the routes; then packets come. What is there already
 // stays, so that it also repairs an interface that somebody has changed; routes of
 // [kroute.Protocol] into the interface that aren't wanted go. All of it goes with the
-// interface. An interface that was deleted is [ErrDeviceGone], and a route in the way
+// interface. An interface that was deleted is [device.ErrGone], and a route in the way
 // [ErrRouteExists]; all else is done then.
-func ConfigureLink(name string, c LinkConfig) error {
+func Configure(name string, c Config) error {
 	return configure(name, append(c.settings(name),
 		step{"add address", func(l netlink.Link) error { return addAddresses(l, c.Addresses) }},
 		step{"bring up", netlink.LinkSetUp},
@@ -104,11 +106,11 @@ func ConfigureLink(name string, c LinkConfig) error {
 	))
 }
 
-// CheckLink says in what the interface name isn't as [ConfigureLink] leaves it, an
+// Check says in what the interface name isn't as [Configure] leaves it, an
 // error each, none if it is; the queue's length doesn't count. An interface that is
-// gone is [ErrDeviceGone] alone.
-func CheckLink(name string, c LinkConfig) (wrong []error) {
-	link, err := findLink(name)
+// gone is [device.ErrGone] alone.
+func Check(name string, c Config) (wrong []error) {
+	link, err := find(name)
 	if err != nil {
 		return []error{err}
 	}
@@ -130,7 +132,7 @@ type step struct {
 }
 
 func configure(name string, steps []step) error {
-	link, err := findLink(name)
+	link, err := find(name)
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", name, err)
 	}
@@ -150,10 +152,10 @@ func setQueueLen(l netlink.Link, packets int) error {
 	return netlink.LinkSetTxQLen(l, packets)
 }
 
-func findLink(name string) (netlink.Link, error) {
+func find(name string) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		err = fmt.Errorf("%w: %w", ErrDeviceGone, err)
+		err = fmt.Errorf("%w: %w", device.ErrGone, err)
 	}
 	return link, err
 }
@@ -196,7 +198,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // autoconfiguration, whose packets nobody in the overlay would answer. The
 // latter is for quiet only, and a kernel without IPv6 has none of it. An overlay
 // with IPv6 needs IPv6 on the interface, which container hosts often leave off.
-func (c *LinkConfig) sysctls(name string) []sysctl {
+func (c *Config) sysctls(name string) []sysctl {
 	settings := []sysctl{
 		{filepath.Join("ipv4/conf", name, "forwarding"), "1", false},
 		{filepath.Join("ipv4/conf", name, "accept_local"), "1", false},
@@ -260,13 +262,13 @@ func setSysctl(path, value string) error {
 	return err
 }
 
-// ForwardingEnabled tells whether the host forwards IPv4 packets that arrive on
+// IPv4Forwarding tells whether the host forwards IPv4 packets that arrive on
 // interfaces other than ours, as those of its containers do.
-func ForwardingEnabled() (bool, error) { return switchedOn("ipv4/ip_forward") }
+func IPv4Forwarding() (bool, error) { return switchedOn("ipv4/ip_forward") }
 
-// IPv6ForwardingEnabled tells whether the host forwards IPv6 packets, which it
+// IPv6Forwarding tells whether the host forwards IPv6 packets, which it
 // does on all interfaces or on none.
-func IPv6ForwardingEnabled() (bool, error) { return switchedOn("ipv6/conf/all/forwarding") }
+func IPv6Forwarding() (bool, error) { return switchedOn("ipv6/conf/all/forwarding") }
 
 func switchedOn(path string) (bool, error) {
 	b, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
@@ -276,9 +278,9 @@ func switchedOn(path string) (bool, error) {
 	return strings.TrimSpace(string(b)) != "0", nil
 }
 
-// RemoveStaleLink makes way for the device name: it deletes what [StaleLink]
+// RemoveStale makes way for the device name: it deletes what [Stale]
 // finds. It returns the deleted interface's type, "" when there was none.
-func RemoveStaleLink(name string) (string, error) {
+func RemoveStale(name string) (string, error) {
 	link, err := staleLink(name)
 	if err != nil || link == nil {
 		return "", err
@@ -289,12 +291,12 @@ func RemoveStaleLink(name string) (string, error) {
 	return link.Type(), nil
 }
 
-// StaleLink looks for an interface that is in the way of the device name and of
+// Stale looks for an interface that is in the way of the device name and of
 // no use to anybody: a kernel VXLAN interface ("vxlan"), as flanneld leaves one
 // behind, or a persistent TUN device that no process holds ("tuntap"). It
 // returns its type, "" when there is none, and [device.ErrExists] for anything
 // else.
-func StaleLink(name string) (string, error) {
+func Stale(name string) (string, error) {
 	link, err := staleLink(name)
 	if err != nil || link == nil {
 		return "", err

@@ -1,4 +1,4 @@
-package tunnel
+package link
 
 import (
 	"errors"
@@ -57,7 +57,7 @@ func routesTo(n netip.Prefix) (routes []netlink.Route, err error) {
 	return routes, nil
 }
 
-func addRoutes(link netlink.Link, c LinkConfig) error {
+func addRoutes(link netlink.Link, c Config) error {
 	have, err := routesInto(link, c)
 	if err != nil {
 		return err
@@ -84,7 +84,7 @@ func addRoutes(link netlink.Link, c LinkConfig) error {
 }
 
 // removeRoutes removes those of ours that aren't wanted.
-func removeRoutes(link netlink.Link, c LinkConfig) error {
+func removeRoutes(link netlink.Link, c Config) error {
 	have, err := routesInto(link, c)
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func removeRoutes(link netlink.Link, c LinkConfig) error {
 	return nil
 }
 
-func wrongRoutes(link netlink.Link, c LinkConfig) (wrong []error) {
+func wrongRoutes(link netlink.Link, c Config) (wrong []error) {
 	have, err := routesInto(link, c)
 	if err != nil {
 		return []error{err}
@@ -129,7 +129,7 @@ func wrongRoutes(link netlink.Link, c LinkConfig) (wrong []error) {
 }
 
 // routesInto are our routes into the interface.
-func routesInto(link netlink.Link, c LinkConfig) (routes []netlink.Route, err error) {
+func routesInto(link netlink.Link, c Config) (routes []netlink.Route, err error) {
 	families := []int{netlink.FAMILY_V4}
 	if c.ipv6() {
 		families = append(families, netlink.FAMILY_V6)
@@ -145,7 +145,7 @@ func routesInto(link netlink.Link, c LinkConfig) (routes []netlink.Route, err er
 	return routes, nil
 }
 
-func routeInto(link netlink.Link, c LinkConfig, n netip.Prefix) netlink.Route {
+func routeInto(link netlink.Link, c Config, n netip.Prefix) netlink.Route {
 	route := netlink.Route{
 		LinkIndex: link.Attrs().Index, Dst: ipNet(n), Protocol: kroute.Protocol, Scope: netlink.SCOPE_LINK,
 	}

@@ -1,4 +1,4 @@
-package tunnel
+package link
 
 import (
 	"net/netip"
@@ -14,9 +14,9 @@ func TestIntegrationQueueLen(t *testing.T) {
 	h := testhost.New(t)
 	d := testhost.Inside(h, func() (device.Device, error) { return device.Open("tun0", device.Config{}) })
 	defer d.Close()
-	c := LinkConfig{Networks: []netip.Prefix{netip.MustParsePrefix("172.7.0.0/16")}, MTU: 1450}
+	c := Config{Networks: []netip.Prefix{netip.MustParsePrefix("172.7.0.0/16")}, MTU: 1450}
 	configured := func() int {
-		testhost.Inside(h, func() (struct{}, error) { return struct{}{}, ConfigureLink("tun0", c) })
+		testhost.Inside(h, func() (struct{}, error) { return struct{}{}, Configure("tun0", c) })
 		return h.Link("tun0").Attrs().TxQLen
 	}
 	if n := configured(); n != DefaultQueueLen {
