@@ -18,14 +18,16 @@ func TestImportsPointOneWay(t *testing.T) {
 		"lease":             {},
 		"lease/etcd":        {"lease"},
 		"lease/etcdserver":  {},
-		"tunnel":            {"encap", "lease", "tunnel/device", "tunnel/kroute", "tunnel/nexthop", "tunnel/offload", internal},
+		"tunnel":            {"encap", "lease", "tunnel/device", "tunnel/offload", "tunnel/onlink", internal},
 		"tunnel/device":     {"encap", "tunnel/offload", internal},
+		"tunnel/hostgw":     {"lease", "tunnel/onlink", internal},
 		"tunnel/kroute":     {},
 		"tunnel/link":       {"encap", "tunnel/device", "tunnel/kroute"},
 		"tunnel/netnstest":  {},
 		"tunnel/nexthop":    {"encap", internal},
 		"tunnel/offload":    {},
-		"tunnel/tunnelprom": {"tunnel"},
+		"tunnel/onlink":     {"encap", "tunnel/kroute", "tunnel/nexthop", internal},
+		"tunnel/tunnelprom": {"tunnel", "tunnel/offload"},
 		"tunnel/tunneltest": {"encap", "tunnel/device", "tunnel/offload", internal},
 	} {
 		for _, imported := range list(t, "{{join .Imports \"\\n\"}}", pkg) {

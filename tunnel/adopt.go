@@ -10,12 +10,13 @@ import (
 
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/descriptor"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/offload"
 )
 
 // ErrUnfit says that a descriptor is not what it has to be to be adopted; the
 // words around it say which and why.
-var ErrUnfit = errors.New("the descriptor doesn't fit")
+var ErrUnfit = descriptor.ErrUnfit
 
 // Sockets are descriptors of open sockets, which may be of another network
 // namespace than the caller's; see [AdoptUnderlay].
@@ -23,7 +24,7 @@ type Sockets struct {
 	// UDP are the sockets of one address family, or of IPv4 and of IPv6.
 	UDP []UDPSockets `json:"udp"`
 	// Packet are packet sockets (packet(7)) with PACKET_VNET_HDR, one for each
-	// queue of the device. Nil means that with [DirectSocket] they are opened.
+	// queue of the device; see [onlink.Config].
 	Packet []int `json:"packet,omitempty"`
 }
 
@@ -41,10 +42,9 @@ type UDPSockets struct {
 }
 
 // AdoptUnderlay makes an underlay of sockets that the caller has opened, with
-// whatever privilege and in whatever network namespace. Of c it takes Offloads,
-// Direct and Logger; addresses, ports and numbers are the sockets' own. What the
-// direct modes open besides, it opens in the calling thread's network namespace. A
-// socket that isn't as [Sockets] says is [ErrUnfit].
+// whatever privilege and in whatever network namespace. Of c it takes
+// Offloads; addresses, ports and numbers are the sockets' own, and packet sockets
+// are for [onlink.Open]. A socket that isn't as [Sockets] says is [ErrUnfit].
 //
 // The underlay owns the descriptors from here on and closes them; they become
 // non-blocking and close-on-exec and get the options that [Listen] would set, but
@@ -54,10 +54,7 @@ func AdoptUnderlay(s Sockets, c UnderlayConfig) (*Underlay, error) {
 	u := &Underlay{offloads: c.Offloads & (offload.GSO | offload.GRO)}
 	err := u.adopt(s)
 	if err == nil {
-		err = u.settle(s.Packet)
-	}
-	if err == nil {
-		err = u.adoptDirect(s.Packet, c)
+		err = u.settle()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt underlay: %w", err)
@@ -77,19 +74,14 @@ func (u *Underlay) adopt(s Sockets) error {
 		}
 		u.sockets[f] = set
 	}
-	if u.workers() == 0 || s.Packet != nil && len(s.Packet) != u.workers() {
-		return fmt.Errorf("%w: %d receiving sockets, %d packet sockets", ErrUnfit, u.workers(), len(s.Packet))
-	}
-	for _, fd := range s.Packet {
-		if option(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR) <= 0 {
-			return fmt.Errorf("packet socket %d: %w: it has no PACKET_VNET_HDR", fd, ErrUnfit)
-		}
+	if u.workers() == 0 {
+		return fmt.Errorf("%w: there is no receiving socket", ErrUnfit)
 	}
 	return nil
 }
 
 // checkSockets returns the sockets as a set, and their family.
-func checkSockets(s UDPSockets) (*socketSet, family, error) {
+func checkSockets(s UDPSockets) (*socketSet, family.Family, error) {
 	if len(s.Receive) == 0 || s.Send != nil && len(s.Send) != len(s.Receive) {
 		return nil, 0, fmt.Errorf("%w: %d receiving sockets, %d pools of sending ones", ErrUnfit, len(s.Receive), len(s.Send))
 	}
@@ -108,7 +100,7 @@ func checkSockets(s UDPSockets) (*socketSet, family, error) {
 			return nil, 0, fmt.Errorf("receiving socket %d: %w", fd, err)
 		}
 	}
-	return set, familyOf(local.Addr()), set.checkSenders(local)
+	return set, family.Of(local.Addr()), set.checkSenders(local)
 }
 
 // descriptors are the sockets as checkSockets takes them, each of them once.
@@ -178,26 +170,26 @@ func checkSender(fd, first int, local netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	if familyOf(own.Addr()) != familyOf(local.Addr()) || own.Port() != like.Port() {
+	if family.Of(own.Addr()) != family.Of(local.Addr()) || own.Port() != like.Port() {
 		return fmt.Errorf("%w: it is bound to %s, the first worker's to %s and the receiving ones to %s", ErrUnfit, own, like, local)
 	}
 	return nil
 }
 
 // settle gives the sockets the options that Listen sets.
-func (u *Underlay) settle(packet []int) error {
+func (u *Underlay) settle() error {
 	for f, s := range u.sockets {
 		if s == nil {
 			continue
 		}
-		if err := u.settleSet(s, family(f)); err != nil {
+		if err := u.settleSet(s, family.Family(f)); err != nil {
 			return err
 		}
 	}
-	return descriptor.Own(packet)
+	return nil
 }
 
-func (u *Underlay) settleSet(s *socketSet, f family) error {
+func (u *Underlay) settleSet(s *socketSet, f family.Family) error {
 	senders := slices.Concat(s.tx...)
 	if err := descriptor.Own(slices.Concat(s.rx, senders)); err != nil {
 		return err
@@ -220,22 +212,6 @@ func (u *Underlay) settleSet(s *socketSet, f family) error {
 		}
 	}
 	u.tryGSO(f)
-	return nil
-}
-
-// adoptDirect opens what the direct mode needs beside the given packet sockets.
-func (u *Underlay) adoptDirect(packet []int, c UnderlayConfig) error {
-	if c.Direct != DirectSocket && packet != nil {
-		return fmt.Errorf("%w: packet sockets are for DirectSocket alone", ErrUnfit)
-	}
-	c.Workers = u.workers()
-	if packet != nil {
-		c.Workers = 0
-	}
-	if err := u.openDirect(c); err != nil {
-		return errors.Join(err, u.paths.close(), closeAll(u.direct))
-	}
-	u.direct = append(u.direct, packet...)
 	return nil
 }
 
@@ -265,7 +241,7 @@ func (r *Router) Release() (Descriptors, error) {
 	r.closed, r.released = true, true // Close has nothing to close
 	r.mu.Unlock()
 	// First, since it takes some time; meanwhile the paths are as they are.
-	err = r.paths.close()
+	err = r.paths.Release()
 	for _, w := range r.workers {
 		w.halt()
 	}
@@ -292,7 +268,8 @@ func (r *Router) descriptorsLocked() (Descriptors, error) {
 	if !ok {
 		return Descriptors{}, ErrNotReleased
 	}
-	d := Descriptors{Queues: queues, Sockets: Sockets{Packet: r.underlay.direct}}
+	d := Descriptors{Queues: queues}
+	d.Sockets.Packet = r.paths.Sockets()
 	for _, s := range r.underlay.sockets {
 		if s != nil {
 			d.Sockets.UDP = append(d.Sockets.UDP, s.descriptors())

@@ -20,6 +20,7 @@ import (
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // vtep is a host of 10.66.0.0/24 with 10.99.n.1 as its overlay address.
@@ -47,25 +48,36 @@ func vtepLink(n byte) link.Config {
 }
 
 // start opens everything in the machine and runs the router.
-func (v *vtep) start(workers int, direct DirectMode, peers ...Peer) {
+func (v *vtep) start(workers int, direct onlink.Mode, peers ...Peer) {
 	v.T.Helper()
 	u := testhost.Inside(v.Host, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: vtepPeer(v.n).Underlay, Port: testhost.Port, Workers: workers, Offloads: offload.All, Direct: direct})
+		return Listen(UnderlayConfig{Address: vtepPeer(v.n).Underlay, Port: testhost.Port, Workers: workers, Offloads: offload.All})
 	})
 	d := testhost.Inside(v.Host, func() (device.Device, error) {
 		d, err := device.Open("overlay0", device.Config{Queues: workers, Offloads: offload.All})
 		return d, errors.Join(err, link.Configure("overlay0", vtepLink(v.n)))
 	})
-	v.run(d, u, peers...)
+	v.run(d, u, v.follow(direct, onlink.Config{Workers: workers}), peers...)
 	v.T.Cleanup(func() {
 		testhost.Must(v.T, v.router.Close())
 		v.running.Wait()
 	})
 }
 
-func (v *vtep) run(d device.Device, u *Underlay, peers ...Peer) {
+func (v *vtep) follow(mode onlink.Mode, c onlink.Config) *onlink.Paths {
 	v.T.Helper()
-	r, err := New(d, u, vtepConfig(v.n))
+	if mode == onlink.Off {
+		return nil
+	}
+	c.Mode = mode
+	return testhost.Inside(v.Host, func() (*onlink.Paths, error) { return onlink.Open(c) })
+}
+
+func (v *vtep) run(d device.Device, u *Underlay, p *onlink.Paths, peers ...Peer) {
+	v.T.Helper()
+	c := vtepConfig(v.n)
+	c.OnLink = p
+	r, err := New(d, u, c)
 	testhost.Must(v.T, err)
 	testhost.Must(v.T, r.ReplacePeers(peers))
 	v.router = r
@@ -78,7 +90,7 @@ func (v *vtep) run(d device.Device, u *Underlay, peers ...Peer) {
 }
 
 // handOver puts another router in the place of the one that runs.
-func (v *vtep) handOver(direct DirectMode) {
+func (v *vtep) handOver(direct onlink.Mode) {
 	v.T.Helper()
 	peers := v.router.Peers()
 	begin := time.Now()
@@ -87,11 +99,11 @@ func (v *vtep) handOver(direct DirectMode) {
 	released := time.Since(begin)
 	testhost.Must(v.T, v.router.Close()) // has nothing to close
 	u := testhost.Inside(v.Host, func() (*Underlay, error) {
-		return AdoptUnderlay(given.Sockets, UnderlayConfig{Offloads: offload.All, Direct: direct})
+		return AdoptUnderlay(given.Sockets, UnderlayConfig{Offloads: offload.All})
 	})
 	d, err := device.Adopt(given.Queues, offload.All)
 	testhost.Must(v.T, err)
-	v.run(d, u, peers...)
+	v.run(d, u, v.follow(direct, onlink.Config{Sockets: given.Sockets.Packet}), peers...)
 	v.T.Logf("released in %s, all in %s", released, time.Since(begin))
 }
 
@@ -99,7 +111,7 @@ func (v *vtep) handOver(direct DirectMode) {
 // none is lost while router after router takes the descriptors over, at either
 // end, and what each leaves open is no more than what it got.
 func TestIntegrationReleaseLosesNothing(t *testing.T) {
-	for name, direct := range map[string]DirectMode{"vxlan": DirectOff, "socket": DirectSocket} {
+	for name, direct := range map[string]onlink.Mode{"vxlan": onlink.Off, "socket": onlink.Socket} {
 		t.Run(name, func(t *testing.T) {
 			a, b := &vtep{Host: testhost.New(t), n: 1}, &vtep{Host: testhost.New(t), n: 2}
 			testhost.Join(a.Host, b.Host, "eth0", "10.66.0")

@@ -96,25 +96,19 @@ func TestAdoptRefusesSockets(t *testing.T) {
 	testhost.Must(t, err)
 	t.Cleanup(func() { file.Close() })
 	stream := int(file.Fd())
-	for name, c := range map[string]struct {
-		sockets Sockets
-		direct  DirectMode
-	}{
+	for name, sockets := range map[string]Sockets{
 		"none":                     {},
-		"TCP":                      {sockets: udp([]int{stream})},
-		"unbound":                  {sockets: udp([]int{unbound})},
-		"another address":          {sockets: udp([]int{shared[0], other})},
-		"without SO_REUSEPORT":     {sockets: udp([]int{alone, alone})},
-		"pools missing":            {sockets: udp(shared, []int{sender})},
-		"an empty pool":            {sockets: udp(shared, []int{sender}, []int{})},
-		"ports differ":             {sockets: udp(shared, []int{sender}, []int{openUDP(t, "127.0.0.5", 0)})},
-		"one family twice":         {sockets: Sockets{UDP: []UDPSockets{{Receive: []int{alone}}, {Receive: []int{other}}}}},
-		"no packet socket":         {Sockets{UDP: udp([]int{alone}).UDP, Packet: []int{sender}}, DirectSocket},
-		"packet socket of no use":  {Sockets{UDP: udp([]int{alone}).UDP, Packet: []int{}}, DirectOff},
-		"packet sockets too few":   {Sockets{UDP: udp(shared).UDP, Packet: []int{sender}}, DirectSocket},
-		"a descriptor that is not": {sockets: udp([]int{1 << 20})},
+		"TCP":                      udp([]int{stream}),
+		"unbound":                  udp([]int{unbound}),
+		"another address":          udp([]int{shared[0], other}),
+		"without SO_REUSEPORT":     udp([]int{alone, alone}),
+		"pools missing":            udp(shared, []int{sender}),
+		"an empty pool":            udp(shared, []int{sender}, []int{}),
+		"ports differ":             udp(shared, []int{sender}, []int{openUDP(t, "127.0.0.5", 0)}),
+		"one family twice":         {UDP: []UDPSockets{{Receive: []int{alone}}, {Receive: []int{other}}}},
+		"a descriptor that is not": udp([]int{1 << 20}),
 	} {
-		u, err := AdoptUnderlay(c.sockets, UnderlayConfig{Direct: c.direct})
+		u, err := AdoptUnderlay(sockets, UnderlayConfig{})
 		if u != nil || !errors.Is(err, ErrUnfit) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -7,28 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mmsghdr is struct mmsghdr of sendmmsg(2) and recvmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	len uint32
-}
-
-// mmsg runs sendmmsg or recvmmsg over msgs and returns how many were done. The
-// sockets never block, so the scheduler need not hear of the call.
-func mmsg(call uintptr, fd int, msgs []mmsghdr) (int, error) {
-	for {
-		n, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(msgs))),
-			uintptr(len(msgs)), 0, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
-}
-
 // controlInt is a control message that carries one int, ready to be sent.
 func controlInt(level, kind int32, value int) []byte {
 	b := control(level, kind, 4)

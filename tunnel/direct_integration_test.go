@@ -17,6 +17,7 @@ import (
 	"uvxlan/tunnel/internal/vnet"
 	"uvxlan/tunnel/nexthop"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // neighbours is a router of 10.66.0.1 whose peer 10.66.0.2 is on the link eth0,
@@ -31,7 +32,7 @@ type neighbours struct {
 	peer  Peer
 }
 
-func newNeighbours(t *testing.T, mode DirectMode, workers int) *neighbours {
+func newNeighbours(t *testing.T, mode onlink.Mode, workers int) *neighbours {
 	t.Helper()
 	n := &neighbours{t: t, a: testhost.New(t), b: testhost.New(t)}
 	testhost.Join(n.a, n.b, "eth0", "10.66.0")
@@ -42,7 +43,10 @@ func newNeighbours(t *testing.T, mode DirectMode, workers int) *neighbours {
 	}))
 	n.eth0, n.back = testhost.Tap(n.b, "eth0"), testhost.Tap(n.b, "back")
 	underlay := testhost.Inside(n.a, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: workers, Direct: mode})
+		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: workers})
+	})
+	paths := testhost.Inside(n.a, func() (*onlink.Paths, error) {
+		return onlink.Open(onlink.Config{Mode: mode, Workers: workers})
 	})
 	device := testhost.NewMemoryDevice(t, workers, offload.All)
 	n.queue = device.Far[0]
@@ -51,6 +55,7 @@ func newNeighbours(t *testing.T, mode DirectMode, workers int) *neighbours {
 		VNI: testVNI, Port: testhost.Port, MAC: testMAC(1), MTU: 1450,
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0")},
 		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+		OnLink:    paths,
 	})
 	testhost.Must(t, err)
 	t.Cleanup(func() { testhost.Must(t, n.Close()) })
@@ -96,7 +101,7 @@ func (n *neighbours) direct() string { return "direct via eth0 " + n.b.MAC("eth0
 // found takes the place of the watcher, which doesn't run.
 func (n *neighbours) found() {
 	n.t.Helper()
-	n.paths.changed([]nexthop.Change{{Addr: n.peer.Underlay, Hop: nexthop.Hop{
+	n.paths.Found([]nexthop.Change{{Addr: n.peer.Underlay, Hop: nexthop.Hop{
 		OnLink: true, Link: "eth0", Index: n.a.Index("eth0"), MTU: 1500, Source: n.a.MAC("eth0"), MAC: n.b.MAC("eth0"),
 	}}})
 	if got := n.Path(n.peer.Subnet).String(); got != n.direct() {
@@ -140,7 +145,7 @@ func udp6(src, dst string, payload int) encap.IPv6 {
 }
 
 func TestIntegrationDirect(t *testing.T) {
-	n := newNeighbours(t, DirectSocket, 1)
+	n := newNeighbours(t, onlink.Socket, 1)
 	n.start()
 	n.awaitPath(n.direct())
 
@@ -179,7 +184,7 @@ func TestIntegrationDirect(t *testing.T) {
 
 // The path follows the neighbour entry, the link, and the peer.
 func TestIntegrationDirectFollows(t *testing.T) {
-	n := newNeighbours(t, DirectSocket, 2)
+	n := newNeighbours(t, onlink.Socket, 2)
 	n.start()
 	n.awaitPath(n.direct())
 	packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
@@ -195,7 +200,7 @@ func TestIntegrationDirectFollows(t *testing.T) {
 	n.expect(n.eth0, false, packet)
 
 	testhost.Must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24"), n.peer6().Subnet}))
-	if p := n.Path(n.peer.Subnet); p != (Path{}) {
+	if p := n.Path(n.peer.Subnet); p != (onlink.Path{}) {
 		t.Errorf("a removed peer has the path %v", p)
 	}
 	testhost.Must(t, n.UpdatePeers([]Peer{n.peer}, nil))
@@ -218,7 +223,7 @@ func TestIntegrationDirectLinkGoes(t *testing.T) {
 		"deleted": {func(h *testhost.Host) error { return h.LinkDel(h.Link("eth0")) }, "vxlan: eth0 takes no frames: no such device or address"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNeighbours(t, DirectSocket, 1)
+			n := newNeighbours(t, onlink.Socket, 1)
 			n.found()
 			var batch [][]byte
 			for i := range 40 {
@@ -242,11 +247,11 @@ func TestIntegrationDirectLinkGoes(t *testing.T) {
 // What precedes a refused packet is not sent twice, and what follows on its link
 // takes the same way; other links go on.
 func TestIntegrationDirectRefusal(t *testing.T) {
-	n := newNeighbours(t, DirectSocket, 1)
+	n := newNeighbours(t, onlink.Socket, 1)
 	other := Peer{netip.MustParsePrefix("10.0.3.0/24"), netip.MustParseAddr("10.77.0.2"), testMAC(3)}
 	testhost.Must(t, n.UpdatePeers([]Peer{other}, nil))
 	n.found()
-	n.paths.changed([]nexthop.Change{{Addr: other.Underlay, Hop: nexthop.Hop{
+	n.paths.Found([]nexthop.Change{{Addr: other.Underlay, Hop: nexthop.Hop{
 		OnLink: true, Link: "back", Index: n.a.Index("back"), MTU: 1500, Source: n.a.MAC("back"), MAC: n.b.MAC("back"),
 	}}})
 	packet := func(size int) []byte { return testhost.UDPPacket("10.0.1.9", "10.0.2.9", size) }
@@ -264,11 +269,7 @@ func TestIntegrationDirectRefusal(t *testing.T) {
 	}
 	n.batch(packet(5))
 	n.expect(n.eth0, true, packet(5))
-	n.paths.inUse(n.peer.Underlay)
-	n.paths.mu.Lock()
-	h := n.paths.hops[n.peer.Underlay]
-	n.paths.retryLocked(h, h.retry)
-	n.paths.mu.Unlock()
+	n.found()
 	n.batch(packet(6))
 	n.expect(n.eth0, false, packet(6))
 }
@@ -298,7 +299,7 @@ func (n *neighbours) fragments() (inner []byte) {
 // A batch of the direct route costs no allocation, with joined datagrams and
 // superpackets in it, and with a host that has no direct path.
 func TestIntegrationDirectDoesNotAllocate(t *testing.T) {
-	n := newNeighbours(t, DirectSocket, 1)
+	n := newNeighbours(t, onlink.Socket, 1)
 	testhost.Must(t, n.UpdatePeers([]Peer{{netip.MustParsePrefix("10.0.4.0/24"), netip.MustParseAddr("10.77.0.2"), testMAC(4)}}, nil))
 	n.found()
 	w := n.workers[0]
@@ -322,7 +323,7 @@ func TestIntegrationDirectDoesNotAllocate(t *testing.T) {
 
 // Peers may change, be asked for, and end at any moment.
 func TestIntegrationDirectConcurrently(t *testing.T) {
-	for name, mode := range map[string]DirectMode{"socket": DirectSocket, "route": DirectRoute} {
+	for name, mode := range map[string]onlink.Mode{"socket": onlink.Socket, "route": onlink.Route} {
 		t.Run(name, func(t *testing.T) {
 			n := newNeighbours(t, mode, 1)
 			n.start()
@@ -357,7 +358,7 @@ func TestIntegrationDirectConcurrently(t *testing.T) {
 			})
 			before := n.Stats().TxPackets
 			packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
-			if mode == DirectSocket {
+			if mode == onlink.Socket {
 				testhost.Await(t, "1000 packets", func() bool {
 					for range 20 {
 						_ = n.queue.Write(encap.Offload{}, [][]byte{packet})

@@ -19,12 +19,12 @@
 // of them fit into a process, each on a port or an address of its own.
 //
 // Hosts of one layer-2 network may do without VXLAN, peer by peer (see
-// [DirectMode]), or altogether: [OpenGateway].
+// [onlink.Mode]), or altogether: [hostgw.Open].
 //
 // # What it needs
 //
 // Opening and configuring a device needs CAP_NET_ADMIN, and the direct modes need
-// what [DirectMode] says; the UDP sockets need nothing. What opens something does so in the
+// what [onlink.Mode] says; the UDP sockets need nothing. What opens something does so in the
 // network namespace of the calling thread, so that a goroutine which has entered
 // another is to be locked to its thread; what is open stays where it was opened.
 //

@@ -16,6 +16,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
@@ -102,7 +103,7 @@ func (h *dualHost) start(t *testing.T, n byte) *node {
 // wire is a socket of host 9 that sends to host 1, by the family of its address.
 func (h *dualHost) wire(t *testing.T, to netip.Addr) *wire {
 	t.Helper()
-	from := dualPeers(9)[familyOf(to)].Underlay
+	from := dualPeers(9)[family.Of(to)].Underlay
 	c := testhost.Inside(h.Host, func() (*net.UDPConn, error) {
 		return net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, h.port)))
 	})

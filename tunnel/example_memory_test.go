@@ -13,7 +13,7 @@ import (
 )
 
 // Two hosts in one process, without privileges: their devices are in memory, and
-// their underlay is loopback. With tunnel.OpenDevice and tunnel.ConfigureLink
+// their underlay is loopback. With device.Open and link.Configure
 // instead they carry what the kernel sends.
 func ExampleRouter() {
 	ctx, stop := context.WithCancel(context.Background())

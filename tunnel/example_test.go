@@ -13,6 +13,7 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/hostgw"
 	"uvxlan/tunnel/offload"
 )
 
@@ -20,7 +21,7 @@ import (
 func ExampleGateway() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	g, err := tunnel.OpenGateway(tunnel.GatewayConfig{Link: "eth0", Logger: slog.Default()})
+	g, err := hostgw.Open(hostgw.Config{Link: "eth0", Logger: slog.Default()})
 	if err != nil {
 		slog.Error("no gateway", "error", err)
 		return

@@ -8,6 +8,8 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/internal/mmsg"
 	"uvxlan/tunnel/offload"
 )
 
@@ -46,7 +48,7 @@ const (
 // inbound is the receiving half of a worker.
 type inbound struct {
 	sockets   []receiving // one, or one of each family; in places
-	places    [families]receiving
+	places    [family.Count]receiving
 	queue     device.Queue
 	table     *peerTable
 	local     *local
@@ -58,12 +60,12 @@ type inbound struct {
 	frame     encap.Frame
 	coalescer *encap.Coalescer
 	single    single
-	msgs      [rxBatch]mmsghdr
+	msgs      [rxBatch]mmsg.Header
 	iovs      [rxBatch]unix.Iovec
 	names     [rxBatch]sockaddr
 	ctrl      [rxBatch][rxControl]byte
 	bufs      []byte
-	reply     [families]*sender
+	reply     [family.Count]*sender
 	answer    answer
 	now       int64 // about, in nanoseconds of Unix time
 	tally     tally
@@ -90,7 +92,7 @@ func newInbound(c *Config, q device.Queue, granted offload.Set, t *peerTable, l 
 	for i := range in.msgs {
 		in.iovs[i].Base = &in.bufs[i*rxStride]
 		in.iovs[i].SetLen(rxBuffer)
-		h := &in.msgs[i].hdr
+		h := &in.msgs[i].Hdr
 		h.Iov = &in.iovs[i]
 		h.SetIovlen(1)
 		h.Name = &in.names[i].raw[0]
@@ -100,7 +102,7 @@ func newInbound(c *Config, q device.Queue, granted offload.Set, t *peerTable, l 
 }
 
 // listen has a socket received from, whose peers are answered by reply.
-func (in *inbound) listen(f family, fd int, reply *sender) {
+func (in *inbound) listen(f family.Family, fd int, reply *sender) {
 	in.sockets = append(in.sockets, receiving{fd, rxBatch})
 	in.reply[f] = reply
 }
@@ -129,7 +131,7 @@ func (in *inbound) drainSocket(from *receiving) (load, error) {
 		peers := in.table.load() // after the call: it has whoever was added before they sent
 		for i := range got {
 			in.receive(peers, n+i)
-			bytes += int(in.msgs[n+i].len)
+			bytes += int(in.msgs[n+i].Len)
 		}
 		n += got
 		if got == 0 || bytes < bulk*n {
@@ -152,11 +154,11 @@ func (in *inbound) drainSocket(from *receiving) (load, error) {
 func (in *inbound) fill(first int, from *receiving) (int, error) {
 	batch := in.msgs[first:from.limit]
 	for i := range batch {
-		h := &batch[i].hdr
+		h := &batch[i].Hdr
 		h.Namelen = uint32(len(in.names[first+i].raw))
 		h.SetControllen(rxControl)
 	}
-	n, err := mmsg(unix.SYS_RECVMMSG, from.fd, batch)
+	n, err := mmsg.Do(unix.SYS_RECVMMSG, from.fd, batch)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
 		return 0, nil
 	}
@@ -169,7 +171,7 @@ const accepted = dropReasons
 // receive takes message i of the batch: a datagram, or several of one sender
 // that the kernel put together.
 func (in *inbound) receive(peers *table, i int) {
-	h, data := &in.msgs[i].hdr, in.bufs[i*rxStride:][:in.msgs[i].len]
+	h, data := &in.msgs[i].Hdr, in.bufs[i*rxStride:][:in.msgs[i].Len]
 	a := parseControl(in.ctrl[i][:h.Controllen])
 	in.source = source{from: in.names[i].addrPort().Addr(), ecn: a.ecn}
 	in.source.known = in.anySrc || peers.knows(in.source.from)
@@ -247,7 +249,7 @@ func (in *inbound) check(datagram []byte) DropReason {
 // frame, to the peer that asked.
 func (in *inbound) resolve(n int) DropReason {
 	to := makeSockaddr(netip.AddrPortFrom(in.source.from, in.port))
-	reply := in.reply[familyOf(in.source.from)]
+	reply := in.reply[family.Of(in.source.from)]
 	reply.add(&entry{to: to}, 0, in.answer[:n], nil)
 	reply.send(&in.tally)
 	in.tally.answers++

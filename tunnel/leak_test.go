@@ -19,6 +19,7 @@ import (
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/netnstest"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 	"uvxlan/tunnel/tunneltest"
 )
 
@@ -142,15 +143,17 @@ func TestRoutersLeaveNothing(t *testing.T) {
 func TestIntegrationRoutersLeaveNothing(t *testing.T) {
 	netnstest.Enter(t)
 	vtep, network := netip.MustParseAddr("10.0.1.0"), netip.MustParsePrefix("10.0.0.0/16")
-	modes := []tunnel.DirectMode{tunnel.DirectOff, tunnel.DirectSocket, tunnel.DirectRoute}
+	modes := []onlink.Mode{onlink.Off, onlink.Socket, onlink.Route}
 	checkLeaks(t, 200, func(i int) {
 		device, err := device.Open("flannel.1", device.Config{Queues: 2, Offloads: offload.All})
 		if err != nil {
 			t.Fatal(err)
 		}
 		runRouter(t, device, tunnel.UnderlayConfig{
-			Address: leakHost, Port: 4789, Workers: 2, Offloads: offload.All, Direct: modes[i%len(modes)],
-		}, tunnel.Config{VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450, Addresses: []netip.Addr{vtep}}, func(r *tunnel.Router) {
+			Address: leakHost, Port: 4789, Workers: 2, Offloads: offload.All,
+		}, tunnel.Config{
+			VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450, Addresses: []netip.Addr{vtep}, OnLink: openOnLink(t, modes[i%len(modes)]),
+		}, func(r *tunnel.Router) {
 			if err := link.Configure("flannel.1", link.Config{
 				Addresses: []netip.Addr{vtep}, Networks: []netip.Prefix{network}, MTU: 1450,
 			}); err != nil {
@@ -162,6 +165,18 @@ func TestIntegrationRoutersLeaveNothing(t *testing.T) {
 	if links, err := net.Interfaces(); err != nil || len(links) != 1 {
 		t.Errorf("the interfaces are %v, %v", links, err)
 	}
+}
+
+func openOnLink(t *testing.T, mode onlink.Mode) *onlink.Paths {
+	t.Helper()
+	if mode == onlink.Off {
+		return nil
+	}
+	p, err := onlink.Open(onlink.Config{Mode: mode, Workers: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // askNobody sends into a subnet that nobody has until the router has seen it.

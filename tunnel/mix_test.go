@@ -15,6 +15,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/descriptor"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
@@ -195,7 +196,7 @@ func (c *cable) advance(t *testing.T) {
 			{Fd: int32(c.ends[1].queue.FD()), Events: unix.POLLIN},
 		}
 		wait := unix.NsecToTimespec(int64(time.Second))
-		if _, err := pollFor(fds, &wait); err != nil {
+		if _, err := descriptor.Poll(fds, &wait); err != nil {
 			t.Fatal(err)
 		}
 		return

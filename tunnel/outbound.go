@@ -9,6 +9,8 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/onlink"
 )
 
 // A packet's way out, in the order of the functions below:
@@ -48,8 +50,9 @@ const (
 type outbound struct {
 	queue     device.Queue
 	table     *peerTable
-	sockets   [families][]*sender
-	direct    *direct // nil unless on-link peers are sent to directly
+	sockets   [family.Count][]*sender
+	direct    *onlink.Sender // nil unless on-link peers are sent to directly
+	diverted  []*entry       // the peers of its frames, by their tags
 	local     *local
 	arena     []byte
 	headers   []byte
@@ -62,11 +65,12 @@ type outbound struct {
 	total     *counters
 }
 
-func newOutbound(q device.Queue, t *peerTable, sockets [families][]*sender, d *direct, l *local, c *counters) *outbound {
+func newOutbound(q device.Queue, t *peerTable, sockets [family.Count][]*sender, d *onlink.Sender, l *local, c *counters) *outbound {
 	return &outbound{
 		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
-		arena:   packetMemory(txArena + headroom + device.MaxPacket),
-		headers: make([]byte, txHeaders),
+		diverted: make([]*entry, 0, txBatch),
+		arena:    packetMemory(txArena + headroom + device.MaxPacket),
+		headers:  make([]byte, txHeaders),
 	}
 }
 
@@ -121,38 +125,50 @@ func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 		return
 	}
 	o.streak.sent(peer.traffic, segments(packet, offload), n)
-	f := frame{peer: peer, link: peer.hop.direct(), room: room, ecn: ecn, offload: offload}
-	if f.link != nil {
-		o.direct.add(f)
+	if via := peer.hop.Direct(); via != nil {
+		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Room: room, ECN: ecn, Offload: offload, Tag: len(o.diverted)})
+		o.diverted = append(o.diverted, peer)
 		return
 	}
-	if o.direct != nil && o.direct.holds(peer.hop) {
+	if o.direct != nil && o.direct.Holds(peer.hop) {
 		// The path changed within the batch: what came first goes first.
-		o.direct.send(&o.tally, o.divert)
+		o.sendDirect()
 	}
-	o.encapsulate(&f)
+	o.encapsulate(peer, room, ecn, offload)
+}
+
+// sendDirect ends the batch of the packet socket.
+func (o *outbound) sendDirect() {
+	sent := o.direct.Send(o.divert)
+	o.diverted = o.diverted[:0]
+	o.tally.direct += uint64(sent.Packets)
+	o.tally.packets += uint64(sent.Packets)
+	o.tally.bytes += uint64(sent.Bytes)
+	if sent.Dropped > 0 {
+		o.tally.dropN(DropSend, sent.Dropped)
+	}
 }
 
 // divert sends by VXLAN what a link refused, at once.
-func (o *outbound) divert(f *frame) {
-	o.encapsulate(f)
+func (o *outbound) divert(f *onlink.Frame) {
+	o.encapsulate(o.diverted[f.Tag], f.Room, f.ECN, f.Offload)
 	o.flush()
 }
 
 // encapsulate makes a packet datagrams to its peer.
-func (o *outbound) encapsulate(f *frame) {
-	packet := f.room[headroom:]
-	header := &f.peer.header4
+func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload encap.Offload) {
+	packet := room[headroom:]
+	header := &peer.header4
 	if packet[0]>>4 == 6 {
-		header = &f.peer.header6
+		header = &peer.header6
 	}
-	sockets := o.sockets[f.peer.family]
+	sockets := o.sockets[peer.family]
 	s := sockets[encap.FlowHash(packet)%uint32(len(sockets))]
-	if f.offload.GSO != encap.GSONone {
-		o.cut(s, f.peer, header, packet, f.ecn, f.offload)
+	if offload.GSO != encap.GSONone {
+		o.cut(s, peer, header, packet, ecn, offload)
 		return
 	}
-	o.whole(s, f.peer, header, f.room, f.ecn, f.offload)
+	o.whole(s, peer, header, room, ecn, offload)
 }
 
 // destination is what an outgoing packet's path depends on, and the packet's
@@ -233,7 +249,7 @@ func (o *outbound) finish(packets int) {
 		return
 	}
 	if o.direct != nil {
-		o.direct.send(&o.tally, o.divert)
+		o.sendDirect()
 	}
 	o.flush()
 	o.streak.addSent()

@@ -7,6 +7,8 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/internal/leasepeer"
 )
 
 // Peer is another VTEP and the subnet behind it.
@@ -19,68 +21,55 @@ type Peer struct {
 	MAC encap.MAC
 }
 
-// PeerError says why a lease or a peer is left out of those that packets are sent to.
-type PeerError struct {
-	// Subnet and Underlay are the peer's, each invalid if it has none.
-	Subnet   netip.Prefix
-	Underlay netip.Addr
-	// Err is the reason.
-	Err error
-}
-
-func leftOut(subnet netip.Prefix, underlay netip.Addr, format string, args ...any) error {
-	return &PeerError{subnet, underlay, fmt.Errorf(format, args...)}
-}
-
-// Error names the peer and the reason.
-func (e *PeerError) Error() string {
-	return fmt.Sprintf("peer %s at %s: %v", e.Subnet, e.Underlay, e.Err)
-}
-
-// Unwrap returns the reason.
-func (e *PeerError) Unwrap() error { return e.Err }
-
 // backendVXLAN is the lease type that this data path speaks.
 const backendVXLAN = "vxlan"
 
 // PeerFromLease reads the IPv4 peer out of a lease of flannel's vxlan backend.
-func PeerFromLease(l lease.Lease) (Peer, error) { return vxlanPeer(side{l, ipv4}) }
+func PeerFromLease(l lease.Lease) (Peer, error) {
+	return vxlanPeer(leasepeer.Side{Lease: l, Family: family.IPv4})
+}
 
 // PeerV6FromLease reads the IPv6 peer out of such a lease: its IPv6 subnet, which
 // it may have none of, behind its IPv6 address.
-func PeerV6FromLease(l lease.Lease) (Peer, error) { return vxlanPeer(side{l, ipv6}) }
+func PeerV6FromLease(l lease.Lease) (Peer, error) {
+	return vxlanPeer(leasepeer.Side{Lease: l, Family: family.IPv6})
+}
 
-func vxlanPeer(s side) (Peer, error) {
+func vxlanPeer(s leasepeer.Side) (Peer, error) {
 	if !strings.EqualFold(s.Attrs.BackendType, backendVXLAN) {
-		return Peer{}, leftOut(s.subnet(), s.host(), "its backend is %q, not %q", s.Attrs.BackendType, backendVXLAN)
+		return Peer{}, s.Refused("its backend is %q, not %q", s.Attrs.BackendType, backendVXLAN)
 	}
-	data, err := s.vxlan()
+	data, err := s.VXLAN()
 	if err != nil {
-		return Peer{}, leftOut(s.subnet(), s.host(), "%w", err)
+		return Peer{}, s.Refused("%w", err)
 	}
 	mac, err := encap.ParseMAC(data.VtepMAC)
 	if err != nil {
-		return Peer{}, leftOut(s.subnet(), s.host(), "VtepMAC: %w", err)
+		return Peer{}, s.Refused("VtepMAC: %w", err)
 	}
-	return Peer{Subnet: s.subnet(), Underlay: s.host(), MAC: mac}, nil
+	return Peer{Subnet: s.Subnet(), Underlay: s.Host(), MAC: mac}, nil
+}
+
+func (p Peer) refused(format string, args ...any) error {
+	return &lease.PeerError{Subnet: p.Subnet, Underlay: p.Underlay, Err: fmt.Errorf(format, args...)}
 }
 
 // check refuses a peer that could not be reached by the underlay or whose outer
 // packets would come back into the device.
-func (p Peer) check(networks []netip.Prefix, reach [families]bool) error {
+func (p Peer) check(networks []netip.Prefix, reach [family.Count]bool) error {
 	switch {
 	case !p.Subnet.IsValid():
-		return leftOut(p.Subnet, p.Underlay, "no subnet")
+		return p.refused("no subnet")
 	case !p.Underlay.IsValid() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():
-		return leftOut(p.Subnet, p.Underlay, "that is no host's address")
-	case !reach[familyOf(p.Underlay)]:
-		return leftOut(p.Subnet, p.Underlay, "the underlay has no address of that family")
+		return p.refused("that is no host's address")
+	case !reach[family.Of(p.Underlay)]:
+		return p.refused("the underlay has no address of that family")
 	case p.MAC == encap.MAC{} || p.MAC.IsGroup():
-		return leftOut(p.Subnet, p.Underlay, "%s is no VTEP's MAC", p.MAC)
+		return p.refused("%s is no VTEP's MAC", p.MAC)
 	}
 	for _, n := range networks {
 		if n.Contains(p.Underlay) {
-			return leftOut(p.Subnet, p.Underlay, "its address lies inside the overlay network %s, packets to it would loop", n)
+			return p.refused("its address lies inside the overlay network %s, packets to it would loop", n)
 		}
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/descriptor"
+	"uvxlan/tunnel/internal/family"
 )
 
 const (
@@ -43,7 +45,7 @@ func segmentationWorks(attempt func() error) bool {
 // probeSegmentation sends a run over a family's loopback and looks at what
 // arrives. Where loopback carries nothing at all there is nothing to hold against
 // the kernel, and a refusal is dealt with when it comes.
-func probeSegmentation(f family) error {
+func probeSegmentation(f family.Family) error {
 	p, err := newProbe(f)
 	if err != nil {
 		return nil
@@ -72,7 +74,7 @@ type probe struct {
 	from, to netip.AddrPort
 }
 
-func newProbe(f family) (*probe, error) {
+func newProbe(f family.Family) (*probe, error) {
 	p := &probe{}
 	var err error
 	if p.tx, p.from, err = loopbackSocket(f); err != nil {
@@ -84,9 +86,9 @@ func newProbe(f family) (*probe, error) {
 	return p, nil
 }
 
-func loopbackSocket(f family) (int, netip.AddrPort, error) {
+func loopbackSocket(f family.Family) (int, netip.AddrPort, error) {
 	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
-	if f == ipv6 {
+	if f == family.IPv6 {
 		local = netip.AddrPortFrom(netip.IPv6Loopback(), 0)
 	}
 	fd, err := newSocket(local, nil)
@@ -138,7 +140,7 @@ func (p *probe) exchange(data, control []byte) error {
 	limit := unix.NsecToTimespec(int64(probePatience))
 	buf := make([]byte, 2*len(data))
 	for want := range slices.Chunk(data, probeSize) {
-		if n, err := pollFor([]unix.PollFd{{Fd: int32(p.rx), Events: unix.POLLIN}}, &limit); err != nil || n == 0 {
+		if n, err := descriptor.Poll([]unix.PollFd{{Fd: int32(p.rx), Events: unix.POLLIN}}, &limit); err != nil || n == 0 {
 			return errors.Join(err, unix.ETIMEDOUT)
 		}
 		n, err := unix.Read(p.rx, buf)

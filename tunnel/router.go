@@ -13,7 +13,10 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/internal/leasepeer"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // ErrClosed is what Run returns on a router or gateway that was closed before.
@@ -32,7 +35,7 @@ type Config struct {
 	// family: ARP and neighbour solicitations for them are answered, and ICMP
 	// errors come from them.
 	Addresses []netip.Addr
-	// Networks are the overlay's networks. With [DirectRoute] the kernel routes of
+	// Networks are the overlay's networks. With [onlink.Route] the kernel routes of
 	// an earlier run are removed that lead into them.
 	Networks []netip.Prefix
 	// Routes are those into the device; nil means one to each of Networks. A peer
@@ -44,6 +47,9 @@ type Config struct {
 	// AnySource also takes frames from outer addresses that no peer has and with
 	// inner sources that aren't the peer's, as kernel VXLAN does.
 	AnySource bool
+	// OnLink keeps on-link peers on a path without VXLAN; nil means that everything
+	// goes by VXLAN.
+	OnLink *onlink.Paths
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger
 }
@@ -70,6 +76,9 @@ func (c *Config) validate(dev device.Device, u *Underlay) error {
 		errs = append(errs, fmt.Errorf("the device has %d queues and the underlay %d receiving sockets",
 			len(dev.Queues()), u.workers()))
 	}
+	if n := len(c.OnLink.Sockets()); n > 0 && n != len(dev.Queues()) {
+		errs = append(errs, fmt.Errorf("the device has %d queues and there are %d packet sockets", len(dev.Queues()), n))
+	}
 	return errors.Join(errs...)
 }
 
@@ -94,8 +103,8 @@ type Router struct {
 	log      *slog.Logger
 	device   device.Device
 	underlay *Underlay
-	reach    [families]bool // the underlay's families
-	paths    *paths         // nil with DirectOff
+	reach    [family.Count]bool // the underlay's families
+	paths    *onlink.Paths      // nil with DirectOff
 	peers    *peerTable
 	workers  []*worker
 
@@ -111,19 +120,19 @@ type Router struct {
 
 // New makes a router of a device and as many receiving sockets as the device
 // has queues; see [device.Open] and [Listen]. It starts nothing. The router owns
-// both from here on and closes them in Close; when New returns an error they
-// are still the caller's. The error names everything that is wrong with c.
+// both and c.OnLink from here on and closes them in Close; when New returns an
+// error they are still the caller's. The error names everything that is wrong with c.
 func New(dev device.Device, u *Underlay, c Config) (*Router, error) {
 	if err := c.validate(dev, u); err != nil {
 		return nil, fmt.Errorf("configure router: %w", err)
 	}
 	r := &Router{
-		config: c, device: dev, underlay: u, reach: u.reach(), paths: u.paths, peers: newPeerTable(),
+		config: c, device: dev, underlay: u, reach: u.reach(), paths: c.OnLink, peers: newPeerTable(),
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 	}
-	if u.paths != nil {
-		u.paths.log, u.paths.mtu = r.log, int(c.MTU)
-		u.paths.limit(c.Networks)
+	u.fewPorts.tell(r.log)
+	if r.paths != nil {
+		r.paths.Attach(onlink.Settings{MTU: c.MTU, Networks: c.Networks, Logger: c.Logger})
 	}
 	for i := range dev.Queues() {
 		w, err := newWorker(&r.config, dev, u, i, r.peers)
@@ -174,8 +183,8 @@ func (r *Router) Run(ctx context.Context) error {
 }
 
 // follow keeps the peers on their best paths.
-func (r *Router) follow(ctx context.Context, p *paths) {
-	if err := p.run(ctx); err != nil {
+func (r *Router) follow(ctx context.Context, p *onlink.Paths) {
+	if err := p.Run(ctx); err != nil {
 		r.log.Error("direct routes are off, every peer takes vxlan", "error", err)
 	}
 }
@@ -224,7 +233,7 @@ func (r *Router) Close() error {
 		return nil
 	}
 	r.released = true
-	return errors.Join(r.closeWorkers(), r.underlay.Close(), r.device.Close())
+	return errors.Join(r.closeWorkers(), r.paths.Close(), r.underlay.Close(), r.device.Close())
 }
 
 func (r *Router) closeWorkers() error {
@@ -240,7 +249,7 @@ func (r *Router) closeWorkers() error {
 // returns. A lease's IPv6 subnet is a peer of its own, by the lease's IPv6
 // address; a router without an IPv6 underlay passes it over.
 func (r *Router) Apply(u lease.Update) error {
-	peers, gone, errs := take(u, r.reach[ipv6], vxlanPeer)
+	peers, gone, errs := leasepeer.Read(u, r.reach[family.IPv6], vxlanPeer)
 	if u.Reset {
 		errs = append(errs, r.ReplacePeers(peers))
 	} else {
@@ -256,7 +265,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	defer r.changing.Unlock()
 	entries, _, err := r.entries(peers)
 	if p := r.paths; p != nil {
-		p.replace(members(entries))
+		p.Replace(members(entries))
 	}
 	r.attach(entries)
 	r.carryOn(entries)
@@ -276,7 +285,7 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 		gone[i] = subnet.Masked()
 	}
 	if p := r.paths; p != nil {
-		p.update(members(entries), gone)
+		p.Update(members(entries), gone)
 	}
 	r.attach(entries)
 	r.carryOn(entries)
@@ -287,14 +296,14 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 // attach gives entries the ways to their hosts.
 func (r *Router) attach(entries []*entry) {
 	for _, e := range entries {
-		e.hop = r.paths.hop(e.Underlay)
+		e.hop = r.paths.Hop(e.Underlay)
 	}
 }
 
-func members(entries []*entry) []member {
-	all := make([]member, len(entries))
+func members(entries []*entry) []onlink.Member {
+	all := make([]onlink.Member, len(entries))
 	for i, e := range entries {
-		all[i] = member{e.Subnet, e.Underlay}
+		all[i] = onlink.Member{Subnet: e.Subnet, Underlay: e.Underlay}
 	}
 	return all
 }
@@ -330,7 +339,7 @@ func (r *Router) HasPeer(subnet netip.Prefix) bool {
 
 // Path is how packets to the peer of a subnet travel at the moment, the zero
 // Path if there is no such peer.
-func (r *Router) Path(subnet netip.Prefix) Path { return r.paths.path(subnet.Masked()) }
+func (r *Router) Path(subnet netip.Prefix) onlink.Path { return r.paths.Path(subnet.Masked()) }
 
 // Offloads are those in use: wanted of the device and the sockets, and granted.
 func (r *Router) Offloads() offload.Set { return r.device.Offloads() | r.underlay.Offloads() }

@@ -21,6 +21,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
@@ -463,7 +464,7 @@ func TestRouterReportsLostUnderlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(notSocket)
-	if err := unix.Dup3(notSocket, a.underlay.sockets[ipv4].rx[0], unix.O_CLOEXEC); err != nil {
+	if err := unix.Dup3(notSocket, a.underlay.sockets[family.IPv4].rx[0], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Run(context.Background()); !errors.Is(err, ErrUnderlayGone) {

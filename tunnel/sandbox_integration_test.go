@@ -23,6 +23,7 @@ import (
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // The test binary plays three parts: the test, an unprivileged container runtime
@@ -222,7 +223,7 @@ func tunNode(t *testing.T) string {
 func TestIntegrationRootlessSandbox(t *testing.T) {
 	host, peer := testhost.New(t), &vtep{Host: testhost.New(t), n: 2}
 	testhost.Join(host, peer.Host, "eth0", "10.66.0")
-	peer.start(1, DirectOff, vtepPeer(1))
+	peer.start(1, onlink.Off, vtepPeer(1))
 	l := testhost.Inside(peer.Host, func() (net.Listener, error) { return net.Listen("tcp4", "10.99.2.1:0") })
 	defer l.Close()
 	go func() {

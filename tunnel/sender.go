@@ -6,6 +6,10 @@ import (
 	"time"
 	"unsafe"
 
+	"uvxlan/tunnel/internal/descriptor"
+
+	"uvxlan/tunnel/internal/mmsg"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +42,7 @@ type sender struct {
 	messages int
 	pieces   int
 	runs     [maxMessages]run
-	headers  [maxMessages]mmsghdr
+	headers  [maxMessages]mmsg.Header
 	iovs     [maxPieces]unix.Iovec
 }
 
@@ -119,12 +123,12 @@ func (s *sender) send(t *tally) {
 	}
 	s.patient = true
 	for next := 0; next < s.messages; {
-		n, err := mmsg(unix.SYS_SENDMMSG, s.fd, s.headers[next:s.messages])
+		n, err := mmsg.Do(unix.SYS_SENDMMSG, s.fd, s.headers[next:s.messages])
 		next += n
 		if err == nil || s.waited(err) {
 			continue
 		}
-		s.refused(&s.runs[next], s.headers[next].hdr, err, t)
+		s.refused(&s.runs[next], s.headers[next].Hdr, err, t)
 		next++
 	}
 	t.messages += uint64(s.messages)
@@ -136,13 +140,13 @@ func (s *sender) waited(err error) bool {
 	if !s.patient || !errors.Is(err, unix.EAGAIN) {
 		return false
 	}
-	s.patient = writable(s.fd, sendPatience)
+	s.patient = descriptor.Writable(s.fd, sendPatience)
 	return s.patient
 }
 
 // finish fills in message i's header.
 func (s *sender) finish(i int) {
-	r, h := &s.runs[i], &s.headers[i].hdr
+	r, h := &s.runs[i], &s.headers[i].Hdr
 	end := s.pieces
 	if i+1 < s.messages {
 		end = s.runs[i+1].first
@@ -205,10 +209,10 @@ func (s *sender) single(r *run, h unix.Msghdr, t *tally) (taken bool) {
 
 // one sends one datagram and tells whether it was taken.
 func (s *sender) one(h unix.Msghdr) bool {
-	msg := [1]mmsghdr{{hdr: h}}
-	_, err := mmsg(unix.SYS_SENDMMSG, s.fd, msg[:])
+	msg := [1]mmsg.Header{{Hdr: h}}
+	_, err := mmsg.Do(unix.SYS_SENDMMSG, s.fd, msg[:])
 	if err != nil && s.waited(err) {
-		_, err = mmsg(unix.SYS_SENDMMSG, s.fd, msg[:])
+		_, err = mmsg.Do(unix.SYS_SENDMMSG, s.fd, msg[:])
 	}
 	return err == nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
@@ -120,7 +121,7 @@ func TestSenderFallsBack(t *testing.T) {
 	}
 	s.finish(0)
 	var got tally
-	s.refused(&s.runs[0], s.headers[0].hdr, unix.EIO, &got)
+	s.refused(&s.runs[0], s.headers[0].Hdr, unix.EIO, &got)
 	if got.dropped || got.fallbacks != 1 {
 		t.Errorf("counted %+v", got)
 	}
@@ -146,7 +147,7 @@ func TestSenderKeepsRunsThroughPassingFault(t *testing.T) {
 	}
 	s.finish(0)
 	var got tally
-	s.refused(&s.runs[0], s.headers[0].hdr, unix.EINVAL, &got)
+	s.refused(&s.runs[0], s.headers[0].Hdr, unix.EINVAL, &got)
 	if nowhere.plain.Load() || got.fallbacks != 0 || got.drops[DropSend] != 3 {
 		t.Errorf("no more runs: %t, counted %+v", nowhere.plain.Load(), got)
 	}
@@ -169,7 +170,7 @@ func TestSenderDropsWhatCannotGo(t *testing.T) {
 }
 
 func TestSegmentationProbe(t *testing.T) {
-	for f := range families {
+	for f := range family.Count {
 		if err := probeSegmentation(f); err != nil {
 			t.Errorf("this kernel's segmentation is taken for broken, family %d: %v", f, err)
 		}
@@ -198,7 +199,7 @@ func TestSegmentationProbeTriesAgain(t *testing.T) {
 // The probe sees the length and the checksum of each segment of a run.
 func TestSegmentationProbeSeesHeaders(t *testing.T) {
 	data := probeData()
-	for f := range families {
+	for f := range family.Count {
 		for _, c := range []struct {
 			name        string
 			length, sum uint16

@@ -2,11 +2,15 @@ package tunnel
 
 import (
 	"errors"
+	"log/slog"
 	"math"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
+
+	"uvxlan/tunnel/internal/descriptor"
+	"uvxlan/tunnel/internal/family"
 )
 
 const (
@@ -43,7 +47,7 @@ func (s *socketSet) openSenders(c UnderlayConfig, address netip.Addr) error {
 		return nil
 	}
 	for i, fd := range s.rx {
-		if err := setOptions(fd, senderOptions(familyOf(address))); err != nil {
+		if err := setOptions(fd, senderOptions(family.Of(address))); err != nil {
 			return err
 		}
 		s.tx[i] = []int{fd}
@@ -58,14 +62,14 @@ func openPort(address netip.Addr, workers int) (pool []int, err error) {
 	for i := range workers {
 		fd, err := openSender(local, i > 0)
 		if err != nil {
-			return nil, errors.Join(err, closeAll(pool))
+			return nil, errors.Join(err, descriptor.CloseAll(pool))
 		}
 		pool = append(pool, fd)
 		if i > 0 || workers == 1 {
 			continue
 		}
 		if local, err = share(fd); err != nil {
-			return nil, errors.Join(err, closeAll(pool))
+			return nil, errors.Join(err, descriptor.CloseAll(pool))
 		}
 	}
 	return pool, nil
@@ -74,17 +78,26 @@ func openPort(address netip.Addr, workers int) (pool []int, err error) {
 // sendsByReceivers tells whether the receiving sockets send as well.
 func (s *socketSet) sendsByReceivers() bool { return s.tx[0][0] == s.rx[0] }
 
-// tellFewPorts warns of pools that are smaller than wanted.
-func (u *Underlay) tellFewPorts(c UnderlayConfig) {
+// fewPorts are pools that are smaller than wanted.
+type fewPorts struct{ ports, wanted int }
+
+func (u *Underlay) countPorts(c UnderlayConfig) {
 	ports := c.SourcePorts
 	for _, s := range u.sockets {
 		if s != nil {
 			ports = min(ports, len(s.tx[0]))
 		}
 	}
-	if ports < c.SourcePorts && c.Logger != nil {
-		c.Logger.Warn("packets leave from few source ports, by which the network and the peers spread the flows: widen "+localRange,
-			"ports", ports, "wanted", c.SourcePorts, "range", strings.Join(strings.Fields(readSysctl(localRange)), "-"))
+	if ports < c.SourcePorts {
+		u.fewPorts = fewPorts{ports, c.SourcePorts}
+	}
+}
+
+// tell warns of them, if there are.
+func (f fewPorts) tell(log *slog.Logger) {
+	if f.ports < f.wanted {
+		log.Warn("packets leave from few source ports, by which the network and the peers spread the flows: widen "+localRange,
+			"ports", f.ports, "wanted", f.wanted, "range", strings.Join(strings.Fields(readSysctl(localRange)), "-"))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/netnstest"
 )
 
@@ -27,7 +28,7 @@ func TestParseRange(t *testing.T) {
 }
 
 // portsOf are a family's source ports, which all workers have alike.
-func portsOf(t *testing.T, u *Underlay, f family) (ports []uint16) {
+func portsOf(t *testing.T, u *Underlay, f family.Family) (ports []uint16) {
 	t.Helper()
 	for w, pool := range u.sockets[f].tx {
 		var own []uint16
@@ -76,12 +77,12 @@ func TestIntegrationNarrowPortRange(t *testing.T) {
 			var log bytes.Buffer
 			u, err := Listen(UnderlayConfig{
 				Address: netip.MustParseAddr("127.0.0.1"), AddressV6: netip.IPv6Loopback(), Port: vxlan, Workers: 3,
-				Logger: slog.New(slog.NewTextHandler(&log, nil)),
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, f := range []family{ipv4, ipv6} {
+			u.fewPorts.tell(slog.New(slog.NewTextHandler(&log, nil)))
+			for _, f := range []family.Family{family.IPv4, family.IPv6} {
 				if ports := portsOf(t, u, f); len(ports) != c.want || c.receivers != (ports[0] == vxlan) {
 					t.Errorf("family %d sends from %v", f, ports)
 				}
@@ -131,7 +132,7 @@ func TestIntegrationReceiversSend(t *testing.T) {
 	}
 	defer peer.Close()
 	to := netip.MustParseAddrPort("127.0.0.1:4790")
-	if err := unix.Sendto(u.sockets[ipv4].tx[0][0], []byte("frame"), 0, unixSockaddr(to)); err != nil {
+	if err := unix.Sendto(u.sockets[family.IPv4].tx[0][0], []byte("frame"), 0, unixSockaddr(to)); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 16)
@@ -142,7 +143,7 @@ func TestIntegrationReceiversSend(t *testing.T) {
 	if _, err := peer.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
 		t.Fatal(err)
 	}
-	fd := []unix.PollFd{{Fd: int32(u.sockets[ipv4].rx[0]), Events: unix.POLLIN}}
+	fd := []unix.PollFd{{Fd: int32(u.sockets[family.IPv4].rx[0]), Events: unix.POLLIN}}
 	if n, err := unix.Poll(fd, -1); n != 1 || err != nil {
 		t.Fatalf("no answer arrives: %d, %v", n, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 )
@@ -200,7 +201,7 @@ func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := &refusingQueue{loopQueue{packets: [][]byte{packet}}, err, good}
 				var c counters
-				o := newOutbound(q, newPeerTable(), [families][]*sender{}, nil, newLocal(&Config{}), &c)
+				o := newOutbound(q, newPeerTable(), [family.Count][]*sender{}, nil, newLocal(&Config{}), &c)
 				start := time.Now()
 				l, drainErr := o.drain()
 				if rested := time.Since(start) > 0; l != full || drainErr != nil || rested != rests {

@@ -8,6 +8,8 @@ import (
 	"github.com/gaissmai/bart"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/onlink"
 )
 
 // entry is a peer as the workers need it: what goes before every packet to it
@@ -17,8 +19,8 @@ type entry struct {
 	Peer
 	header4, header6 encap.FrameHeader
 	to               sockaddr
-	family           family // of to
-	hop              *hop   // nil: always by VXLAN
+	family           family.Family // of to
+	hop              *onlink.Hop   // nil: always by VXLAN
 	traffic          *traffic
 	// plain is set once the kernel refused to segment datagrams to the peer.
 	plain atomic.Bool
@@ -30,7 +32,7 @@ func newEntry(p Peer, vni encap.VNI, ours encap.MAC, port uint16) *entry {
 		header4: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv4),
 		header6: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv6),
 		to:      makeSockaddr(netip.AddrPortFrom(p.Underlay, port)),
-		family:  familyOf(p.Underlay),
+		family:  family.Of(p.Underlay),
 		traffic: &traffic{},
 	}
 }

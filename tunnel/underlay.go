@@ -3,12 +3,13 @@ package tunnel
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/internal/descriptor"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/offload"
 )
 
@@ -47,11 +48,6 @@ type UnderlayConfig struct {
 	// Offloads are those wanted of the sockets, offload.GSO and offload.GRO; what
 	// the kernel refuses is left out.
 	Offloads offload.Set
-	// Direct says how packets to on-link peers travel.
-	Direct DirectMode
-	// Logger gets what following the host's routes and neighbours meets with, and
-	// that there are few source ports; nil means nothing is logged.
-	Logger *slog.Logger
 }
 
 // Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
@@ -59,13 +55,11 @@ type UnderlayConfig struct {
 // pool of sending sockets, so that the inner flows spread over outer source
 // ports (RFC 7348, section 5). IPv4 and IPv6 have sockets of their own: one for
 // both couldn't be bound to an address of each, and IPv4 would pay for the
-// mapping. With [DirectSocket] each worker has a packet socket as well; both
-// direct modes have netlink sockets that follow the host's routes.
+// mapping.
 type Underlay struct {
 	offloads offload.Set
-	sockets  [families]*socketSet // nil for a family without an address
-	direct   []int                // with DirectSocket
-	paths    *paths
+	sockets  [family.Count]*socketSet // nil for a family without an address
+	fewPorts fewPorts
 }
 
 // socketSet is the sockets of one address family, by worker.
@@ -102,13 +96,13 @@ func (u *Underlay) open(c UnderlayConfig) error {
 			return err
 		}
 	}
-	u.tellFewPorts(c)
-	return u.openDirect(c)
+	u.countPorts(c)
+	return nil
 }
 
 // openFamily opens the sockets of the family that a local address has.
 func (u *Underlay) openFamily(c UnderlayConfig, address netip.Addr) error {
-	local, f := netip.AddrPortFrom(address, c.Port), familyOf(address)
+	local, f := netip.AddrPortFrom(address, c.Port), family.Of(address)
 	if err := probePort(local); err != nil {
 		return err
 	}
@@ -138,7 +132,7 @@ func (u *Underlay) setGRO(fd int) {
 }
 
 // tryGSO gives offload.GSO up where the kernel doesn't do it right.
-func (u *Underlay) tryGSO(f family) {
+func (u *Underlay) tryGSO(f family.Family) {
 	if u.offloads.Has(offload.GSO) && !segmentationWorks(func() error { return probeSegmentation(f) }) {
 		u.offloads &^= offload.GSO
 	}
@@ -155,7 +149,7 @@ func (u *Underlay) workers() int {
 }
 
 // reach are the families that datagrams can be sent and received by.
-func (u *Underlay) reach() (r [families]bool) {
+func (u *Underlay) reach() (r [family.Count]bool) {
 	for f, s := range u.sockets {
 		r[f] = s != nil
 	}
@@ -181,23 +175,6 @@ func boundTo(fd int) (netip.AddrPort, error) {
 		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), nil
 	}
 	return netip.AddrPort{}, fmt.Errorf("read a socket's address: %w", err)
-}
-
-func (u *Underlay) openDirect(c UnderlayConfig) (err error) {
-	if c.Direct == DirectOff {
-		return nil
-	}
-	if u.paths, err = openPaths(c.Direct, c.Logger); err != nil || c.Direct != DirectSocket {
-		return err
-	}
-	for range c.Workers {
-		fd, err := openDirect()
-		if err != nil {
-			return err
-		}
-		u.direct = append(u.direct, fd)
-	}
-	return nil
 }
 
 // probePort binds the port once without SO_REUSEPORT, which is refused when
@@ -276,25 +253,25 @@ func setOptions(fd int, opts []sockopt) error {
 var reusePort = sockopt{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
 
 // receiverOptions are those of a receiving socket, of whoever opened it.
-func receiverOptions(f family) []sockopt {
-	if f == ipv6 {
+func receiverOptions(f family.Family) []sockopt {
+	if f == family.IPv6 {
 		return []sockopt{{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1}}
 	}
 	return []sockopt{{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
 }
 
 func receiver(local netip.AddrPort) (int, error) {
-	fd, err := newSocket(local, append(receiverOptions(familyOf(local.Addr())), reusePort))
+	fd, err := newSocket(local, append(receiverOptions(family.Of(local.Addr())), reusePort))
 	if err == nil {
-		growBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+		descriptor.SetBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, socketBuffer)
 	}
 	return fd, err
 }
 
 // senderOptions are those of a sending socket, of whoever opened it. DF stays
 // unset and the TTL is 64, as kernel VXLAN has them.
-func senderOptions(f family) []sockopt {
-	if f == ipv6 {
+func senderOptions(f family.Family) []sockopt {
+	if f == family.IPv6 {
 		return []sockopt{
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
 			{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 64},
@@ -308,7 +285,7 @@ func senderOptions(f family) []sockopt {
 
 // openSender opens a socket that only sends.
 func openSender(local netip.AddrPort, shared bool) (int, error) {
-	opts := senderOptions(familyOf(local.Addr()))
+	opts := senderOptions(family.Of(local.Addr()))
 	if shared {
 		opts = append(opts, reusePort)
 	}
@@ -316,7 +293,7 @@ func openSender(local netip.AddrPort, shared bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	growBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+	descriptor.SetBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, socketBuffer)
 	if err := refuseAll(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -338,41 +315,23 @@ func attachFilter(fd int, filter []unix.SockFilter) error {
 	return nil
 }
 
-// growBuffer asks for socketBuffer beyond the host's limit, which takes
-// CAP_NET_ADMIN, or else for what the limit allows.
-func growBuffer(fd, force, plain int) {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, socketBuffer)
-	}
-}
-
 // Offloads are those of the wanted ones that work.
 func (u *Underlay) Offloads() offload.Set { return u.offloads }
 
-// Close closes every socket and removes the routes that were made.
+// Close closes every socket.
 func (u *Underlay) Close() error {
-	errs := []error{u.paths.clear(), closeAll(u.direct)}
+	var errs []error
 	for _, s := range u.sockets {
 		if s != nil {
 			errs = append(errs, s.close())
 		}
 	}
-	u.sockets, u.direct, u.paths = [families]*socketSet{}, nil, nil
+	u.sockets = [family.Count]*socketSet{}
 	return errors.Join(errs...)
 }
 
 func (s *socketSet) close() error {
 	fds := slices.Concat(append([][]int{s.rx}, s.tx...)...)
 	slices.Sort(fds) // an adopted socket may do for both ways
-	return closeAll(slices.Compact(fds))
-}
-
-func closeAll(fds []int) error {
-	var errs []error
-	for _, fd := range fds {
-		if err := unix.Close(fd); err != nil {
-			errs = append(errs, fmt.Errorf("close socket: %w", err))
-		}
-	}
-	return errors.Join(errs...)
+	return descriptor.CloseAll(slices.Compact(fds))
 }

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/family"
 )
 
 // A flow keeps its outer source port whichever worker sends it: the workers'
@@ -20,13 +22,13 @@ func TestWorkersShareSourcePorts(t *testing.T) {
 	defer u.Close()
 	seen := map[int]bool{}
 	for i := range ports {
-		first := localPort(t, u.sockets[ipv4].tx[0][i])
+		first := localPort(t, u.sockets[family.IPv4].tx[0][i])
 		if seen[first] {
 			t.Errorf("port %d is in the pool twice", first)
 		}
 		seen[first] = true
 		for w := range workers {
-			if port := localPort(t, u.sockets[ipv4].tx[w][i]); port != first {
+			if port := localPort(t, u.sockets[family.IPv4].tx[w][i]); port != first {
 				t.Errorf("worker %d sends from port %d, worker 0 from %d", w, port, first)
 			}
 		}

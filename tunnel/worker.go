@@ -10,8 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/wake"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // ErrUnderlayGone says that a receiving socket is of no more use, as when it
@@ -36,28 +38,28 @@ func newWorker(c *Config, dev device.Device, u *Underlay, i int, t *peerTable) (
 	}
 	w := &worker{waker: waker}
 	q, l := dev.Queues()[i], newLocal(c)
-	var d *direct
-	if u.direct != nil {
-		d = newDirect(u.direct[i], dev.Offloads().Has(offload.UDP), c.MTU)
+	var d *onlink.Sender
+	if packet := c.OnLink.Sockets(); packet != nil {
+		d = onlink.NewSender(packet[i], dev.Offloads().Has(offload.UDP), c.MTU)
 	}
 	w.out = newOutbound(q, t, newSenders(u, i), d, l, &w.total)
 	w.in = newInbound(c, q, dev.Offloads(), t, l, &w.total)
 	for f, s := range u.sockets {
 		if s != nil {
-			w.in.listen(family(f), s.rx[i], newSender(s.tx[i][0], family(f) == ipv6, false))
+			w.in.listen(family.Family(f), s.rx[i], newSender(s.tx[i][0], family.Family(f) == family.IPv6, false))
 		}
 	}
 	return w, nil
 }
 
 // newSenders makes worker i's pools of the families that there are.
-func newSenders(u *Underlay, i int) (pools [families][]*sender) {
+func newSenders(u *Underlay, i int) (pools [family.Count][]*sender) {
 	for f, s := range u.sockets {
 		if s == nil {
 			continue
 		}
 		for _, fd := range s.tx[i] {
-			pools[f] = append(pools[f], newSender(fd, family(f) == ipv6, u.offloads.Has(offload.GSO)))
+			pools[f] = append(pools[f], newSender(fd, family.Family(f) == family.IPv6, u.offloads.Has(offload.GSO)))
 		}
 	}
 	return pools

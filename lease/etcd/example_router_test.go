@@ -17,8 +17,8 @@ import (
 )
 
 // A host of a cluster: it takes a lease, and its router has the other hosts' peers
-// as etcd has their leases. In earnest the device is tunnel.OpenDevice's, with
-// tunnel.ConfigureLink, and the etcd is the cluster's.
+// as etcd has their leases. In earnest the device is device.Open's, with
+// link.Configure, and the etcd is the cluster's.
 func Example_router() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

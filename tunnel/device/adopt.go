@@ -1,7 +1,6 @@
 package device
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,7 +14,7 @@ import (
 
 // ErrUnfit says that a descriptor is not what it has to be to be adopted; the
 // words around it say which and why.
-var ErrUnfit = errors.New("the descriptor doesn't fit")
+var ErrUnfit = descriptor.ErrUnfit
 
 // Adopt makes a device of the queues of a TUN interface that the caller has
 // made. It may be in another network namespace, where it stays. Each descriptor was

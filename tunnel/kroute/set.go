@@ -69,6 +69,10 @@ func Open(c Config) (*Set, error) {
 	}, nil
 }
 
+// SetLogger has l told of what happens, in place of Config.Logger, before the set
+// is used.
+func (s *Set) SetLogger(l *slog.Logger) { s.log = l }
+
 // Limit makes only routes into the networks ours, beside those that are wanted;
 // without any, and before, all of the protocol are.
 func (s *Set) Limit(networks ...netip.Prefix) {

@@ -47,7 +47,7 @@ type Config struct {
 	// That of an interface that is up stays as it is.
 	QueueLen int
 	// LooseReversePath lets packets in whose way back leads by another interface,
-	// as with [tunnel.DirectRoute] where only one of two hosts finds the other on-link.
+	// as with [onlink.Route] where only one of two hosts finds the other on-link.
 	LooseReversePath bool
 }
 

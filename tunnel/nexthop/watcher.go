@@ -113,6 +113,9 @@ func open(c Config, buffer int) (*Watcher, error) {
 	return w, nil
 }
 
+// SetLogger has l told of what happens, in place of Config.Logger, before Run.
+func (w *Watcher) SetLogger(l *slog.Logger) { w.log = l }
+
 func (w *Watcher) acquire(buffer int) (err error) {
 	if w.waker, err = wake.Open(); err != nil {
 		return err

@@ -4,11 +4,12 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // PeerOf tells of a peer and its path; otherwise is what a path is that isn't
 // direct.
-func PeerOf(p tunnel.Peer, path tunnel.Path, otherwise string) Peer {
+func PeerOf(p tunnel.Peer, path onlink.Path, otherwise string) Peer {
 	out := Peer{Subnet: p.Subnet, PublicIP: p.Underlay, Path: otherwise, Link: path.Link, Reason: path.Reason, Since: path.Since}
 	if p.MAC != (encap.MAC{}) {
 		out.MAC = p.MAC.String()

@@ -12,9 +12,9 @@ import (
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
-	"uvxlan/tunnel"
 
 	"uvxlan/cmd/internal/overlay"
+	"uvxlan/tunnel/onlink"
 )
 
 // ready looks at all parts once the backend carries packets, and then has the
@@ -39,7 +39,7 @@ func (s *service) ready(ctx context.Context) error {
 func (s *service) parts() []host.Part {
 	subnets := s.own.Subnets()
 	containers := host.Containers{Networks: s.config.Allocatable(), Subnets: subnets, Ours: isOverlayDevice}
-	direct := overlay.DirectMode(s.config.Backend) != tunnel.DirectOff
+	direct := overlay.DirectMode(s.config.Backend) != onlink.Off
 	if direct || s.config.Backend.Type == lease.TypeHostGW {
 		containers.Arrivals = func() []string { return []string{s.underlay.name()} }
 	}
@@ -60,7 +60,7 @@ func (s *service) devices() (names []string) {
 	if b.Type != lease.TypeHostGW {
 		names = append(names, overlay.DeviceName(b.VNI))
 	}
-	if b.Type == lease.TypeHostGW || overlay.DirectMode(b) != tunnel.DirectOff {
+	if b.Type == lease.TypeHostGW || overlay.DirectMode(b) != onlink.Off {
 		names = append(names, s.underlay.name())
 	}
 	return names

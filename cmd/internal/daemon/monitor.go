@@ -17,6 +17,7 @@ import (
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/onlink"
 )
 
 // monitor says how the daemon is, from its first moment to its last.
@@ -272,9 +273,9 @@ func modelOf(c *lease.Config) string {
 		return lease.TypeHostGW
 	}
 	switch overlay.DirectMode(c.Backend) {
-	case tunnel.DirectSocket:
+	case onlink.Socket:
 		return "vxlan, direct by socket"
-	case tunnel.DirectRoute:
+	case onlink.Route:
 		return "vxlan, direct by route"
 	}
 	return "vxlan"

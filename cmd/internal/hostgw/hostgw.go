@@ -19,6 +19,8 @@ import (
 	"uvxlan/cmd/internal/peerlog"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/hostgw"
+	"uvxlan/tunnel/onlink"
 )
 
 // Gateway is the host's part of a host-gw network: routes, and no device.
@@ -34,7 +36,7 @@ type Gateway struct {
 
 	mu     sync.Mutex // guards the rest
 	ext    extiface.Interface
-	routes *tunnel.Gateway
+	routes *hostgw.Gateway
 	moved  chan struct{} // closed, and made anew, when routes is another one
 }
 
@@ -82,8 +84,8 @@ func check(ext extiface.Interface) error {
 	return nil
 }
 
-func (g *Gateway) open(ext extiface.Interface) (*tunnel.Gateway, error) {
-	return tunnel.OpenGateway(tunnel.GatewayConfig{
+func (g *Gateway) open(ext extiface.Interface) (*hostgw.Gateway, error) {
+	return hostgw.Open(hostgw.Config{
 		Link: ext.Name, Networks: g.config.Networks(), IPv6: g.config.EnableIPv6, Logger: g.log,
 	})
 }
@@ -94,14 +96,14 @@ func (g *Gateway) takeOver(before *handover.State) {
 		g.log.Warn("stop the standby", "error", err)
 	}
 	g.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers))
-	g.routes.ReplacePeers(before.Peers)
+	g.routes.ReplacePeers(members(before.Peers))
 	g.once.Do(func() { close(g.loaded) })
 }
 
 // HandOver tells of the peers, which is all it takes: the kernel carries the
 // packets.
 func (g *Gateway) HandOver(e *handover.State) error {
-	e.Peers = g.inForce().List()
+	e.Peers = peers(g.inForce().List())
 	if !g.isLoaded() {
 		return overlay.ErrLoading
 	}
@@ -112,7 +114,7 @@ func (g *Gateway) HandOver(e *handover.State) error {
 func (g *Gateway) Release() (time.Time, error) { return time.Now(), nil }
 
 // inForce are the routes at the moment.
-func (g *Gateway) inForce() *tunnel.Gateway {
+func (g *Gateway) inForce() *hostgw.Gateway {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.routes
@@ -158,7 +160,7 @@ func (g *Gateway) keep(ctx context.Context) error {
 		g.mu.Lock()
 		routes, moved := g.routes, g.moved
 		g.mu.Unlock()
-		if err := routes.Run(ctx); err != nil && !errors.Is(err, tunnel.ErrClosed) {
+		if err := routes.Run(ctx); err != nil && !errors.Is(err, onlink.ErrClosed) {
 			return err
 		}
 		select {
@@ -243,7 +245,7 @@ func (g *Gateway) routed() []control.Peer {
 	list := routes.List()
 	peers := make([]control.Peer, len(list))
 	for i, p := range list {
-		peers[i] = control.PeerOf(p, routes.Path(p.Subnet), control.PathNone)
+		peers[i] = control.PeerOf(tunnel.Peer{Subnet: p.Subnet, Underlay: p.Underlay}, routes.Path(p.Subnet), control.PathNone)
 	}
 	return peers
 }
@@ -262,4 +264,19 @@ func (g *Gateway) Close() {
 	if err := g.inForce().Close(); err != nil {
 		g.log.Warn("close the gateway", "error", err)
 	}
+}
+
+// members and peers are the same hosts, as the gateway and as a handover has them.
+func members(peers []tunnel.Peer) (all []onlink.Member) {
+	for _, p := range peers {
+		all = append(all, onlink.Member{Subnet: p.Subnet, Underlay: p.Underlay})
+	}
+	return all
+}
+
+func peers(members []onlink.Member) (all []tunnel.Peer) {
+	for _, m := range members {
+		all = append(all, tunnel.Peer{Subnet: m.Subnet, Underlay: m.Underlay})
+	}
+	return all
 }

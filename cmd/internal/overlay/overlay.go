@@ -27,6 +27,7 @@ import (
 	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 )
 
 // maxWorkers bounds the default number of workers: beyond it the flows of one
@@ -79,7 +80,7 @@ type Overlay struct {
 	opts   Options
 	state  string // the state directory
 	wake   func(part string)
-	direct tunnel.DirectMode
+	direct onlink.Mode
 
 	mac encap.MAC // before Start: the one to propose
 	own lease.Lease
@@ -90,6 +91,7 @@ type Overlay struct {
 	// opened, until a router owns them
 	device   device.Device
 	underlay *tunnel.Underlay
+	onLink   *onlink.Paths // nil with onlink.Off
 	driver   device.Driver // the device's
 	workers  int
 
@@ -153,14 +155,14 @@ func newOverlay(c Config) *Overlay {
 var ErrLoading = errors.New("the peers' leases are not read yet")
 
 // DirectMode is how the configuration wants on-link peers to be reached.
-func DirectMode(b lease.Backend) tunnel.DirectMode {
+func DirectMode(b lease.Backend) onlink.Mode {
 	switch {
 	case !b.DirectRouting:
-		return tunnel.DirectOff
+		return onlink.Off
 	case b.DirectMode == lease.DirectRoute:
-		return tunnel.DirectRoute
+		return onlink.Route
 	}
-	return tunnel.DirectSocket
+	return onlink.Socket
 }
 
 // DeviceName is what the interface of a VNI is called.
@@ -248,8 +250,23 @@ func (v *Overlay) listen() (err error) {
 	local, localV6 := v.external().Sockets()
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
 		Address: local, AddressV6: localV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
-		Direct: v.direct, Logger: v.log,
 	})
+	if err == nil {
+		err = v.follow(nil)
+	}
+	return err
+}
+
+// follow opens what keeps on-link peers on a direct path, with the packet sockets
+// of the router before, if there are.
+func (v *Overlay) follow(sockets []int) (err error) {
+	if v.direct != onlink.Socket {
+		closeAll(sockets)
+		sockets = nil
+	}
+	if v.direct != onlink.Off {
+		v.onLink, err = onlink.Open(onlink.Config{Mode: v.direct, Workers: v.workers, Sockets: sockets})
+	}
 	return err
 }
 
@@ -292,7 +309,7 @@ func (v *Overlay) link() link.Config {
 func (v *Overlay) linkLocked() link.Config {
 	c := link.Config{
 		Networks: v.config.Networks(), Routes: v.routesLocked(), MTU: v.inner,
-		LooseReversePath: v.direct == tunnel.DirectRoute,
+		LooseReversePath: v.direct == onlink.Route,
 	}
 	if v.own.Subnet.IsValid() {
 		c.Addresses = []netip.Addr{v.own.Subnet.Addr()}
@@ -346,12 +363,13 @@ func (v *Overlay) startRouter() error {
 	c := v.link()
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
 		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: c.MTU,
-		Addresses: c.Addresses, Networks: v.config.Networks(), Routes: v.config.Allocatable(), AnySource: v.opts.AnySource, Logger: v.log,
+		Addresses: c.Addresses, Networks: v.config.Networks(), Routes: v.config.Allocatable(), AnySource: v.opts.AnySource,
+		OnLink: v.onLink, Logger: v.log,
 	})
 	if err != nil {
 		return errors.Join(err, v.closeOpened())
 	}
-	v.device, v.underlay = nil, nil
+	v.device, v.underlay, v.onLink = nil, nil, nil
 	return v.use(router)
 }
 
@@ -375,7 +393,7 @@ func (v *Overlay) raise() error {
 
 // removeStaleRoutes removes routes to peers that another model left.
 func (v *Overlay) removeStaleRoutes() error {
-	if v.direct == tunnel.DirectRoute {
+	if v.direct == onlink.Route {
 		return nil // the router's business
 	}
 	stale, err := kroute.RemoveLeftover(kroute.Protocol, v.config.Networks()...)
@@ -434,13 +452,16 @@ func (v *Overlay) Close() {
 // closeOpened closes what no router owns.
 func (v *Overlay) closeOpened() error {
 	var errs []error
+	if v.onLink != nil {
+		errs = append(errs, v.onLink.Close())
+	}
 	if v.underlay != nil {
 		errs = append(errs, v.underlay.Close())
 	}
 	if v.device != nil {
 		errs = append(errs, v.device.Close())
 	}
-	v.device, v.underlay = nil, nil
+	v.device, v.underlay, v.onLink = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -449,7 +470,7 @@ func (v *Overlay) closeOpened() error {
 // called. It leaves the host alone.
 func Standby(c Config, s *handover.State) (run func(context.Context) error, err error) {
 	v := newOverlay(c)
-	v.direct, s.Tunnel.Sockets.Packet = tunnel.DirectOff, nil
+	v.direct, s.Tunnel.Sockets.Packet = onlink.Off, nil
 	v.before = s
 	if err := v.adopt(s); err != nil {
 		return nil, err

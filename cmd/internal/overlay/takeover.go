@@ -45,10 +45,11 @@ func (v *Overlay) adopt(e *handover.State) (err error) {
 	}
 	v.driver, v.workers = device.DriverOf(v.device), len(v.device.Queues())
 	left = without(left, e.Tunnel.Queues)
-	v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets, tunnel.UnderlayConfig{
-		Offloads: v.opts.Offloads, Direct: v.direct, Logger: v.log,
-	})
-	return err
+	if v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets, tunnel.UnderlayConfig{Offloads: v.opts.Offloads}); err != nil {
+		return err
+	}
+	left = e.Tunnel.Sockets.Packet
+	return v.follow(left)
 }
 
 func without(all, some []int) (rest []int) {

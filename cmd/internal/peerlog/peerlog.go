@@ -13,7 +13,6 @@ import (
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/lease"
-	"uvxlan/tunnel"
 )
 
 const (
@@ -34,7 +33,7 @@ type Log struct {
 	changed int        // those without a line, as is gone
 	gone    int
 	running bool // the time
-	leftOut map[netip.Prefix]*tunnel.PeerError
+	leftOut map[netip.Prefix]*lease.PeerError
 }
 
 // New returns a Log that writes to log.
@@ -60,14 +59,14 @@ func (c *Log) remember(u lease.Update, all []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if u.Reset || c.leftOut == nil {
-		c.leftOut = map[netip.Prefix]*tunnel.PeerError{}
+		c.leftOut = map[netip.Prefix]*lease.PeerError{}
 	}
 	for _, l := range slices.Concat(u.Leases, u.Deleted) {
 		delete(c.leftOut, l.Subnet)
 		delete(c.leftOut, l.IPv6Subnet)
 	}
 	for _, err := range all {
-		if p, ok := errors.AsType[*tunnel.PeerError](err); ok {
+		if p, ok := errors.AsType[*lease.PeerError](err); ok {
 			c.leftOut[p.Subnet] = p
 		}
 	}

@@ -2,7 +2,9 @@
 package descriptor
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,4 +19,44 @@ func Own(fds []int) error {
 		}
 	}
 	return nil
+}
+
+// CloseAll closes descriptors, each error beside the others.
+func CloseAll(fds []int) error {
+	var errs []error
+	for _, fd := range fds {
+		if err := unix.Close(fd); err != nil {
+			errs = append(errs, fmt.Errorf("close descriptor: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Poll waits until one of fds is ready, at most for the given time, which a signal
+// starts anew, and returns how many are ready; nil means without a limit.
+func Poll(fds []unix.PollFd, most *unix.Timespec) (int, error) {
+	for {
+		n, err := unix.Ppoll(fds, most, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// Writable waits until fd takes more, at most for the given time.
+func Writable(fd int, most time.Duration) bool {
+	limit := unix.NsecToTimespec(int64(most))
+	n, err := Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, &limit)
+	return err == nil && n > 0
+}
+
+// ErrUnfit says that a descriptor is not what it has to be to be adopted.
+var ErrUnfit = errors.New("the descriptor doesn't fit")
+
+// SetBuffer asks for a buffer of size bytes beyond the host's limit, which takes
+// CAP_NET_ADMIN, or else for what the limit allows.
+func SetBuffer(fd, force, plain, size int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)
+	}
 }

@@ -261,3 +261,11 @@ func IsOpen(fd int) bool {
 func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+// StaleRoute makes a route as an earlier run left it.
+func StaleRoute(h *Host, subnet, via string) {
+	h.T.Helper()
+	Must(h.T, h.RouteAdd(&netlink.Route{
+		Dst: IPNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: kroute.Protocol,
+	}))
+}

@@ -1,4 +1,4 @@
-package tunnel
+package hostgw
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/nexthop"
+	"uvxlan/tunnel/onlink"
 )
 
 // gatewayHost is a host of 10.66.0.0/24 on eth0 and 10.77.0.0/24 on back, with a
@@ -59,7 +61,7 @@ func newGatewayHost(t *testing.T) *gatewayHost {
 func (g *gatewayHost) open() {
 	g.T.Helper()
 	g.Gateway = testhost.Inside(g.Host, func() (*Gateway, error) {
-		return OpenGateway(GatewayConfig{Link: "eth0", Logger: slog.New(slog.NewTextHandler(&g.log, nil))})
+		return Open(Config{Link: "eth0", Logger: slog.New(slog.NewTextHandler(&g.log, nil))})
 	})
 	end := g.Gateway
 	g.T.Cleanup(func() { testhost.Must(g.T, end.Close()) })
@@ -141,7 +143,7 @@ func TestIntegrationGateway(t *testing.T) {
 	g.stop(g.Clear)
 	g.ExpectRoutes()
 	testhost.Must(t, g.Clear())
-	if err := g.Run(t.Context()); !errors.Is(err, ErrClosed) {
+	if err := g.Run(t.Context()); !errors.Is(err, onlink.ErrClosed) {
 		t.Errorf("Run of a closed gateway returns %v", err)
 	}
 }
@@ -154,7 +156,7 @@ func TestIntegrationGatewayIPv6(t *testing.T) {
 	for _, wanted := range []bool{true, false} {
 		g := newGatewayHost(t)
 		g.Address("eth0", "fd66::1/64")
-		g.Gateway = testhost.Inside(g.Host, func() (*Gateway, error) { return OpenGateway(GatewayConfig{Link: "eth0", IPv6: wanted}) })
+		g.Gateway = testhost.Inside(g.Host, func() (*Gateway, error) { return Open(Config{Link: "eth0", IPv6: wanted}) })
 		end := g.Gateway
 		t.Cleanup(func() { testhost.Must(t, end.Close()) })
 		g.start()
@@ -188,9 +190,9 @@ func TestIntegrationGatewayRefusesLeases(t *testing.T) {
 	bad := leases("10.0.4.0/24", "10.66.0.4", "10.0.5.0/24", "0.0.0.0", "10.0.6.0/24", "224.0.0.1")
 	bad[0].Attrs.BackendType = lease.TypeVXLAN
 	bad = append(bad, lease.Lease{Subnet: netip.MustParsePrefix("10.0.7.0/24"), Attrs: lease.Attrs{BackendType: lease.TypeHostGW}})
-	stale(g.Host, "10.0.8.0/24", "10.66.0.2")
+	testhost.StaleRoute(g.Host, "10.0.8.0/24", "10.66.0.2")
 	err := g.Apply(lease.Update{Reset: true, Leases: append(leases("10.0.1.0/24", "10.66.0.2"), bad...)})
-	if n := len(parts(err)); n != len(bad) || g.Peers() != 1 {
+	if n := strings.Count(err.Error(), "\n") + 1; n != len(bad) || g.Peers() != 1 {
 		t.Errorf("%d peers, %d errors: %v", g.Peers(), n, err)
 	}
 	g.await(route1)
@@ -200,20 +202,12 @@ func TestIntegrationGatewayRefusesLeases(t *testing.T) {
 	g.ExpectRoutes()
 }
 
-// stale makes a route as an earlier run left it.
-func stale(h *testhost.Host, subnet, via string) {
-	h.T.Helper()
-	testhost.Must(h.T, h.RouteAdd(&netlink.Route{
-		Dst: testhost.IPNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: kroute.Protocol,
-	}))
-}
-
 // A route to a host that no longer has the subnet goes at once, whether the new
 // one was looked at or not.
 func TestIntegrationGatewayMove(t *testing.T) {
 	g := newGatewayHost(t)
 	g.apply(lease.Update{Reset: true, Leases: leases("10.0.1.0/24", "10.66.0.2", "10.0.2.0/24", "10.66.0.2")})
-	g.paths.changed([]nexthop.Change{{Addr: netip.MustParseAddr("10.66.0.2"), Hop: nexthop.Hop{
+	g.paths.Found([]nexthop.Change{{Addr: netip.MustParseAddr("10.66.0.2"), Hop: nexthop.Hop{
 		OnLink: true, Link: "eth0", Index: g.Index("eth0"), MTU: 1500,
 	}}})
 	g.ExpectRoutes(route1, route2)
@@ -227,9 +221,9 @@ func TestIntegrationGatewayMove(t *testing.T) {
 // resets, and only what isn't wanted goes then. The routes outlive Close.
 func TestIntegrationGatewayRestart(t *testing.T) {
 	g := newGatewayHost(t)
-	stale(g.Host, "10.0.1.0/24", "10.66.0.2")
-	stale(g.Host, "10.0.3.0/24", "10.66.0.9")
-	stale(g.Host, "10.0.9.0/24", "10.66.0.9")
+	testhost.StaleRoute(g.Host, "10.0.1.0/24", "10.66.0.2")
+	testhost.StaleRoute(g.Host, "10.0.3.0/24", "10.66.0.9")
+	testhost.StaleRoute(g.Host, "10.0.9.0/24", "10.66.0.9")
 	left := []string{route1, "10.0.3.0/24 via 10.66.0.9", "10.0.9.0/24 via 10.66.0.9"}
 	gone := watchRoutes(t, g.Host)
 	for range 2 {
@@ -315,55 +309,15 @@ func TestIntegrationGatewayForeignRoute(t *testing.T) {
 	}
 }
 
-// By kernel routes on-link peers never come to the device; Close leaves none,
-// those of an earlier run included.
-func TestIntegrationDirectRoute(t *testing.T) {
-	n := newNeighbours(t, DirectRoute, 1)
-	stale(n.a, "10.0.9.0/24", "10.66.0.9")
-	testhost.Must(t, n.ReplacePeers([]Peer{n.peer}))
-	n.start()
-	n.awaitPath("direct via eth0")
-	testhost.Await(t, "the route", func() bool { return len(n.a.Routes()) == 1 })
-	n.a.ExpectRoutes(route2)
-	packet := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100)
-	n.queue.Send(t, packet) // one that was on its way
-	n.expect(n.eth0, true, packet)
-
-	testhost.Must(t, n.UpdatePeers(nil, []netip.Prefix{netip.MustParsePrefix("10.0.2.9/24")}))
-	n.a.ExpectRoutes()
-	testhost.Must(t, n.UpdatePeers([]Peer{n.peer}, nil))
-	testhost.Await(t, "the route", func() bool { return len(n.a.Routes()) == 1 })
-	stale(n.a, "10.0.9.0/24", "10.66.0.9")
-	testhost.Must(t, n.ReplacePeers([]Peer{n.peer, {netip.MustParsePrefix("10.0.3.0/24"), netip.MustParseAddr("10.66.0.3"), testMAC(3)}}))
-	testhost.Must(t, n.Close())
-	n.a.ExpectRoutes()
-	testhost.Must(t, n.UpdatePeers([]Peer{n.peer}, nil))
-	testhost.Must(t, n.ReplacePeers([]Peer{n.peer}))
-	n.a.ExpectRoutes()
-}
-
-// A watcher that fails takes the routes with it: all goes by VXLAN.
-func TestIntegrationDirectRouteGiveUp(t *testing.T) {
-	n := newNeighbours(t, DirectRoute, 1)
-	n.start()
-	n.awaitPath("direct via eth0")
-	testhost.Await(t, "the route", func() bool { return len(n.a.Routes()) == 1 })
-	n.paths.giveUp()
-	n.a.ExpectRoutes()
-	if p := n.Path(n.peer.Subnet); p.Direct {
-		t.Errorf("the path is %v", p)
-	}
-}
-
 // Close leaves no descriptor, whether anything ran or not.
 func TestIntegrationDirectLeavesNoDescriptor(t *testing.T) {
 	m := testhost.New(t)
 	m.Address("lo", "10.66.0.1/32")
 	for name, cycle := range map[string]func() error{
-		"socket": func() error { return listenAndClose(DirectSocket) },
-		"route":  func() error { return listenAndClose(DirectRoute) },
+		"socket": func() error { return openAndClose(onlink.Socket) },
+		"route":  func() error { return openAndClose(onlink.Route) },
 		"gateway": func() error {
-			g, err := OpenGateway(GatewayConfig{Link: "lo"})
+			g, err := Open(Config{Link: "lo"})
 			if err != nil {
 				return err
 			}
@@ -380,10 +334,10 @@ func TestIntegrationDirectLeavesNoDescriptor(t *testing.T) {
 	}
 }
 
-func listenAndClose(mode DirectMode) error {
-	u, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: 2, Direct: mode})
+func openAndClose(mode onlink.Mode) error {
+	p, err := onlink.Open(onlink.Config{Mode: mode, Workers: 2})
 	if err != nil {
 		return err
 	}
-	return errors.Join(u.Close(), u.Close())
+	return errors.Join(p.Close(), p.Close())
 }

@@ -1,4 +1,4 @@
-package tunnel
+package onlink
 
 import (
 	"errors"
@@ -16,7 +16,7 @@ type routeChanges struct {
 
 // settle makes a subnet's route what its host's path says. As long as nobody
 // has looked at the path, a route that is there stays.
-func (c *routeChanges) settle(h *hop, subnet netip.Prefix) {
+func (c *routeChanges) set(h *Hop, subnet netip.Prefix) {
 	switch {
 	case !h.known:
 	case h.path.Direct:
@@ -27,7 +27,7 @@ func (c *routeChanges) settle(h *hop, subnet netip.Prefix) {
 }
 
 // applyLocked puts changes in force.
-func (p *paths) applyLocked(c routeChanges) {
+func (p *Paths) applyLocked(c routeChanges) {
 	if p.routes == nil || p.closed || len(c.add)+len(c.remove) == 0 {
 		return
 	}
@@ -37,17 +37,9 @@ func (p *paths) applyLocked(c routeChanges) {
 	p.reportLocked(p.routes.Update(c.add, c.remove))
 }
 
-// limit leaves kernel routes alone that lead into no network of ours: another
-// router or gateway may keep them.
-func (p *paths) limit(networks []netip.Prefix) {
-	if p.routes != nil {
-		p.routes.Limit(networks...)
-	}
-}
-
 // removeStaleLocked removes routes that nobody wants any more, as soon as it is
 // known which are wanted: those of an earlier run carry packets until then.
-func (p *paths) removeStaleLocked() {
+func (p *Paths) removeStaleLocked() {
 	if !p.stale || p.closed {
 		return
 	}
@@ -57,7 +49,7 @@ func (p *paths) removeStaleLocked() {
 			return
 		}
 		for subnet := range h.subnets {
-			c.settle(h, subnet)
+			c.set(h, subnet)
 		}
 	}
 	p.stale = false
@@ -65,7 +57,7 @@ func (p *paths) removeStaleLocked() {
 }
 
 // restore puts back what somebody removed or altered.
-func (p *paths) restore() {
+func (p *Paths) restore() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -80,7 +72,7 @@ func (p *paths) restore() {
 
 // reportLocked tells of routes that can't be there, once each, and of those that
 // can again.
-func (p *paths) reportLocked(err error) {
+func (p *Paths) reportLocked(err error) {
 	failed := map[netip.Prefix]string{}
 	var fresh []*kroute.Error
 	for _, err := range parts(err) {
@@ -97,11 +89,11 @@ func (p *paths) reportLocked(err error) {
 	}
 	healed := p.healedLocked(failed)
 	maps.Copy(p.failed, failed)
-	p.tellRoutes(fresh, healed)
+	p.logRoutes(fresh, healed)
 }
 
 // healedLocked forgets failures of routes that are there now, and returns those.
-func (p *paths) healedLocked(failed map[netip.Prefix]string) (healed []kroute.Route) {
+func (p *Paths) healedLocked(failed map[netip.Prefix]string) (healed []kroute.Route) {
 	if len(p.failed) == 0 {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package tunnel
+package onlink
 
 import (
 	"context"
@@ -9,34 +9,34 @@ import (
 	"uvxlan/tunnel/kroute"
 )
 
-// manyTurns is how many hosts or routes may change at once, each with a line in
+// manyChanges is how many hosts or routes may change at once, each with a line in
 // the log. Of more there is one line, and theirs are for debugging.
-const manyTurns = 20
+const manyChanges = 20
 
-// turn is a host that came to another path, and the one before; or a subnet that
+// change is a host that came to another path, and the one before; or a subnet that
 // came to a host.
-type turn struct {
-	hop    *hop
+type change struct {
+	hop    *Hop
 	before Path
 	only   netip.Prefix // of the host's subnets, if valid
 }
 
 // notable tells a turn that changes how packets travel.
-func (t turn) notable() bool { return t.hop.path.Direct || t.before.Direct || t.hop.path.Unreachable }
+func (t change) notable() bool { return t.hop.path.Direct || t.before.Direct || t.hop.path.Unreachable }
 
 // turnLocked records a path, and adds it to turns if it is another than before.
-func (p *paths) turnLocked(turns []turn, h *hop, path Path) []turn {
+func (p *Paths) recordLocked(turns []change, h *Hop, path Path) []change {
 	if h.path.same(path) {
 		return turns
 	}
 	path.Since = time.Now()
 	before := h.path
 	h.path = path
-	return append(turns, turn{hop: h, before: before})
+	return append(turns, change{hop: h, before: before})
 }
 
 // tellLocked logs turns that happened at once.
-func (p *paths) tellLocked(turns []turn) {
+func (p *Paths) logLocked(turns []change) {
 	var direct, vxlan, unreachable int
 	for _, t := range turns {
 		switch {
@@ -48,19 +48,19 @@ func (p *paths) tellLocked(turns []turn) {
 			vxlan++
 		}
 	}
-	many := direct+vxlan+unreachable > manyTurns
+	many := direct+vxlan+unreachable > manyChanges
 	if many && p.alone {
 		p.log.Info("paths changed", "direct", direct, "unreachable", unreachable)
 	} else if many {
 		p.log.Info("paths changed", "direct", direct, "vxlan", vxlan)
 	}
 	for _, t := range turns {
-		p.tellOne(t, many)
+		p.logOne(t, many)
 	}
 }
 
 // tellOne logs a host's turn, for each subnet behind it.
-func (p *paths) tellOne(t turn, many bool) {
+func (p *Paths) logOne(t change, many bool) {
 	level := slog.LevelInfo
 	switch {
 	case many || !t.notable():
@@ -89,13 +89,13 @@ func (p *paths) tellOne(t turn, many bool) {
 }
 
 // tellRoutes logs which routes can't be there and which can again.
-func (p *paths) tellRoutes(failed []*kroute.Error, healed []kroute.Route) {
+func (p *Paths) logRoutes(failed []*kroute.Error, healed []kroute.Route) {
 	bad, good := slog.LevelWarn, slog.LevelInfo
-	if len(failed) > manyTurns {
+	if len(failed) > manyChanges {
 		bad = slog.LevelDebug
 		p.log.Warn("no routes to peers", "count", len(failed), "error", failed[0])
 	}
-	if len(healed) > manyTurns {
+	if len(healed) > manyChanges {
 		good = slog.LevelDebug
 		p.log.Info("routes to peers are there now", "count", len(healed))
 	}

@@ -1,4 +1,4 @@
-package tunnel
+package onlink
 
 import (
 	"bytes"
@@ -12,13 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/encap"
 	"uvxlan/tunnel/nexthop"
 )
 
 // followed are paths by packet socket whose watcher doesn't run: the test says
 // what it finds.
 type followed struct {
-	*paths
+	*Paths
 	t   *testing.T
 	log *bytes.Buffer
 }
@@ -27,17 +28,20 @@ func follow(t *testing.T, level slog.Level) *followed {
 	t.Helper()
 	f := &followed{t: t, log: &bytes.Buffer{}}
 	var err error
-	f.paths, err = openPaths(DirectSocket, slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: level})))
+	f.Paths, err = Open(Config{Mode: Socket, Sockets: []int{}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.Attach(Settings{Logger: slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: level}))})
 	t.Cleanup(func() {
-		if err := errors.Join(f.clear(), f.clear(), f.close()); err != nil {
+		if err := errors.Join(f.Close(), f.Close(), f.Release()); err != nil {
 			t.Error(err)
 		}
 	})
 	return f
 }
+
+func mac(n byte) encap.MAC { return encap.MAC{2, 0, 0, 0, 0, n} }
 
 func underlayOf(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, byte(n >> 8), byte(n)}) }
 
@@ -46,28 +50,28 @@ func subnetOf(n int) netip.Prefix {
 }
 
 // behind are subnets behind host n.
-func behind(n int, subnets ...int) (members []member) {
+func behind(n int, subnets ...int) (members []Member) {
 	for _, s := range subnets {
-		members = append(members, member{subnetOf(s), underlayOf(n)})
+		members = append(members, Member{subnetOf(s), underlayOf(n)})
 	}
 	return members
 }
 
-var onLinkHop = nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: testMAC(0xa), MAC: testMAC(0xb)}
+var onLinkHop = nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: mac(0xa), MAC: mac(0xb)}
 
 // found tells the paths of a host.
 func (f *followed) found(n int, next nexthop.Hop) {
-	f.changed([]nexthop.Change{{Addr: underlayOf(n), Hop: next}})
+	f.Found([]nexthop.Change{{Addr: underlayOf(n), Hop: next}})
 }
 
 func (f *followed) expect(subnet int, want string) {
 	f.t.Helper()
-	p := f.path(subnetOf(subnet))
+	p := f.Path(subnetOf(subnet))
 	if p.String() != want {
 		f.t.Errorf("subnet %d: %q, want %q", subnet, p, want)
 	}
-	if h := f.hop(f.owners[subnetOf(subnet)]); (h.direct() != nil) != p.Direct {
-		f.t.Errorf("subnet %d: %q, but its link is %v", subnet, p, h.direct())
+	if h := f.Hop(f.owners[subnetOf(subnet)]); (h.Direct() != nil) != p.Direct {
+		f.t.Errorf("subnet %d: %q, but its link is %v", subnet, p, h.Direct())
 	}
 }
 
@@ -79,7 +83,7 @@ func TestPathString(t *testing.T) {
 		"vxlan: no route":             {Reason: "no route"},
 		"unreachable: no route":       {Reason: "no route", Unreachable: true},
 		"direct via eth0":             {Direct: true, Link: "eth0"},
-		direct7:                       {Direct: true, Link: "eth0", MAC: testMAC(0xb)},
+		direct7:                       {Direct: true, Link: "eth0", MAC: mac(0xb)},
 		"unreachable":                 {Unreachable: true},
 		"vxlan: onLinkHop unresolved": {Reason: "onLinkHop unresolved", Since: time.Now()},
 	} {
@@ -92,7 +96,7 @@ func TestPathString(t *testing.T) {
 func TestPathsFollowHops(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
 	f.mtu, f.only = 1450, "eth0"
-	f.replace(behind(1, 1))
+	f.Replace(behind(1, 1))
 	f.expect(1, "vxlan: not looked at yet")
 	changed := func(edit func(*nexthop.Hop)) nexthop.Hop {
 		h := onLinkHop
@@ -104,8 +108,8 @@ func TestPathsFollowHops(t *testing.T) {
 		want string
 	}{
 		{onLinkHop, direct7},
-		{changed(func(h *nexthop.Hop) { h.MAC = testMAC(0xc) }), "direct via eth0 02:00:00:00:00:0c"},
-		{changed(func(h *nexthop.Hop) { h.MAC, h.Reason = testMAC(0), "onLinkHop failed"; h.MAC = [6]byte{} }), "vxlan: onLinkHop failed"},
+		{changed(func(h *nexthop.Hop) { h.MAC = mac(0xc) }), "direct via eth0 02:00:00:00:00:0c"},
+		{changed(func(h *nexthop.Hop) { h.MAC, h.Reason = mac(0), "onLinkHop failed"; h.MAC = [6]byte{} }), "vxlan: onLinkHop failed"},
 		{changed(func(h *nexthop.Hop) { h.MTU = 1450 }), direct7},
 		{changed(func(h *nexthop.Hop) { h.MTU = 1449 }), "vxlan: the MTU of eth0 is 1449, below the overlay's 1450"},
 		{changed(func(h *nexthop.Hop) { h.Link = "eth1" }), "vxlan: on-link via eth1, not via eth0"},
@@ -115,52 +119,52 @@ func TestPathsFollowHops(t *testing.T) {
 		f.found(1, c.next)
 		f.expect(1, c.want)
 	}
-	since := f.path(subnetOf(1)).Since
+	since := f.Path(subnetOf(1)).Since
 	f.found(1, onLinkHop)
-	if f.path(subnetOf(1)).Since != since {
+	if f.Path(subnetOf(1)).Since != since {
 		t.Error("a change that changed nothing counts")
 	}
 	f.found(2, onLinkHop) // of nobody
-	if p := f.path(subnetOf(2)); p != (Path{}) {
+	if p := f.Path(subnetOf(2)); p != (Path{}) {
 		t.Errorf("a stranger has a path: %v", p)
 	}
 }
 
 // tracked are the addresses that the watcher has been told.
-func (f *followed) known(n int) bool { return f.hop(underlayOf(n)) != nil }
+func (f *followed) known(n int) bool { return f.Hop(underlayOf(n)) != nil }
 
 func TestPathsMembers(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
-	f.replace(append(behind(1, 1, 2), behind(2, 3)...))
+	f.Replace(append(behind(1, 1, 2), behind(2, 3)...))
 	f.found(1, onLinkHop)
 	f.expect(1, direct7)
 	f.expect(2, direct7)
 	f.expect(3, "vxlan: not looked at yet")
-	one := f.hop(underlayOf(1))
+	one := f.Hop(underlayOf(1))
 
-	f.update(behind(2, 2), nil) // moves
+	f.Update(behind(2, 2), nil) // moves
 	f.expect(1, direct7)
 	f.expect(2, "vxlan: not looked at yet")
-	f.update(behind(1, 2), nil) // and back
+	f.Update(behind(1, 2), nil) // and back
 	f.expect(2, direct7)
-	f.update(behind(1, 1), []netip.Prefix{subnetOf(1), subnetOf(9)}) // removed and added
+	f.Update(behind(1, 1), []netip.Prefix{subnetOf(1), subnetOf(9)}) // removed and added
 	f.expect(1, direct7)
-	f.update(behind(1, 1, 2), []netip.Prefix{subnetOf(1), subnetOf(2)}) // all of a host
+	f.Update(behind(1, 1, 2), []netip.Prefix{subnetOf(1), subnetOf(2)}) // all of a host
 	f.expect(1, direct7)
-	if f.hop(underlayOf(1)) != one {
+	if f.Hop(underlayOf(1)) != one {
 		t.Error("a host that stays is another")
 	}
-	f.update(append(behind(1, 3), behind(2, 1, 2)...), nil) // hosts change places
+	f.Update(append(behind(1, 3), behind(2, 1, 2)...), nil) // hosts change places
 	f.expect(1, "vxlan: not looked at yet")
 	f.expect(3, direct7)
 
-	f.update(nil, []netip.Prefix{subnetOf(3)})
-	if f.known(1) || f.path(subnetOf(3)) != (Path{}) {
+	f.Update(nil, []netip.Prefix{subnetOf(3)})
+	if f.known(1) || f.Path(subnetOf(3)) != (Path{}) {
 		t.Error("a host without subnets is still there")
 	}
-	f.update(behind(1, 3), nil)
+	f.Update(behind(1, 3), nil)
 	f.expect(3, "vxlan: not looked at yet")
-	f.replace(nil)
+	f.Replace(nil)
 	if f.known(1) || f.known(2) || len(f.owners) != 0 {
 		t.Error("not empty")
 	}
@@ -170,10 +174,10 @@ func TestPathsMembers(t *testing.T) {
 func TestPathsMappedAddress(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
 	mapped := netip.AddrFrom16(underlayOf(1).As16())
-	f.replace([]member{{subnetOf(1), mapped}})
+	f.Replace([]Member{{subnetOf(1), mapped}})
 	f.found(1, onLinkHop)
 	f.expect(1, direct7)
-	if f.hop(mapped) == nil {
+	if f.Hop(mapped) == nil {
 		t.Error("an entry with that address has no hop")
 	}
 }
@@ -182,12 +186,12 @@ func TestPathsMappedAddress(t *testing.T) {
 // again.
 func TestPathsRefusal(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
-	f.replace(behind(1, 1))
+	f.Replace(behind(1, 1))
 	f.found(1, onLinkHop)
-	h := f.hop(underlayOf(1))
-	rest := shortestRest
+	h := f.Hop(underlayOf(1))
+	rest := minRetry
 	for range 10 {
-		h.refuse(h.direct(), unix.EMSGSIZE)
+		h.refuse(h.Direct(), unix.EMSGSIZE)
 		f.expect(1, "vxlan: eth0 takes no frames: message too long")
 		if !f.inUse(h.addr) || f.inUse(h.addr) {
 			t.Error("use isn't told once")
@@ -200,16 +204,16 @@ func TestPathsRefusal(t *testing.T) {
 		f.expect(1, "vxlan: eth0 takes no frames: message too long")
 		f.retryLocked(h, h.retry)
 		f.expect(1, direct7)
-		rest = min(2*rest, longestRest)
+		rest = min(2*rest, maxRetry)
 	}
-	h.refuse(h.direct(), unix.EMSGSIZE)
+	h.refuse(h.Direct(), unix.EMSGSIZE)
 	f.inUse(h.addr)
 	f.found(1, onLinkHop)
 	f.expect(1, direct7)
 	if h.wait != 0 || !h.retry.IsZero() {
 		t.Error("a change doesn't begin anew")
 	}
-	h.refuse(h.direct(), unix.EMSGSIZE)
+	h.refuse(h.Direct(), unix.EMSGSIZE)
 	f.found(1, nexthop.Hop{Reason: "no route"})
 	f.inUse(h.addr)
 	f.expect(1, "vxlan: no route")
@@ -218,7 +222,7 @@ func TestPathsRefusal(t *testing.T) {
 // Without a watcher that runs there is only VXLAN.
 func TestPathsGiveUp(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
-	f.replace(behind(1, 1))
+	f.Replace(behind(1, 1))
 	f.found(1, onLinkHop)
 	f.giveUp()
 	f.expect(1, "vxlan: the underlay can't be followed")
@@ -232,7 +236,7 @@ func TestPathsTellOfManyTogether(t *testing.T) {
 		for i := range n {
 			changes = append(changes, nexthop.Change{Addr: underlayOf(i), Hop: next})
 		}
-		f.changed(changes)
+		f.Found(changes)
 	}
 	lines := func(f *followed) (lines []string) {
 		for line := range strings.Lines(f.log.String()) {
@@ -242,7 +246,7 @@ func TestPathsTellOfManyTogether(t *testing.T) {
 		f.log.Reset()
 		return lines
 	}
-	all := func(n int) (members []member) {
+	all := func(n int) (members []Member) {
 		for i := range n {
 			members = append(members, behind(i, i)...)
 		}
@@ -260,16 +264,16 @@ func TestPathsTellOfManyTogether(t *testing.T) {
 		{hosts, false, []nexthop.Hop{onLinkHop, lost}, `INFO msg="paths changed" direct=0 vxlan=10000`, ""},
 		{hosts, false, []nexthop.Hop{lost}, "", ""}, // nothing changed for packets
 		{hosts, true, []nexthop.Hop{lost}, `INFO msg="paths changed" direct=0 unreachable=10000`, ""},
-		{manyTurns + 1, true, []nexthop.Hop{onLinkHop}, `INFO msg="paths changed" direct=21 unreachable=0`, ""},
-		{manyTurns, false, []nexthop.Hop{onLinkHop}, "", "INFO msg=\"peer is direct now\""},
-		{manyTurns, false, []nexthop.Hop{onLinkHop, lost}, "", "INFO msg=\"peer is back to vxlan\""},
-		{manyTurns, true, []nexthop.Hop{lost}, "", "ERROR msg=\"peer can't be reached\""},
+		{manyChanges + 1, true, []nexthop.Hop{onLinkHop}, `INFO msg="paths changed" direct=21 unreachable=0`, ""},
+		{manyChanges, false, []nexthop.Hop{onLinkHop}, "", "INFO msg=\"peer is direct now\""},
+		{manyChanges, false, []nexthop.Hop{onLinkHop, lost}, "", "INFO msg=\"peer is back to vxlan\""},
+		{manyChanges, true, []nexthop.Hop{lost}, "", "ERROR msg=\"peer can't be reached\""},
 	} {
 		name := fmt.Sprintf("%d hosts, alone: %t, %d changes", c.hosts, c.alone, len(c.next))
 		for _, level := range []slog.Level{slog.LevelInfo, slog.LevelDebug} {
 			f := follow(t, level)
 			f.alone = c.alone
-			f.replace(all(c.hosts))
+			f.Replace(all(c.hosts))
 			for _, next := range c.next {
 				lines(f)
 				turnAll(f, c.hosts, next)

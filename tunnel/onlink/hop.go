@@ -1,4 +1,4 @@
-package tunnel
+package onlink
 
 import (
 	"net/netip"
@@ -8,12 +8,12 @@ import (
 	"uvxlan/tunnel/nexthop"
 )
 
-// hop is the way to one host of the underlay, shared by all peers behind it.
+// Hop is the way to one host of the underlay, shared by all peers behind it.
 // Workers read the link and leave word of what they used and what was refused;
 // paths decides.
-type hop struct {
+type Hop struct {
 	addr    netip.Addr                // immutable
-	link    atomic.Pointer[neighbour] // nil: by VXLAN
+	link    atomic.Pointer[Neighbour] // nil: by VXLAN
 	used    atomic.Bool               // packets went to the host, by either path
 	refusal atomic.Pointer[refusal]
 
@@ -29,8 +29,8 @@ type hop struct {
 // refusal is why the kernel took no frame for a link.
 type refusal struct{ err error }
 
-// direct is the link to send frames by, nil for VXLAN.
-func (h *hop) direct() *neighbour {
+// Sender is the link to send frames by, nil for VXLAN.
+func (h *Hop) Direct() *Neighbour {
 	if h == nil {
 		return nil
 	}
@@ -41,7 +41,7 @@ func (h *hop) direct() *neighbour {
 }
 
 // refuse takes the host off the link, unless it is on another by now.
-func (h *hop) refuse(l *neighbour, err error) {
+func (h *Hop) refuse(l *Neighbour, err error) {
 	if h.link.CompareAndSwap(l, nil) {
 		h.refusal.Store(&refusal{err})
 	}
