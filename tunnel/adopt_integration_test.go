@@ -99,7 +99,7 @@ func (v *vtep) handOver(direct onlink.Mode) {
 	released := time.Since(begin)
 	testhost.Must(v.T, v.router.Close()) // has nothing to close
 	u := testhost.Inside(v.Host, func() (*Underlay, error) {
-		return AdoptUnderlay(given.Sockets, UnderlayConfig{Offloads: offload.All})
+		return AdoptUnderlay(given.Sockets.UDP, offload.All)
 	})
 	d, err := device.Adopt(given.Queues, offload.All)
 	testhost.Must(v.T, err)

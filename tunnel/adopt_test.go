@@ -39,7 +39,7 @@ func TestAdoptedUnderlay(t *testing.T) {
 			local, err := boundTo(s.UDP[0].Receive[0])
 			testhost.Must(t, err)
 			n := local.Addr().As4()[3]
-			u, err := AdoptUnderlay(s, UnderlayConfig{Offloads: offload.All})
+			u, err := AdoptUnderlay(s.UDP, offload.All)
 			testhost.Must(t, err)
 			device := testhost.NewMemoryDevice(t, 1, 0)
 			r, err := New(device, u, Config{VNI: testVNI, Port: port, MAC: testMAC(n), MTU: 1450})
@@ -108,7 +108,7 @@ func TestAdoptRefusesSockets(t *testing.T) {
 		"one family twice":         {UDP: []UDPSockets{{Receive: []int{alone}}, {Receive: []int{other}}}},
 		"a descriptor that is not": udp([]int{1 << 20}),
 	} {
-		u, err := AdoptUnderlay(sockets, UnderlayConfig{})
+		u, err := AdoptUnderlay(sockets.UDP, 0)
 		if u != nil || !errors.Is(err, ErrUnfit) {
 			t.Errorf("%s: %v", name, err)
 		}

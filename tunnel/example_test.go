@@ -82,8 +82,8 @@ func ExampleNew_adoptedDevice() {
 
 // A runtime without privileges, whose sockets somebody else has opened.
 func ExampleAdoptUnderlay() {
-	inherited := tunnel.Sockets{UDP: []tunnel.UDPSockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}}
-	underlay, err := tunnel.AdoptUnderlay(inherited, tunnel.UnderlayConfig{Offloads: offload.All})
+	inherited := []tunnel.UDPSockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}
+	underlay, err := tunnel.AdoptUnderlay(inherited, offload.All)
 	if errors.Is(err, tunnel.ErrUnfit) {
 		slog.Error("one of the sockets isn't what it should be", "error", err)
 	}
@@ -106,7 +106,7 @@ func ExampleRouter_Release() {
 		if err != nil {
 			return nil, err
 		}
-		underlay, err := tunnel.AdoptUnderlay(given.Sockets, tunnel.UnderlayConfig{Offloads: offload.All})
+		underlay, err := tunnel.AdoptUnderlay(given.Sockets.UDP, offload.All)
 		if err != nil {
 			return nil, errors.Join(err, device.Close())
 		}

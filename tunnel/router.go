@@ -130,7 +130,6 @@ func New(dev device.Device, u *Underlay, c Config) (*Router, error) {
 		config: c, device: dev, underlay: u, reach: u.reach(), paths: c.OnLink, peers: newPeerTable(),
 		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 	}
-	u.fewPorts.tell(r.log)
 	if r.paths != nil {
 		r.paths.Attach(onlink.Settings{MTU: c.MTU, Networks: c.Networks, Logger: c.Logger})
 	}

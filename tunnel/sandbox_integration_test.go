@@ -93,7 +93,7 @@ func playRuntime() error {
 	if err != nil {
 		return err
 	}
-	underlay, err := AdoptUnderlay(Sockets{UDP: []UDPSockets{sockets}}, UnderlayConfig{Offloads: offload.All})
+	underlay, err := AdoptUnderlay([]UDPSockets{sockets}, offload.All)
 	if err != nil {
 		return err
 	}

@@ -93,9 +93,9 @@ func (u *Underlay) countPorts(c UnderlayConfig) {
 	}
 }
 
-// tell warns of them, if there are.
-func (f fewPorts) tell(log *slog.Logger) {
-	if f.ports < f.wanted {
+// LogFewPorts warns if there are fewer source ports than wanted.
+func (u *Underlay) LogFewPorts(log *slog.Logger) {
+	if f := u.fewPorts; f.ports < f.wanted {
 		log.Warn("packets leave from few source ports, by which the network and the peers spread the flows: widen "+localRange,
 			"ports", f.ports, "wanted", f.wanted, "range", strings.Join(strings.Fields(readSysctl(localRange)), "-"))
 	}

@@ -81,7 +81,7 @@ func TestIntegrationNarrowPortRange(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			u.fewPorts.tell(slog.New(slog.NewTextHandler(&log, nil)))
+			u.LogFewPorts(slog.New(slog.NewTextHandler(&log, nil)))
 			for _, f := range []family.Family{family.IPv4, family.IPv6} {
 				if ports := portsOf(t, u, f); len(ports) != c.want || c.receivers != (ports[0] == vxlan) {
 					t.Errorf("family %d sends from %v", f, ports)

@@ -16,10 +16,6 @@ import (
 	"uvxlan/tunnel/onlink"
 )
 
-// ErrUnderlayGone says that a receiving socket is of no more use, as when it
-// was destroyed from outside (ss -K).
-var ErrUnderlayGone = errors.New("the underlay's socket is gone")
-
 // worker moves packets between one queue of the device and its sockets,
 // in both directions, on a thread of its own. One thread for both saves half
 // the wake-ups: an answer is often there by the time a packet was delivered.

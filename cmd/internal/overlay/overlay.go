@@ -251,10 +251,11 @@ func (v *Overlay) listen() (err error) {
 	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
 		Address: local, AddressV6: localV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
 	})
-	if err == nil {
-		err = v.follow(nil)
+	if err != nil {
+		return err
 	}
-	return err
+	v.underlay.LogFewPorts(v.log)
+	return v.follow(nil)
 }
 
 // follow opens what keeps on-link peers on a direct path, with the packet sockets

@@ -45,7 +45,7 @@ func (v *Overlay) adopt(e *handover.State) (err error) {
 	}
 	v.driver, v.workers = device.DriverOf(v.device), len(v.device.Queues())
 	left = without(left, e.Tunnel.Queues)
-	if v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets, tunnel.UnderlayConfig{Offloads: v.opts.Offloads}); err != nil {
+	if v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets.UDP, v.opts.Offloads); err != nil {
 		return err
 	}
 	left = e.Tunnel.Sockets.Packet

@@ -1,0 +1,80 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"uvxlan/tunnel/device"
+)
+
+// Sockets are descriptors of open sockets, which may be of another network
+// namespace than the caller's; see [AdoptUnderlay].
+type Sockets struct {
+	// UDP are the sockets of one address family, or of IPv4 and of IPv6.
+	UDP []UDPSockets `json:"udp"`
+	// Packet are packet sockets (packet(7)) with PACKET_VNET_HDR, one for each
+	// queue of the device; see [onlink.Config].
+	Packet []int `json:"packet,omitempty"`
+}
+
+// Descriptors are those of a router, in the order of its workers.
+type Descriptors struct {
+	// Queues are for [device.Adopt].
+	Queues []int `json:"queues"`
+	// Sockets are for [AdoptUnderlay].
+	Sockets Sockets `json:"sockets"`
+}
+
+// ErrNotReleased says that a device's descriptors are of no use to [device.Adopt].
+var ErrNotReleased = errors.New("a device of this driver can't be handed over")
+
+// Release ends Run like Close, between two packets, but closes neither device nor
+// sockets and removes no route: they are the caller's, to be adopted by another
+// router, in this process or in another one. Until then packets wait in the
+// kernel's queues. It returns [ErrNotReleased] for a device of another driver than
+// [device.DriverNative], and [ErrClosed] on a closed router; then nothing has happened.
+func (r *Router) Release() (Descriptors, error) {
+	r.mu.Lock()
+	d, err := r.descriptorsLocked()
+	if err != nil {
+		r.mu.Unlock()
+		return Descriptors{}, fmt.Errorf("release router: %w", err)
+	}
+	r.closed, r.released = true, true // Close has nothing to close
+	r.mu.Unlock()
+	// First, since it takes some time; meanwhile the paths are as they are.
+	err = r.paths.Release()
+	for _, w := range r.workers {
+		w.halt()
+	}
+	r.running.Wait()
+	if err := errors.Join(err, r.closeWorkers()); err != nil {
+		r.log.Warn("release router", "error", err)
+	}
+	return d, nil
+}
+
+// Descriptors are those that Release would return, for a process that is to inherit
+// them before. They stay the router's. The errors are Release's.
+func (r *Router) Descriptors() (Descriptors, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.descriptorsLocked()
+}
+
+func (r *Router) descriptorsLocked() (Descriptors, error) {
+	if r.closed {
+		return Descriptors{}, ErrClosed
+	}
+	queues, ok := device.Descriptors(r.device)
+	if !ok {
+		return Descriptors{}, ErrNotReleased
+	}
+	d := Descriptors{Queues: queues}
+	d.Sockets.Packet = r.paths.Sockets()
+	for _, s := range r.underlay.sockets {
+		if s != nil {
+			d.Sockets.UDP = append(d.Sockets.UDP, s.descriptors())
+		}
+	}
+	return d, nil
+}
