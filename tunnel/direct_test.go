@@ -37,8 +37,8 @@ func onLink(t *testing.T, n byte, to sockaddr) (*onlink.Paths, *entry) {
 	return paths, e
 }
 
-// arena is a packet behind its headroom.
-func arena(packet []byte) []byte { return slices.Concat(make([]byte, headroom), packet) }
+// withHeadroom is a packet behind its headroom.
+func withHeadroom(packet []byte) []byte { return slices.Concat(make([]byte, headroom), packet) }
 
 // diversion is a sending half whose packet socket refuses everything, and what
 // its peers receive.
@@ -49,7 +49,7 @@ func diversion(t *testing.T, joinUDP bool) (*outbound, *onlink.Paths, *net.UDPCo
 	table := newPeerTable()
 	table.replace([]*entry{e})
 	var c counters
-	o := newOutbound(nil, table, [family.Count][]*sender{family.IPv4: {s}}, onlink.NewSender(-1, joinUDP, 1450), newLocal(&Config{}), &c)
+	o := newOutbound(nil, table, [family.Count][]*sender{family.IPv4: {s}}, onlink.NewSender(-1, joinUDP, 1450), newLocal(&Config{}), newArena(t, outboundMemory), &c)
 	return o, paths, conn
 }
 
@@ -92,10 +92,10 @@ func TestDirectDiverts(t *testing.T) {
 		for i, size := range []int{100, 100, 100, 100, 99, 100} {
 			p := numberedPacket(i, size)
 			udp = append(udp, bytes.Clone(p))
-			o.forward(o.table.load(), arena(p), encap.Offload{})
+			o.forward(o.table.load(), withHeadroom(p), encap.Offload{})
 		}
 		super := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 7, 3000)
-		o.forward(o.table.load(), arena(super), testhost.Superpacket(1000))
+		o.forward(o.table.load(), withHeadroom(super), testhost.Superpacket(1000))
 		o.finish(7)
 		for range 9 {
 			if p := received(t, conn); p[9] == encap.ProtoUDP {
@@ -121,9 +121,9 @@ func TestDirectDiverts(t *testing.T) {
 func TestDirectKeepsOrderWhenLinkGoes(t *testing.T) {
 	o, paths, conn := diversion(t, false)
 	first, second := testhost.UDPPacket("10.0.1.9", "10.0.2.9", 100), testhost.UDPPacket("10.0.1.9", "10.0.2.9", 101)
-	o.forward(o.table.load(), arena(first), encap.Offload{})
+	o.forward(o.table.load(), withHeadroom(first), encap.Offload{})
 	paths.Found([]nexthop.Change{{Addr: netip.MustParseAddr("127.0.0.2"), Hop: nexthop.Hop{Reason: "gone"}}})
-	o.forward(o.table.load(), arena(second), encap.Offload{})
+	o.forward(o.table.load(), withHeadroom(second), encap.Offload{})
 	o.finish(2)
 	for i, w := range [][]byte{first, second} {
 		if got := received(t, conn); !bytes.Equal(got, w) {

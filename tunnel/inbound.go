@@ -8,14 +8,14 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/arena"
 	"uvxlan/tunnel/internal/family"
-	"uvxlan/tunnel/internal/mmsg"
 	"uvxlan/tunnel/offload"
 )
 
 // A packet's way in, in the order of the functions below:
 //
-//  1. drain receives as many messages as a socket has, up to a batch, in one call.
+//  1. drain receives as many messages as a socket has, up to a batch (inbox.go).
 //  2. receive splits a message into its datagrams: the kernel hands over those
 //     of one sender together.
 //  3. take checks the frame: our VNI, from a known peer, to our VTEP. Questions
@@ -26,23 +26,13 @@ import (
 //     flow to superpackets, and write hands each to the device in one call.
 
 const (
-	// rxBatch is the most messages received in one call, rxBytes what they may
-	// have together, judged by those before: a batch should stay in the cache
-	// until it is written.
-	rxBatch = 160
+	// rxBytes is what the messages of a batch may have together, judged by those
+	// before: it should stay in the cache until it is written.
 	rxBytes = 512 << 10
 	// bulk is the mean length of messages from which on the socket is looked at
 	// again before the batch is written: more of the same flow makes larger
 	// superpackets. Small packets are better delivered at once.
 	bulk = 16 << 10
-	// rxBuffer takes the longest datagram there is: a kernel on the same
-	// machine passes superpackets as one.
-	rxBuffer = 64 << 10
-	// rxStride is the distance of two buffers: at a power of two their first
-	// lines would contend for the same few places of the cache.
-	rxStride = rxBuffer + 2048 + 64
-	// rxControl holds the control messages we ask for.
-	rxControl = 64
 )
 
 // inbound is the receiving half of a worker.
@@ -60,11 +50,7 @@ type inbound struct {
 	frame     encap.Frame
 	coalescer *encap.Coalescer
 	single    single
-	msgs      [rxBatch]mmsg.Header
-	iovs      [rxBatch]unix.Iovec
-	names     [rxBatch]sockaddr
-	ctrl      [rxBatch][rxControl]byte
-	bufs      []byte
+	inbox     *inbox
 	reply     [family.Count]*sender
 	answer    answer
 	now       int64 // about, in nanoseconds of Unix time
@@ -79,25 +65,16 @@ type receiving struct {
 	limit int // messages of the next batch
 }
 
-func newInbound(c *Config, q device.Queue, granted offload.Set, t *peerTable, l *local, total *counters) *inbound {
+func newInbound(c *Config, q device.Queue, granted offload.Set, t *peerTable, l *local, memory *arena.Arena, total *counters) *inbound {
 	in := &inbound{
 		queue: q, table: t, local: l, total: total,
 		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
 		coalescer: encap.NewCoalescer(c.MTU),
-		bufs:      packetMemory(rxBatch * rxStride),
+		inbox:     newInbox(memory),
 	}
 	in.sockets = in.places[:0] // apart from what other workers write
 	in.coalescer.SetTCP(granted.Has(offload.TCP))
 	in.coalescer.SetUDP(granted.Has(offload.UDP))
-	for i := range in.msgs {
-		in.iovs[i].Base = &in.bufs[i*rxStride]
-		in.iovs[i].SetLen(rxBuffer)
-		h := &in.msgs[i].Hdr
-		h.Iov = &in.iovs[i]
-		h.SetIovlen(1)
-		h.Name = &in.names[i].raw[0]
-		h.Control = &in.ctrl[i][0]
-	}
 	return in
 }
 
@@ -123,18 +100,19 @@ func (in *inbound) drain() (load, error) {
 
 func (in *inbound) drainSocket(from *receiving) (load, error) {
 	n, bytes := 0, 0
-	for n < from.limit {
-		got, err := in.fill(n, from)
+	in.inbox.reset()
+	for n < from.limit && in.inbox.unused > 0 {
+		asked := min(from.limit-n, in.inbox.unused)
+		got, err := in.inbox.fill(from.fd, n, asked)
 		if err != nil && n == 0 {
 			return none, err
 		}
 		peers := in.table.load() // after the call: it has whoever was added before they sent
 		for i := range got {
-			in.receive(peers, n+i)
-			bytes += int(in.msgs[n+i].Len)
+			bytes += in.receive(peers, n+i)
 		}
 		n += got
-		if got == 0 || bytes < bulk*n {
+		if got == 0 || got < asked && bytes < bulk*n {
 			break
 		}
 	}
@@ -144,41 +122,26 @@ func (in *inbound) drainSocket(from *receiving) (load, error) {
 	in.write()
 	in.streak.addReceived(in.now)
 	in.total.add(&in.total.rx, &in.tally)
-	more := n == from.limit
+	more := n == from.limit || in.inbox.unused == 0
 	from.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
 	return loadOf(n, more), nil
-}
-
-// fill receives messages from the batch's first on, as many as there are; none
-// is no error.
-func (in *inbound) fill(first int, from *receiving) (int, error) {
-	batch := in.msgs[first:from.limit]
-	for i := range batch {
-		h := &batch[i].Hdr
-		h.Namelen = uint32(len(in.names[first+i].raw))
-		h.SetControllen(rxControl)
-	}
-	n, err := mmsg.Do(unix.SYS_RECVMMSG, from.fd, batch)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-		return 0, nil
-	}
-	return n, err
 }
 
 // accepted is no reason to drop.
 const accepted = dropReasons
 
 // receive takes message i of the batch: a datagram, or several of one sender
-// that the kernel put together.
-func (in *inbound) receive(peers *table, i int) {
-	h, data := &in.msgs[i].Hdr, in.bufs[i*rxStride:][:in.msgs[i].Len]
-	a := parseControl(in.ctrl[i][:h.Controllen])
-	in.source = source{from: in.names[i].addrPort().Addr(), ecn: a.ecn}
+// that the kernel put together. It returns the message's length.
+func (in *inbound) receive(peers *table, i int) (bytes int) {
+	data := in.inbox.message(i)
+	bytes = len(data)
+	a := parseControl(in.inbox.control(i))
+	in.source = source{from: in.inbox.names[i].addrPort().Addr(), ecn: a.ecn}
 	in.source.known = in.anySrc || peers.knows(in.source.from)
 	in.tally.messages++
-	if h.Flags&unix.MSG_TRUNC != 0 {
+	if in.inbox.truncated(i) {
 		in.tally.drop(DropTruncated)
-		return
+		return bytes
 	}
 	if a.segment == 0 {
 		a.segment = len(data)
@@ -191,6 +154,7 @@ func (in *inbound) receive(peers *table, i int) {
 		in.tally.datagrams++
 		data = data[n:]
 	}
+	return bytes
 }
 
 // source is what a message's datagrams have in common.

@@ -9,13 +9,14 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/arena"
 	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/onlink"
 )
 
 // A packet's way out, in the order of the functions below:
 //
-//  1. drain reads packets from the device's queue into the arena, one after the
+//  1. drain reads packets from the device's queue into memory, one after the
 //     other, until there are none or the batch is full. One of them may be a
 //     superpacket of up to 64 KiB.
 //  2. forward finds the peer whose subnet holds the destination, in the table as
@@ -31,14 +32,18 @@ import (
 // the packet joins the batch of the packet socket as it is (direct.go).
 
 const (
-	// txBatch is the most packets of a batch, txArena the bytes they may take
+	// txBatch is the most packets of a batch, txBytes the bytes they may take
 	// before the last: enough to spread a system call's cost, little enough to
 	// stay in the cache.
 	txBatch = 64
-	txArena = 512 << 10
-	// txHeaders is room for the segments' headers: of the arena's bytes at an
-	// ordinary MTU. A batch that needs more is sent in parts.
+	txBytes = 512 << 10
+	// txHeaders is room for the segments' headers: of txBytes at an ordinary MTU.
+	// A batch that needs more is sent in parts.
 	txHeaders = 64 << 10
+	// txPackets is room for a batch's packets, and outboundMemory what an outbound
+	// takes of the worker's arena.
+	txPackets      = txBytes + headroom + device.MaxPacket
+	outboundMemory = txPackets + txHeaders
 	// refusalPause is how long a worker sleeps after a batch in which the device
 	// gave nothing but errors, which may go on for as long as it likes.
 	refusalPause = time.Millisecond
@@ -54,9 +59,9 @@ type outbound struct {
 	direct    *onlink.Sender // nil unless on-link peers are sent to directly
 	diverted  []*entry       // the peers of its frames, by their tags
 	local     *local
-	arena     []byte
-	headers   []byte
-	used      int // of headers
+	packets   []byte // the batch's, each behind its headroom
+	headers   []byte // of segments
+	used      int    // of headers
 	segmenter encap.Segmenter
 	parts     [1][]byte
 	answer    [encap.MaxICMPLen]byte
@@ -65,12 +70,12 @@ type outbound struct {
 	total     *counters
 }
 
-func newOutbound(q device.Queue, t *peerTable, sockets [family.Count][]*sender, d *onlink.Sender, l *local, c *counters) *outbound {
+func newOutbound(q device.Queue, t *peerTable, sockets [family.Count][]*sender, d *onlink.Sender, l *local, memory *arena.Arena, c *counters) *outbound {
 	return &outbound{
 		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
 		diverted: make([]*entry, 0, txBatch),
-		arena:    packetMemory(txArena + headroom + device.MaxPacket),
-		headers:  make([]byte, txHeaders),
+		packets:  memory.Alloc(txPackets),
+		headers:  memory.Alloc(txHeaders),
 	}
 }
 
@@ -78,8 +83,8 @@ func newOutbound(q device.Queue, t *peerTable, sockets [family.Count][]*sender, 
 // device is of no more use.
 func (o *outbound) drain() (load, error) {
 	packets, refused, at := 0, 0, 0
-	for packets < txBatch && at <= txArena {
-		n, offload, err := o.queue.Read(o.arena[at+headroom:][:device.MaxPacket])
+	for packets < txBatch && at <= txBytes {
+		n, offload, err := o.queue.Read(o.packets[at+headroom:][:device.MaxPacket])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			o.finish(packets)
@@ -98,7 +103,7 @@ func (o *outbound) drain() (load, error) {
 			o.finish(packets)
 			return none, err
 		}
-		o.forward(o.table.load(), o.arena[at:at+headroom+n], offload)
+		o.forward(o.table.load(), o.packets[at:at+headroom+n], offload)
 		at += headroom + n
 		packets++
 	}
@@ -110,7 +115,7 @@ func (o *outbound) drain() (load, error) {
 }
 
 // forward puts one packet, which lies behind its headroom, where it is to go.
-// It stays in the arena until the batch is sent.
+// It stays where it is until the batch is sent.
 func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 	dst, ecn, n := destination(room[headroom:])
 	if n == 0 {

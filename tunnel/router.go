@@ -50,6 +50,10 @@ type Config struct {
 	// OnLink keeps on-link peers on a path without VXLAN; nil means that everything
 	// goes by VXLAN.
 	OnLink *onlink.Paths
+	// HugePages has packets lie on transparent huge pages where the kernel has them:
+	// a little faster, for some 4 MiB a worker that are resident from the first
+	// packet on.
+	HugePages bool
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger
 }

@@ -201,7 +201,7 @@ func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := &refusingQueue{loopQueue{packets: [][]byte{packet}}, err, good}
 				var c counters
-				o := newOutbound(q, newPeerTable(), [family.Count][]*sender{}, nil, newLocal(&Config{}), &c)
+				o := newOutbound(q, newPeerTable(), [family.Count][]*sender{}, nil, newLocal(&Config{}), newArena(t, outboundMemory), &c)
 				start := time.Now()
 				l, drainErr := o.drain()
 				if rested := time.Since(start) > 0; l != full || drainErr != nil || rested != rests {

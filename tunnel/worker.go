@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/arena"
 	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/wake"
 	"uvxlan/tunnel/offload"
@@ -20,26 +21,31 @@ import (
 // in both directions, on a thread of its own. One thread for both saves half
 // the wake-ups: an answer is often there by the time a packet was delivered.
 type worker struct {
-	in    *inbound
-	out   *outbound
-	waker wake.Waker
-	stop  atomic.Bool
-	total counters
+	in     *inbound
+	out    *outbound
+	memory *arena.Arena // both ways' packets
+	waker  wake.Waker
+	stop   atomic.Bool
+	total  counters
 }
 
 func newWorker(c *Config, dev device.Device, u *Underlay, i int, t *peerTable) (*worker, error) {
-	waker, err := wake.Open()
+	memory, err := arena.Map(inboxMemory+outboundMemory, c.HugePages)
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{waker: waker}
+	waker, err := wake.Open()
+	if err != nil {
+		return nil, errors.Join(err, memory.Close())
+	}
+	w := &worker{memory: memory, waker: waker}
 	q, l := dev.Queues()[i], newLocal(c)
 	var d *onlink.Sender
 	if packet := c.OnLink.Sockets(); packet != nil {
 		d = onlink.NewSender(packet[i], dev.Offloads().Has(offload.UDP), c.MTU)
 	}
-	w.out = newOutbound(q, t, newSenders(u, i), d, l, &w.total)
-	w.in = newInbound(c, q, dev.Offloads(), t, l, &w.total)
+	w.out = newOutbound(q, t, newSenders(u, i), d, l, memory, &w.total)
+	w.in = newInbound(c, q, dev.Offloads(), t, l, memory, &w.total)
 	for f, s := range u.sockets {
 		if s != nil {
 			w.in.listen(family.Family(f), s.rx[i], newSender(s.tx[i][0], family.Family(f) == family.IPv6, false))
@@ -166,4 +172,4 @@ func (w *worker) halt() {
 }
 
 // close releases what newWorker acquired. run must have returned.
-func (w *worker) close() error { return w.waker.Close() }
+func (w *worker) close() error { return errors.Join(w.waker.Close(), w.memory.Close()) }
