@@ -13,8 +13,11 @@ type Offload int
 const (
 	// Veth is a link as it is made: even tunnel superpackets pass unsplit.
 	Veth Offload = iota
-	// NIC can't segment or checksum tunnels, as most NICs.
+	// NIC can't segment or checksum tunnels, as most NICs. What comes in isn't
+	// joined, since a veth has no GRO unless it is told to.
 	NIC
+	// NICGRO is NIC with GRO at the hosts' ends, as every NIC has it.
+	NICGRO
 	// NICPlain can't segment UDP or fill checksums either; it has GRO.
 	NICPlain
 )
@@ -26,22 +29,47 @@ func (o Offload) String() string {
 		return "veth"
 	case NIC:
 		return "nic"
+	case NICGRO:
+		return "nic-gro"
 	case NICPlain:
 		return "nic-plain"
 	}
 	return fmt.Sprintf("Offload(%d)", int(o))
 }
 
-// features returns the kernel's names of what the kind has on and off. TCP
-// segmentation follows the checksum by the kernel's own rule.
-func (o Offload) features() map[string]bool {
-	tunnel, transport := o == Veth, o != NICPlain
+// About says in a line what the kind is like.
+func (o Offload) About() string {
+	switch o {
+	case Veth:
+		return "a link as it is made: even tunnels' superpackets pass unsplit, which no NIC can; uvxlan splits all it encapsulates"
+	case NIC:
+		return "TCP and UDP are segmented by the link, tunnels aren't; what comes in isn't joined"
+	case NICGRO:
+		return "as most NICs: TCP and UDP are segmented by the link, tunnels aren't; single packets arrive, and the host joins them (GRO)"
+	case NICPlain:
+		return "neither TCP nor UDP is segmented and checksums aren't filled; the host joins what comes in (GRO)"
+	}
+	return ""
+}
+
+// features returns the kernel's names of what a link's end of the kind has on and
+// off; host tells the host's end from the router's. A veth joins nothing of what
+// its peer could have sent as superpackets (veth_skb_is_eligible_for_gro in
+// drivers/net/veth.c), so with NICGRO the router's end sends single packets, as a
+// wire has them.
+func (o Offload) features(host bool) map[string]bool {
+	tunnel := o == Veth
+	checksum := o != NICPlain
+	segmentation := checksum && (o != NICGRO || host)
 	return map[string]bool{
 		"tx-udp_tnl-segmentation":      tunnel,
 		"tx-udp_tnl-csum-segmentation": tunnel,
-		"tx-udp-segmentation":          transport,
-		"tx-checksum-ip-generic":       transport,
-		"rx-gro":                       !transport,
+		"tx-udp-segmentation":          segmentation,
+		"tx-tcp-segmentation":          segmentation,
+		"tx-tcp6-segmentation":         segmentation,
+		"tx-tcp-ecn-segmentation":      segmentation,
+		"tx-checksum-ip-generic":       checksum,
+		"rx-gro":                       o == NICPlain || o == NICGRO && host,
 	}
 }
 
@@ -65,6 +93,5 @@ func (l *Lab) SetOffloads(kind Offload) error {
 }
 
 func (h *Host) setOffloads(kind Offload) error {
-	features := kind.features()
-	return errors.Join(h.SetFeatures(eth0, features), h.router.SetFeatures(h.Name, features))
+	return errors.Join(h.SetFeatures(eth0, kind.features(true)), h.router.SetFeatures(h.Name, kind.features(false)))
 }

@@ -3,12 +3,16 @@ package lab
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestIntegrationCommand(t *testing.T) {
@@ -168,7 +172,7 @@ func TestIntegrationOffloads(t *testing.T) {
 	l := newLab(t, Options{Hosts: DefaultHosts()[:1]})
 	made, err := l.Host("kb21").Features(eth0)
 	must(t, err)
-	for _, kind := range []Offload{NICPlain, NIC, Veth} {
+	for _, kind := range []Offload{NICPlain, NIC, NICGRO, Veth} {
 		must(t, l.SetOffloads(kind))
 		h, err := l.AddHost(t.Context(), DefaultHosts()[1])
 		if kind == NICPlain {
@@ -176,8 +180,8 @@ func TestIntegrationOffloads(t *testing.T) {
 		} else {
 			h = l.Host("kb22")
 		}
-		expectFeatures(t, h.Node, eth0, kind)
-		expectFeatures(t, l.Router(), "kb21", kind)
+		expectFeatures(t, h.Node, eth0, kind, true)
+		expectFeatures(t, l.Router(), "kb21", kind, false)
 		reach(t, h.Node, l.Host("kb21").Address, underlayMTU)
 	}
 	now, err := l.Host("kb21").Features(eth0)
@@ -195,16 +199,58 @@ func TestIntegrationOffloads(t *testing.T) {
 	}
 }
 
-func expectFeatures(t *testing.T, n *Node, iface string, kind Offload) {
+func expectFeatures(t *testing.T, n *Node, iface string, kind Offload, host bool) {
 	t.Helper()
 	active, err := n.Features(iface)
 	must(t, err)
-	for name, on := range kind.features() {
+	for name, on := range kind.features(host) {
 		if active[name] != on {
 			t.Errorf("%s of %s in %s as %s: %v", name, iface, n.Name, kind, active[name])
 		}
 	}
-	if want := kind != NICPlain; active["tx-tcp-segmentation"] != want {
-		t.Errorf("TCP segmentation as %s: %v", kind, !want)
+}
+
+// A burst of single datagrams reaches a socket joined where there is GRO, and only
+// there.
+func TestIntegrationGRO(t *testing.T) {
+	const size, number = 1000, 10
+	l := newLab(t, Options{Hosts: DefaultHosts()[:2]})
+	from, to := l.Host("kb21"), l.Host("kb22")
+	for kind, joined := range map[Offload]bool{NIC: false, NICGRO: true, NICPlain: true} {
+		must(t, l.SetOffloads(kind))
+		// The kernel splits the burst, so single datagrams are on the wire.
+		must(t, from.SetFeatures(eth0, map[string]bool{"tx-udp-segmentation": false}))
+		var in, out *net.UDPConn
+		must(t, to.Do(func() (err error) {
+			in, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Address, 0)))
+			return err
+		}))
+		must(t, from.Do(func() (err error) {
+			out, err = net.DialUDP("udp4", nil, in.LocalAddr().(*net.UDPAddr))
+			return err
+		}))
+		setUDP(t, in, unix.UDP_GRO, 1)
+		setUDP(t, out, unix.UDP_SEGMENT, size)
+		_, err := out.Write(make([]byte, size*number))
+		must(t, err)
+		must(t, in.SetReadDeadline(time.Now().Add(patience)))
+		messages, b := 0, make([]byte, 1<<16)
+		for got := 0; got < size*number; messages++ {
+			n, err := in.Read(b)
+			must(t, err)
+			got += n
+		}
+		if joined != (messages < number) || !joined && messages != number {
+			t.Errorf("%s: %d datagrams came as %d messages", kind, number, messages)
+		}
+		must(t, errors.Join(in.Close(), out.Close()))
 	}
+}
+
+func setUDP(t *testing.T, c *net.UDPConn, option, value int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, option, value) }))
+	must(t, err)
 }

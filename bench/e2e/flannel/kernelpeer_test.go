@@ -33,7 +33,7 @@ func forgetNeighbour(p *e2e.KernelPeer, l lease.Lease) {
 func TestIntegrationKernelPeer(t *testing.T) {
 	w := e2e.NewWorld(t)
 	w.Start("kb21")
-	for _, kind := range []lab.Offload{lab.Veth, lab.NIC, lab.NICPlain} {
+	for _, kind := range []lab.Offload{lab.Veth, lab.NIC, lab.NICGRO, lab.NICPlain} {
 		t.Run(kind.String(), func(t *testing.T) {
 			if err := w.SetOffloads(kind); err != nil {
 				t.Fatal(err)

@@ -140,7 +140,7 @@ func routeToV6(h *lab.Host) string {
 func TestIntegrationDualKernelPeer(t *testing.T) {
 	w := e2e.NewDualWorld(t, e2e.DualConfig)
 	w.Start("kb21")
-	for _, kind := range []lab.Offload{lab.Veth, lab.NIC, lab.NICPlain} {
+	for _, kind := range []lab.Offload{lab.Veth, lab.NIC, lab.NICGRO, lab.NICPlain} {
 		t.Run(kind.String(), func(t *testing.T) {
 			if err := w.SetOffloads(kind); err != nil {
 				t.Fatal(err)
