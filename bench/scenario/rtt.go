@@ -1,11 +1,9 @@
 package scenario
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"uvxlan/bench/iperf"
@@ -69,9 +67,7 @@ func pings(ctx context.Context, p Path, d time.Duration) ([]time.Duration, error
 }
 
 func summary(rtts []time.Duration) Sample {
-	slices.SortFunc(rtts, cmp.Compare)
-	at := func(q float64) float64 {
-		return float64(rtts[int(q*float64(len(rtts)-1)+0.5)]) / float64(time.Microsecond)
-	}
-	return Sample{P50: at(0.5), P99: at(0.99)}
+	return Sample{P50: microseconds(quantile(rtts, 0.5)), P99: microseconds(quantile(rtts, 0.99))}
 }
+
+func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

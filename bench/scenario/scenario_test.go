@@ -1,44 +1,10 @@
 package scenario
 
 import (
-	"errors"
 	"slices"
 	"testing"
 	"time"
 )
-
-func TestBusy(t *testing.T) {
-	for _, c := range []struct {
-		stat string
-		want time.Duration
-		err  error
-	}{
-		{"cpu  100 1 20 9000 50 3 4 7 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n", 1280 * time.Millisecond, nil},
-		{"cpu  100 1 20\n", 0, errFormat},
-		{"cpu  100 1 x 9000 50 3 4 7\n", 0, errFormat},
-		{"", 0, errFormat},
-	} {
-		if got, err := busy([]byte(c.stat)); got != c.want || !errors.Is(err, c.err) {
-			t.Errorf("%q: %s, %v; want %s, %v", c.stat, got, err, c.want, c.err)
-		}
-	}
-}
-
-func TestOwn(t *testing.T) {
-	for _, c := range []struct {
-		stat string
-		want time.Duration
-		err  error
-	}{
-		{"7 (a) b (c)) S 1 7 7 0 -1 4194560 1 0 0 0 12 30 0 0 20 0 1 0 5 6 7", 420 * time.Millisecond, nil},
-		{"7 (a) S 1 7", 0, errFormat},
-		{"", 0, errFormat},
-	} {
-		if got, err := own([]byte(c.stat)); got != c.want || !errors.Is(err, c.err) {
-			t.Errorf("%q: %s, %v; want %s, %v", c.stat, got, err, c.want, c.err)
-		}
-	}
-}
 
 func TestSummary(t *testing.T) {
 	var rtts []time.Duration
