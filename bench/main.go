@@ -46,6 +46,7 @@ type options struct {
 	daemons   string
 	check     bool
 	again     bool
+	readme    string
 	scale     patterns // parts of the scale measurement, nil for none
 	churn     time.Duration
 	puts      int
@@ -58,7 +59,7 @@ func parse(args []string) (*options, error) {
 		return func(s string) error { *p = parsePatterns(s); return nil }
 	}
 	fs.Func("systems", "comma-separated `names` or globs of the systems to measure", list(&o.selection.systems))
-	fs.Func("underlays", "comma-separated `names` or globs of the underlays: veth, nic, nic-plain", list(&o.selection.underlays))
+	fs.Func("underlays", "comma-separated `names` or globs of the underlays: nic-gro, nic, veth, nic-plain", list(&o.selection.underlays))
 	fs.Func("scenarios", "comma-separated `names` or globs of the scenarios", list(&o.selection.scenarios))
 	fs.BoolVar(&o.quick, "quick", false, "only what tells most, in less than 2 minutes")
 	fs.BoolVar(&o.check, "check", false, "measure only what must be shown, unless told otherwise, and fail if it is missed")
@@ -66,6 +67,7 @@ func parse(args []string) (*options, error) {
 	fs.DurationVar(&o.churn, "scale-churn", time.Minute, "`time` for which leases change in the part churn")
 	fs.IntVar(&o.puts, "scale-puts", 500, "`number` of new leases in the part latency")
 	fs.BoolVar(&o.again, "again", false, "measure nothing: show the report in -out again")
+	fs.StringVar(&o.readme, "readme", "", "put the table of what was measured into this `file`, between the comments that mark its place")
 	fs.DurationVar(&o.duration, "t", time.Second, "`time` of each run, in whole seconds")
 	fs.IntVar(&o.repeat, "repeat", 0, "`number` of runs of each (default 5, with -quick 3)")
 	fs.StringVar(&o.out, "out", "bench/out", "`directory` of the report")

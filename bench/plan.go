@@ -13,7 +13,7 @@ import (
 )
 
 // underlays is every kind there is, in the order of the runs.
-var underlays = []lab.Offload{lab.Veth, lab.NIC, lab.NICPlain}
+var underlays = []lab.Offload{lab.NICGRO, lab.NIC, lab.Veth, lab.NICPlain}
 
 // patterns is a comma-separated list of names and globs. Nil matches nothing.
 type patterns []string
@@ -50,34 +50,37 @@ func sel(systems, underlays, scenarios string) selection {
 }
 
 // What is run if nothing is selected: everything where it tells most, since the
-// product of all would take an hour.
+// product of all would take hours.
 var (
 	defaultRuns = []selection{
-		sel("uvxlan,kernel", "veth,nic", "*"),
-		sel("uvxlan,kernel", "nic-plain", "tcp1,tcp4,udp64"),
+		sel("uvxlan,kernel", "nic-gro,veth", "tcp*,udp*,rtt*,connections"),
+		sel("uvxlan,kernel", "nic,nic-plain", "tcp1,tcp4,udp64"),
 		sel("uvxlan-direct,host-gw", "veth", "tcp1,tcp4,udp64,rtt"),
 		sel("uvxlan-route,uvxlan-host-gw", "veth", "tcp1"),
-		sel("*", "nic", "tcp1,tcp4,udp64,rtt"),
+		sel("uvxlan-off,uvxlan-wireguard,uvxlan-water,host-gw,kernel-to-uvxlan,uvxlan-to-kernel,wireguard-go,flannel-*", "nic-gro", "tcp1,tcp4,udp64,rtt"),
+		sel("kernel-to-uvxlan,uvxlan-to-kernel,uvxlan-off,wireguard-go", "nic", "tcp1,udp64,rtt"),
+		sel("uvxlan,uvxlan-off", "nic", "rtt"),
+		sel("uvxlan-no-udp", "nic-gro", "udp64,udp1400"),
+		sel("uvxlan,kernel", "nic-gro", "paced-*,slow-*"),
+		sel("uvxlan-1-worker,uvxlan-2-workers,uvxlan-8-workers", "nic-gro", "memory"),
 	}
 	quickRuns = []selection{
-		sel("uvxlan,kernel", "veth,nic", "tcp1,tcp4,udp64,rtt"),
-		sel("uvxlan,kernel", "nic-plain", "tcp1"),
-		sel("uvxlan-direct", "veth", "tcp1,tcp4,udp64"),
-		sel("uvxlan-route,uvxlan-host-gw,host-gw", "veth", "tcp1"),
-		sel("uvxlan-off,kernel-to-uvxlan,wireguard-go,flannel-udp", "nic", "tcp1,udp64"),
-		sel("uvxlan-off", "nic", "rtt"),
+		sel("uvxlan,kernel", "nic-gro,veth", "tcp1,tcp4,udp64,rtt"),
+		sel("uvxlan,kernel", "nic,nic-plain", "tcp1"),
+		sel("uvxlan-direct", "veth", "tcp1,udp64"),
+		sel("uvxlan-off,kernel-to-uvxlan", "nic-gro", "tcp1"),
+		sel("wireguard-go", "nic-gro", "tcp1,udp64"),
 	}
 )
 
 // checkRuns is what the targets need.
 func checkRuns() (runs []selection) {
 	for _, t := range report.Targets {
-		// One underlay of those that would do is enough.
-		underlays := t.Underlays
-		if t.To != system.Kernel && slices.Contains(underlays, lab.NIC.String()) {
-			underlays = []string{lab.NIC.String()}
+		systems := patterns{t.System}
+		if t.To != "" {
+			systems = append(systems, t.To)
 		}
-		runs = append(runs, selection{patterns{t.System, t.To}, underlays, patterns{t.Scenario}})
+		runs = append(runs, selection{systems, patterns{t.Underlay}, patterns{t.Scenario}})
 	}
 	return runs
 }
@@ -90,12 +93,16 @@ type step struct {
 }
 
 // plan returns the steps that both the user's selection and the preset have. A
-// dimension that the user selects replaces the preset's.
+// dimension that the user selects replaces the preset's. A system that joins two
+// hosts only is no part of a scenario that takes three.
 func plan(user selection, preset []selection, systems []system.System, scenarios []scenario.Scenario) []step {
 	var steps []step
 	for _, u := range underlays {
 		for _, c := range scenarios {
 			for _, s := range systems {
+				if c.Third && !s.Three {
+					continue
+				}
 				if wanted(user, preset, u.String(), c.Name, s) {
 					steps = append(steps, step{u, c, s})
 				}

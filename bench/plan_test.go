@@ -30,8 +30,8 @@ func TestPatterns(t *testing.T) {
 }
 
 var (
-	testSystems   = []system.System{{Name: "uvxlan:new"}, {Name: "uvxlan:old"}, {Name: "kernel"}, {Name: "host-gw"}}
-	testScenarios = []scenario.Scenario{{Name: "tcp1"}, {Name: "udp64"}, {Name: "rtt"}}
+	testSystems   = []system.System{{Name: "uvxlan:new"}, {Name: "uvxlan:old"}, {Name: "kernel", Three: true}, {Name: "host-gw"}}
+	testScenarios = []scenario.Scenario{{Name: "tcp1"}, {Name: "udp64"}, {Name: "rtt"}, {Name: "slow", Third: true}}
 )
 
 func TestPlan(t *testing.T) {
@@ -42,18 +42,19 @@ func TestPlan(t *testing.T) {
 		want []string
 	}{
 		{"preset", selection{}, []string{
+			"nic tcp1 uvxlan:new", "nic tcp1 uvxlan:old", "nic tcp1 kernel", "nic tcp1 host-gw",
 			"veth tcp1 uvxlan:new", "veth tcp1 uvxlan:old", "veth tcp1 kernel",
 			"veth udp64 uvxlan:new", "veth udp64 uvxlan:old", "veth udp64 kernel",
-			"veth rtt uvxlan:new", "veth rtt uvxlan:old", "veth rtt kernel",
-			"nic tcp1 uvxlan:new", "nic tcp1 uvxlan:old", "nic tcp1 kernel", "nic tcp1 host-gw",
+			"veth rtt uvxlan:new", "veth rtt uvxlan:old", "veth rtt kernel", "veth slow kernel",
 		}},
 		{"a system", selection{systems: patterns{"host-gw"}}, []string{
-			"veth tcp1 host-gw", "veth udp64 host-gw", "veth rtt host-gw", "nic tcp1 host-gw",
+			"nic tcp1 host-gw", "veth tcp1 host-gw", "veth udp64 host-gw", "veth rtt host-gw",
 		}},
 		{"a scenario", selection{scenarios: patterns{"rtt"}}, []string{
-			"veth rtt uvxlan:new", "veth rtt uvxlan:old", "veth rtt kernel",
 			"nic rtt uvxlan:new", "nic rtt uvxlan:old", "nic rtt kernel", "nic rtt host-gw",
+			"veth rtt uvxlan:new", "veth rtt uvxlan:old", "veth rtt kernel",
 		}},
+		{"three hosts", selection{systems: patterns{"host-gw", "kernel"}, scenarios: patterns{"slow"}}, []string{"nic slow kernel", "veth slow kernel"}},
 		{"all", sel("host-gw", "nic-plain", "udp*"), []string{"nic-plain udp64 host-gw"}},
 	} {
 		var got []string
@@ -74,8 +75,8 @@ func TestSelectionCheck(t *testing.T) {
 		{selection{}, ""},
 		{sel("uvxlan,kernel", "nic*", "tcp1"), ""},
 		{selection{systems: patterns{"kernal"}}, `-systems: "kernal" is none of host-gw, kernel, uvxlan, uvxlan:new, uvxlan:old`},
-		{selection{underlays: patterns{"lan"}}, `-underlays: "lan" is none of nic, nic-plain, veth`},
-		{selection{scenarios: patterns{"tcp2"}}, `-scenarios: "tcp2" is none of rtt, tcp1, udp64`},
+		{selection{underlays: patterns{"lan"}}, `-underlays: "lan" is none of nic, nic-gro, nic-plain, veth`},
+		{selection{scenarios: patterns{"tcp2"}}, `-scenarios: "tcp2" is none of rtt, slow, tcp1, udp64`},
 	} {
 		got := ""
 		if err := c.user.check(testSystems, testScenarios); err != nil {
@@ -111,10 +112,8 @@ func TestTargetsAreMeasured(t *testing.T) {
 			})
 		}
 		for _, target := range report.Targets {
-			if !slices.ContainsFunc(target.Underlays, func(u string) bool {
-				return measured(u, target.Scenario, target.System) && measured(u, target.Scenario, target.To)
-			}) {
-				t.Errorf("%s: nothing measures %s on %s", name, target.What, target.Underlays)
+			if !measured(target.Underlay, target.Scenario, target.System) || target.To != "" && !measured(target.Underlay, target.Scenario, target.To) {
+				t.Errorf("%s: nothing measures %s on %s", name, target.What, target.Underlay)
 			}
 		}
 	}
@@ -123,20 +122,24 @@ func TestTargetsAreMeasured(t *testing.T) {
 // The usual runs take no longer than the README says, wherever every system runs.
 func TestUsualRunsKeepTheirTime(t *testing.T) {
 	const (
-		run    = 1030 * time.Millisecond // of a second, with the start of iperf3
-		around = 5 * time.Second         // to make and remove the hosts of an underlay
+		start  = 30 * time.Millisecond // of iperf3
+		around = 5 * time.Second       // to make and remove the hosts of an underlay
 	)
 	systems, scenarios := system.All(t.Context(), system.Env{Daemons: []system.Daemon{{}}}), scenario.All()
 	for _, c := range []struct {
 		args  []string
 		limit time.Duration
-	}{{nil, 10 * time.Minute}, {[]string{"-quick"}, 2 * time.Minute}} {
+	}{{nil, 16 * time.Minute}, {[]string{"-quick"}, 2 * time.Minute}} {
 		o, err := parse(c.args)
 		if err != nil {
 			t.Fatal(err)
 		}
 		steps := plan(selection{}, o.preset(), systems, scenarios)
-		if took := time.Duration(len(steps)*o.repeat)*run + time.Duration(len(underlays))*around; took >= c.limit {
+		took := time.Duration(len(underlays)) * around
+		for _, s := range steps {
+			took += time.Duration(o.repeat) * (before + start + s.scenario.Time(o.duration))
+		}
+		if took >= c.limit {
 			t.Errorf("%q takes %s, %d steps; want less than %s", c.args, took, len(steps), c.limit)
 		} else {
 			t.Logf("%q takes %s, %d steps", c.args, took, len(steps))

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"uvxlan/bench/lab"
+	"uvxlan/bench/procstat"
 	"uvxlan/bench/report"
 	"uvxlan/bench/scenario"
 	"uvxlan/bench/system"
@@ -60,6 +61,11 @@ func (o *options) show(r *report.Report) error {
 	}
 	if err := r.Write(o.out, results); err != nil {
 		return err
+	}
+	if o.readme != "" {
+		if err := r.WriteReadme(o.readme, results); err != nil {
+			return err
+		}
 	}
 	fmt.Printf("\nreport in %s\n", o.out)
 	if len(r.Failures) > 0 {
@@ -137,6 +143,11 @@ func (b *bench) prepare(steps []step, systems []system.System, scenarios []scena
 			b.report.Scenarios = append(b.report.Scenarios, report.Scenario{Name: c.Name, About: c.About})
 		}
 	}
+	for _, u := range underlays {
+		if slices.ContainsFunc(b.steps, func(st step) bool { return st.underlay == u }) {
+			b.report.Underlays = append(b.report.Underlays, report.Underlay{Name: u.String(), About: u.About()})
+		}
+	}
 }
 
 // underlays visits the kinds of underlay one after the other: a system may
@@ -173,26 +184,72 @@ func (b *bench) underlay(ctx context.Context, kind lab.Offload, steps []step) (e
 	for i := range b.repeat {
 		for _, s := range steps {
 			begin := time.Now()
-			sample, err := w.run(ctx, s, b.duration)
+			conditions, sample, err := b.observe(ctx, w, s)
 			b.spent += time.Since(begin)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			b.record(s, i, sample, err)
+			b.record(s, i, conditions, sample, err)
 		}
 	}
 	return nil
 }
 
+const (
+	// before is for how long the machine is looked at before each run, when all that
+	// the bench has started is idle. It gives the CPU's share in steps of 10 ms.
+	before = 100 * time.Millisecond
+	// looks is how often that is done at most, until what the run before left has ended.
+	looks = 10
+)
+
+// observe makes a run, and tells what else the machine did before and meanwhile.
+func (b *bench) observe(ctx context.Context, w *world, s step) (c report.Conditions, sample scenario.Sample, err error) {
+	if err := b.lookBefore(ctx, &c); err != nil {
+		return c, nil, err
+	}
+	begin, err := procstat.ReadCPU()
+	if err != nil {
+		return c, nil, err
+	}
+	if sample, err = w.run(ctx, s, s.scenario.Time(b.duration)); err != nil {
+		return c, nil, err
+	}
+	end, err := procstat.ReadCPU()
+	if err != nil {
+		return c, nil, err
+	}
+	used := end.Since(begin)
+	c.Steal = used.Percent(used.Steal)
+	c.Load, err = procstat.ReadLoad()
+	return c, sample, err
+}
+
+// lookBefore notes what others do, once they are no more than that.
+func (b *bench) lookBefore(ctx context.Context, c *report.Conditions) (err error) {
+	for range looks {
+		idle, err := procstat.Watch(ctx, before)
+		if err != nil {
+			return err
+		}
+		c.BusyBefore, c.StealBefore = idle.Percent(idle.Busy), idle.Percent(idle.Steal)
+		if !c.Busy() {
+			break
+		}
+	}
+	c.LoadBefore, err = procstat.ReadLoad()
+	return err
+}
+
 // start starts the systems and returns the steps of those that did.
 func (b *bench) start(ctx context.Context, w *world, steps []step) (ready []step, err error) {
-	started := map[string]error{}
+	started := map[place]error{}
 	for _, s := range steps {
 		name := s.system.Name
-		err, tried := started[name]
+		err, tried := started[s.place()]
 		if !tried {
-			err = w.add(ctx, s.system)
-			started[name] = err
+			err = w.add(ctx, s)
+			started[s.place()] = err
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
@@ -215,15 +272,21 @@ func (b *bench) fail(words string) {
 }
 
 // record adds what a run brought and tells of it.
-func (b *bench) record(s step, repetition int, sample scenario.Sample, err error) {
+func (b *bench) record(s step, repetition int, c report.Conditions, sample scenario.Sample, err error) {
 	b.done++
 	if err != nil {
 		b.fail(fmt.Sprintf("%s on %s, %s: %v", s.system.Name, s.underlay, s.scenario.Name, err))
 		return
 	}
-	b.report.Add(s.underlay.String(), s.scenario.Name, s.system.Name, repetition, sample)
+	b.report.Add(report.Run{
+		Underlay: s.underlay.String(), Scenario: s.scenario.Name, System: s.system.Name, Repetition: repetition, Conditions: c,
+	}, sample)
 	total := b.repeat*len(b.steps) - b.skipped
 	left := b.spent / time.Duration(b.done) * time.Duration(total-b.done)
-	fmt.Printf("%3d/%d, %s left  %-9s %-12s %-18s %s\n", b.done, total, left.Round(time.Second),
-		s.underlay, s.scenario.Name, s.system.Name, report.Value(sample[s.scenario.Main], s.scenario.Main))
+	busy := ""
+	if c.Busy() {
+		busy = "  (machine busy)"
+	}
+	fmt.Printf("%3d/%d, %s left  %-9s %-12s %-18s %s%s\n", b.done, total, left.Round(time.Second),
+		s.underlay, s.scenario.Name, s.system.Name, report.Value(sample[s.scenario.Main], s.scenario.Main), busy)
 }

@@ -19,25 +19,34 @@ import (
 // readiness bounds how long what should take a moment may take.
 const readiness = 20 * time.Second
 
-// world is a lab of one kind of underlay in which every system has a pair of
-// hosts of its own, so that they can take turns without being set up anew.
+// world is a lab of one kind of underlay in which every system has hosts of its
+// own, so that they can take turns without being set up anew.
 type world struct {
 	lab   *lab.Lab
 	dir   string
-	sites map[string]*system.Site
+	sites map[place]*system.Site
 }
+
+// place names a site: a system has one of two hosts, and one of three for the
+// scenarios that take them.
+type place struct {
+	system string
+	three  bool
+}
+
+func (s step) place() place { return place{s.system.Name, s.scenario.Third} }
 
 func newWorld(ctx context.Context, kind lab.Offload, dir string) (_ *world, err error) {
 	dir = filepath.Join(dir, kind.String())
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	// The first pair has the lab's usual names.
-	l, err := lab.New(ctx, lab.Options{Hosts: pair(0), Logger: slog.New(slog.NewTextHandler(os.Stdout, nil))})
+	// The first two have the lab's usual names.
+	l, err := lab.New(ctx, lab.Options{Hosts: trio(0)[:2], Logger: slog.New(slog.NewTextHandler(os.Stdout, nil))})
 	if err != nil {
 		return nil, err
 	}
-	w := &world{lab: l, dir: dir, sites: map[string]*system.Site{}}
+	w := &world{lab: l, dir: dir, sites: map[place]*system.Site{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -49,10 +58,11 @@ func newWorld(ctx context.Context, kind lab.Offload, dir string) (_ *world, err 
 	return w, startEtcd(ctx, l, dir)
 }
 
-// pair is the two hosts of the n-th system, on a layer-2 network of their own.
-func pair(n int) []lab.HostSpec {
+// trio is the hosts of the n-th site, on a layer-2 network of their own. Most sites
+// have the first two only.
+func trio(n int) []lab.HostSpec {
 	var hosts []lab.HostSpec
-	for i, name := range []string{"kb21", "kb22"} {
+	for i, name := range []string{"kb21", "kb22", "kb23"} {
 		if n > 0 {
 			name = fmt.Sprintf("%s-%d", name, n)
 		}
@@ -60,19 +70,23 @@ func pair(n int) []lab.HostSpec {
 			Name:     name,
 			Underlay: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(14 + n), byte(21 + i)}), 24),
 			Gateway:  netip.AddrFrom4([4]byte{192, 168, byte(14 + n), 1}),
-			Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 7, byte(21 + 2*n + i), 0}), 24),
+			Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 7, byte(21 + 3*n + i), 0}), 24),
 		})
 	}
 	return hosts
 }
 
-// add gives the system its hosts and waits until their containers reach each
+// add gives the step's system its hosts and waits until their containers reach each
 // other, in the way that the system promises.
-func (w *world) add(ctx context.Context, s system.System) error {
-	site, err := w.site(ctx, s)
+func (w *world) add(ctx context.Context, st step) error {
+	site, err := w.site(ctx, st)
 	if err != nil {
 		return err
 	}
+	return w.start(ctx, st.system, site)
+}
+
+func (w *world) start(ctx context.Context, s system.System, site *system.Site) error {
 	if err := s.Start(ctx, site); err != nil {
 		return err
 	}
@@ -100,30 +114,39 @@ func mtu(s system.System) int {
 	return lab.DefaultContainerMTU
 }
 
-func (w *world) site(ctx context.Context, s system.System) (*system.Site, error) {
-	hosts := w.lab.Hosts()
-	if n := len(w.sites); n > 0 {
-		hosts = nil
-		for _, spec := range pair(n) {
-			h, err := w.lab.AddHost(ctx, spec)
-			if err != nil {
+func (w *world) site(ctx context.Context, st step) (*system.Site, error) {
+	n, at := len(w.sites), st.place()
+	specs := trio(n)
+	dir := st.system.Name
+	if at.three {
+		dir += "-three"
+	} else {
+		specs = specs[:2]
+	}
+	var hosts []*lab.Host
+	for _, spec := range specs {
+		h := w.lab.Host(spec.Name)
+		if h == nil {
+			var err error
+			if h, err = w.lab.AddHost(ctx, spec); err != nil {
 				return nil, err
 			}
-			hosts = append(hosts, h)
 		}
+		if err := setMTU(h.Container, mtu(st.system)); err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, h)
 	}
 	site := &system.Site{
 		A: hosts[0], B: hosts[1],
 		Endpoint: etcdAt(hosts[0].Gateway),
 		Prefix:   "/bench/" + hosts[0].Name,
-		Dir:      filepath.Join(w.dir, s.Name),
+		Dir:      filepath.Join(w.dir, dir),
 	}
-	w.sites[s.Name] = site
-	for _, h := range site.Hosts() {
-		if err := setMTU(h.Container, mtu(s)); err != nil {
-			return nil, err
-		}
+	if at.three {
+		site.C = hosts[2]
 	}
+	w.sites[at] = site
 	return site, os.MkdirAll(site.Dir, 0o755)
 }
 
@@ -141,14 +164,24 @@ func setMTU(c *lab.Container, mtu int) error {
 
 // run measures one scenario on one system.
 func (w *world) run(ctx context.Context, st step, d time.Duration) (scenario.Sample, error) {
-	site := w.sites[st.system.Name]
-	limited, cancel := context.WithTimeout(ctx, d+readiness)
+	site := w.sites[st.place()]
+	limited, cancel := context.WithTimeout(ctx, d+2*readiness)
 	defer cancel()
+	if st.scenario.Fresh {
+		// What it starts outlives the run.
+		if err := errors.Join(site.Stop(limited), w.start(ctx, st.system, site)); err != nil {
+			return nil, err
+		}
+	}
 	if err := site.Settle(limited); err != nil {
 		return nil, err
 	}
-	sample, err := st.scenario.Run(limited, scenario.Path{
-		Client: site.A.Container, Server: site.B.Container, PIDs: site.PIDs(),
-	}, d)
+	path := scenario.Path{
+		Client: site.A.Container, Server: site.B.Container, ClientHost: site.A, ServerHost: site.B, PIDs: site.PIDs(),
+	}
+	if site.C != nil {
+		path.Third = site.C.Container
+	}
+	sample, err := st.scenario.Run(limited, path, d)
 	return sample, errors.Join(err, site.Check())
 }

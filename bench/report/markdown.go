@@ -31,6 +31,9 @@ func (r *Report) markdownHead(b *strings.Builder) {
 	m := r.Machine
 	fmt.Fprintf(b, "%s. ", m)
 	fmt.Fprintf(b, "Medians of %d interleaved runs of %gs; ratios are of runs side by side.\n", r.Repeat, r.Seconds)
+	if words := r.conditions(); words != "" {
+		fmt.Fprintf(b, "\n%s\n", words)
+	}
 	if r.Stopped {
 		fmt.Fprintf(b, "\n**Stopped before the end.**\n")
 	}
@@ -41,6 +44,10 @@ func (r *Report) markdownHead(b *strings.Builder) {
 }
 
 func (r *Report) markdownTail(b *strings.Builder) {
+	fmt.Fprintf(b, "\n## Underlays\n\n")
+	for _, u := range r.Underlays {
+		fmt.Fprintf(b, "- `%s`: %s\n", u.Name, u.About)
+	}
 	fmt.Fprintf(b, "\n## Systems\n\n")
 	for _, s := range r.Systems {
 		fmt.Fprintf(b, "- `%s`: %s", s.Name, s.About)

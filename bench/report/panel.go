@@ -38,6 +38,7 @@ type bar struct {
 	system string
 	value  Spread
 	ratio  *Spread
+	lost   string // empty if nothing is known of it
 }
 
 // nameWidth is left of the bars; it is ample, since a viewer may have another
@@ -62,7 +63,7 @@ func (p *panel) draw(c draw.Canvas) error {
 	if p.metric.Lower {
 		better = "less is better"
 	}
-	c.FillText(style(8, false, faint), vg.Point{X: c.Min.X, Y: c.Max.Y - 25}, fmt.Sprintf("underlay %s, %s, %s", p.underlay, p.metric.Unit, better))
+	c.FillText(style(8, false, faint), vg.Point{X: c.Min.X, Y: c.Max.Y - 25}, fmt.Sprintf("underlay %s, %s, %s, %s", p.underlay, p.metric.Name, p.metric.Unit, better))
 	used := vg.Length(len(p.bars)) * barHeight
 	area := draw.Crop(c, nameWidth, 0, 0, -panelBars)
 	area.Min.Y = area.Max.Y - used
@@ -95,9 +96,19 @@ func (p *panel) plot() (*plot.Plot, error) {
 			return nil, err
 		}
 	}
-	chart.X.Min, chart.X.Max = 0, most*1.9+1e-9 // room for the text behind the longest
+	chart.X.Min, chart.X.Max = 0, most*p.space()+1e-9 // space for the text behind the longest
 	chart.Y.Min, chart.Y.Max = -0.5, float64(len(p.bars))-0.5
 	return chart, nil
+}
+
+// space is the width of the plot in that of the longest bar.
+func (p *panel) space() float64 {
+	for _, b := range p.bars {
+		if b.lost != "" {
+			return 3.4
+		}
+	}
+	return 2
 }
 
 func addBar(chart *plot.Plot, b bar, y float64) error {
@@ -120,6 +131,9 @@ func addBar(chart *plot.Plot, b bar, y float64) error {
 	words := number(b.value.Median)
 	if b.ratio != nil {
 		words += " (" + ratio(b.ratio.Median) + "\u00d7)"
+	}
+	if b.lost != "" {
+		words += ", " + b.lost + " lost"
 	}
 	labels, err := plotter.NewLabels(plotter.XYLabels{XYs: plotter.XYs{{X: end, Y: y}}, Labels: []string{words}})
 	if err != nil {

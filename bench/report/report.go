@@ -12,12 +12,20 @@ type Report struct {
 	Seconds   float64    `json:"seconds_per_run"`
 	Repeat    int        `json:"repeat"`
 	Stopped   bool       `json:"stopped,omitempty"` // before the end
+	Underlays []Underlay `json:"underlays"`
 	Systems   []System   `json:"systems"`
 	Scenarios []Scenario `json:"scenarios"`
 	// Baseline is the system that the ratios are to.
 	Baseline string   `json:"baseline"`
+	Runs     []Run    `json:"runs"`
 	Rows     []*Row   `json:"rows"`
 	Failures []string `json:"failures,omitempty"`
+}
+
+// Underlay is one of the kinds that were used.
+type Underlay struct {
+	Name  string `json:"name"`
+	About string `json:"about"`
 }
 
 // System is one of those that took part, or were left out.
@@ -48,35 +56,37 @@ type Row struct {
 	Ratio  *Spread `json:"ratio_to_baseline,omitempty"`
 }
 
-// Add records a run's values. repetition counts from 0.
-func (r *Report) Add(underlay, scenarioName, system string, repetition int, s scenario.Sample) {
+// Add records a run and its values.
+func (r *Report) Add(run Run, s scenario.Sample) {
+	r.Runs = append(r.Runs, run)
 	for _, m := range scenario.Metrics {
 		v, ok := s[m]
 		if !ok {
 			continue
 		}
-		row := r.Find(underlay, scenarioName, m, system)
+		row := r.Find(run.Underlay, run.Scenario, m, run.System)
 		if row == nil {
 			row = &Row{
-				Underlay: underlay, Scenario: scenarioName, System: system,
+				Underlay: run.Underlay, Scenario: run.Scenario, System: run.System,
 				Metric: m.Name, Unit: m.Unit, Lower: m.Lower, Plain: m.Plain,
 			}
 			r.Rows = append(r.Rows, row)
 		}
-		row.Values = row.Values.set(repetition, v)
+		row.Values = row.Values.set(run.Repetition, v)
 	}
 }
 
 // Find returns the row, nil if there is none.
 func (r *Report) Find(underlay, scenarioName string, m scenario.Metric, system string) *Row {
 	for _, row := range r.Rows {
-		if row.Underlay == underlay && row.Scenario == scenarioName && row.System == system &&
-			row.Metric == m.Name && row.Unit == m.Unit {
+		if row.Underlay == underlay && row.Scenario == scenarioName && row.System == system && row.is(m) {
 			return row
 		}
 	}
 	return nil
 }
+
+func (row *Row) is(m scenario.Metric) bool { return row.Metric == m.Name && row.Unit == m.Unit }
 
 // Ratio compares two systems, repetition by repetition: what disturbs the
 // machine for longer than a run disturbs both. It is nil if they have no

@@ -2,6 +2,7 @@ package report
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -21,15 +22,24 @@ func sample() *Report {
 			Versions: map[string]string{"iperf3": "3.12"},
 		},
 		Seconds: 1, Repeat: 3, Baseline: "kernel",
+		Underlays: []Underlay{{"nic", "as a NIC is"}},
 		Systems:   []System{{Name: "uvxlan", About: "ours"}, {Name: "kernel", About: "theirs"}, {Name: "flannel-udp", LeftOut: "not here"}},
-		Scenarios: []Scenario{{"tcp1", "TCP, 1 stream"}, {"rtt", "Round trip, idle"}},
+		Scenarios: []Scenario{{"tcp1", "TCP, 1 stream"}, {"udp64", "UDP"}, {"rtt", "Round trip, idle"}},
+	}
+	add := func(scenarioName, system string, repetition int, s scenario.Sample) {
+		c := Conditions{LoadBefore: 0.5, BusyBefore: 2}
+		if system == "kernel" && repetition == 2 {
+			c.Steal = 7
+		}
+		r.Add(Run{"nic", scenarioName, system, repetition, c}, s)
 	}
 	for i, v := range []float64{9, 8, 12} {
-		r.Add("nic", "rtt", "uvxlan", i, scenario.Sample{scenario.P50: 10 * v})
-		r.Add("nic", "tcp1", "uvxlan", i, scenario.Sample{scenario.Rate: v, scenario.Retransmits: 1})
+		add("rtt", "uvxlan", i, scenario.Sample{scenario.P50: 10 * v})
+		add("tcp1", "uvxlan", i, scenario.Sample{scenario.Rate: v, scenario.CPUPerGB: 1})
 	}
-	r.Add("nic", "tcp1", "kernel", 0, scenario.Sample{scenario.Rate: 6})
-	r.Add("nic", "tcp1", "kernel", 2, scenario.Sample{scenario.Rate: 6})
+	add("tcp1", "kernel", 0, scenario.Sample{scenario.Rate: 6})
+	add("tcp1", "kernel", 2, scenario.Sample{scenario.Rate: 6})
+	add("udp64", "kernel", 0, scenario.Sample{scenario.Received: 80, scenario.Loss: 12.5})
 	r.Finish()
 	return r
 }
@@ -70,7 +80,7 @@ func TestRatio(t *testing.T) {
 func TestCheck(t *testing.T) {
 	r := sample()
 	got := r.Check("")
-	if len(got) != 1 || got[0].Underlay != "nic" || got[0].Ratio.Median != 1.75 || !got[0].Met() {
+	if len(got) != 1 || got[0].Underlay != "nic" || got[0].Figure.Median != 1.75 || !got[0].Met() {
 		t.Fatalf("results are %+v", got)
 	}
 	for _, c := range []struct {
@@ -80,7 +90,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{scenario.Rate, 1, true}, {scenario.Rate, 0.9, false}, {scenario.P50, 1, true}, {scenario.P50, 1.1, false},
 	} {
-		result := Result{Target{Metric: c.metric, Limit: 1}, "nic", &Spread{Median: c.median}}
+		result := Result{Target{Metric: c.metric, Limit: 1}, &Spread{Median: c.median}}
 		if result.Met() != c.want {
 			t.Errorf("%s of %g: met is %t", c.metric.Name, c.median, !c.want)
 		}
@@ -108,13 +118,16 @@ func TestText(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `
+Load average 0.50 before the first run. Before each run others used 2 % of the CPUs in the median, 2 % at most; steal was 0.0 %, 7.0 % at most. 1 of 9 runs were made on a busy machine, which is more than 10 % or 5 % of these.
+
 underlay nic
 
-scenario  metric             system  median  min - max    to kernel  min - max
-tcp1      rate, Gbit/s       uvxlan  9.00    8.00 - 12.0  1.75       1.50 - 2.00
-                             kernel  6.00    6.00 - 6.00
-          retransmits, 1/GB  uvxlan  1.00    1.00 - 1.00
-rtt       p50, us            uvxlan  90.0    80.0 - 120
+scenario  metric          system  median  min - max    lost    to kernel  min - max    busy
+tcp1      CPU, s/GB       uvxlan  1.00    1.00 - 1.00
+          rate, Gbit/s    uvxlan  9.00    8.00 - 12.0          1.75       1.50 - 2.00
+                          kernel  6.00    6.00 - 6.00                                  1 of 2
+udp64     received, kpps  kernel  80.0                 12.5 %
+rtt       p50, us         uvxlan  90.0    80.0 - 120
 `
 	var got strings.Builder
 	for line := range strings.Lines(b.String()) {
@@ -153,12 +166,112 @@ func TestFiles(t *testing.T) {
 		t.Errorf("read back\n%s\nwritten\n%s", &after, &before)
 	}
 	for name, words := range map[string]string{
-		"report.md":  "| TCP 1 stream, to kernel VXLAN | nic | at least 1.20 | 1.75 | 1.50 - 2.00 | ok |",
-		"report.svg": ">TCP, 1 stream<",
+		"report.md":  "| TCP 1 stream, to kernel VXLAN | nic | at least 1.20 | 1.75 | 1.50 - 2.00 | 1.37 - 2.10 | ok |",
+		"report.svg": ">Underlay nic: as a NIC is.<",
 	} {
 		text, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil || !bytes.Contains(text, []byte(words)) {
 			t.Errorf("%s lacks %q: %v", name, words, err)
 		}
+	}
+}
+
+// A target may be of a value, or of what one value exceeds another by.
+func TestFigure(t *testing.T) {
+	r := &Report{Baseline: "kernel"}
+	for i, v := range []float64{60, 70} {
+		r.Add(Run{Scenario: "memory", System: "w8:new", Repetition: i}, scenario.Sample{scenario.MemoryLoaded: v})
+		r.Add(Run{Scenario: "memory", System: "w1:new", Repetition: i}, scenario.Sample{scenario.MemoryIdle: 20})
+	}
+	own := Target{Scenario: "memory", System: "w8:new", Metric: scenario.MemoryLoaded}
+	for _, c := range []struct {
+		to   string
+		from scenario.Metric
+		want *Spread
+		show string
+	}{
+		{"", scenario.Metric{}, &Spread{65, 60, 70, 2}, "65.0 MiB"},
+		{"w1:new", scenario.MemoryIdle, &Spread{45, 40, 50, 2}, "45.0 MiB"},
+		{"w1:new", scenario.MemoryHuge, nil, ""},
+		{"w2:new", scenario.Metric{}, nil, ""},
+	} {
+		target := own
+		target.To, target.From = c.to, c.from
+		got := r.figure(target)
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("beyond %q: %v, want %v", c.to, got, c.want)
+		}
+		if got != nil && target.show(got.Median) != c.show {
+			t.Errorf("beyond %q it shows %s, want %s", c.to, target.show(got.Median), c.show)
+		}
+	}
+}
+
+func TestBusy(t *testing.T) {
+	for _, c := range []struct {
+		Conditions
+		want bool
+	}{
+		{Conditions{LoadBefore: 9, Load: 9, BusyBefore: 10, StealBefore: 5, Steal: 5}, false},
+		{Conditions{BusyBefore: 15}, true},
+		{Conditions{StealBefore: 6}, true},
+		{Conditions{Steal: 6}, true},
+	} {
+		if got := c.Busy(); got != c.want {
+			t.Errorf("%+v: busy is %t", c.Conditions, got)
+		}
+	}
+}
+
+// Panels of the chart don't touch: what is drawn of one ends before the next begins.
+func TestPanelsAreApart(t *testing.T) {
+	r := sample()
+	n := len(r.columns())
+	if n != 4 {
+		t.Fatalf("%d columns, want those of tcp1, twice, udp64 and rtt", n)
+	}
+	for i := 1; i < n; i++ {
+		_, end := across(i-1, n)
+		if begin, _ := across(i, n); begin-end < gutter-1e-6 {
+			t.Errorf("panel %d begins %.1f after the end of the one before", i, float64(begin-end))
+		}
+	}
+	if _, end := across(n-1, n); end > chartWidth-chartMargin+1e-6 {
+		t.Errorf("the last panel ends at %.1f", float64(end))
+	}
+}
+
+func TestReadme(t *testing.T) {
+	r, file := sample(), filepath.Join(t.TempDir(), "README.md")
+	if err := os.WriteFile(file, []byte("above\n"+readmeBegin+"\nold\n"+readmeEnd+"\nbelow\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for range 2 {
+		if err := r.WriteReadme(file, r.Check("")); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, string(text))
+	}
+	for _, words := range []string{
+		"above\n<!--", "-->\nbelow\n", "- `nic`: as a NIC is\n",
+		"| TCP 1 stream, to kernel VXLAN | `nic` | 1.37 - 2.10 | 1.75, 1.50 - 2.00 | 9.00 Gbit/s | 6.00 Gbit/s |\n",
+	} {
+		if !strings.Contains(texts[0], words) {
+			t.Errorf("README lacks %q:\n%s", words, texts[0])
+		}
+	}
+	if strings.Contains(texts[0], "old") || texts[0] != texts[1] {
+		t.Errorf("README written twice is\n%s", texts[1])
+	}
+	if err := os.WriteFile(file, []byte("no marks\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.WriteReadme(file, nil); !errors.Is(err, errMarks) {
+		t.Errorf("without marks: %v", err)
 	}
 }

@@ -29,6 +29,15 @@ func (s Series) ratio(by Series) Series {
 	return out
 }
 
+// minus subtracts where both series have values.
+func (s Series) minus(o Series) Series {
+	var out Series
+	for i := range min(len(s), len(o)) {
+		out = out.set(i, s[i]-o[i])
+	}
+	return out
+}
+
 // spread returns nil if there are no values.
 func (s Series) spread() *Spread {
 	known := slices.DeleteFunc(slices.Clone(s), math.IsNaN)

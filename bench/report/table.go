@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -14,20 +15,24 @@ import (
 type grid [][]string
 
 // grid is the rows of one underlay; a cell that would repeat the one above it
-// is empty.
+// is empty. What a UDP test lost stands beside what arrived, which says little
+// without it. "busy" counts the runs on a busy machine.
 func (r *Report) grid(underlay string) grid {
-	g := grid{{"scenario", "metric", "system", "median", "min - max", "to " + r.Baseline, "min - max"}}
+	g := grid{{"scenario", "metric", "system", "median", "min - max", "lost", "to " + r.Baseline, "min - max", "busy"}}
 	var scenarioName, metric string
 	for _, row := range r.Rows {
-		if row.Underlay != underlay || row.Spread == nil {
+		if row.Underlay != underlay || row.Spread == nil || row.is(scenario.Loss) && r.beside(row, scenario.Received) != nil {
 			continue
 		}
 		line := []string{
 			row.Scenario, row.Metric + ", " + row.Unit, row.System,
-			number(row.Spread.Median), interval(row.Spread, number), "", "",
+			number(row.Spread.Median), interval(row.Spread, number), r.lost(row), "", "", "",
 		}
 		if row.Ratio != nil {
-			line[5], line[6] = ratio(row.Ratio.Median), interval(row.Ratio, ratio)
+			line[6], line[7] = ratio(row.Ratio.Median), interval(row.Ratio, ratio)
+		}
+		if busy, all := r.busy(row); busy > 0 {
+			line[8] = fmt.Sprintf("%d of %d", busy, all)
 		}
 		if row.Scenario == scenarioName {
 			line[0] = ""
@@ -41,7 +46,37 @@ func (r *Report) grid(underlay string) grid {
 		}
 		g = append(g, line)
 	}
-	return g
+	return g.without("lost").without("busy")
+}
+
+// lost is the loss of what the row says was received; empty if it says no such thing.
+func (r *Report) lost(row *Row) string {
+	if !row.is(scenario.Received) {
+		return ""
+	}
+	loss := r.beside(row, scenario.Loss)
+	if loss == nil || loss.Spread == nil {
+		return ""
+	}
+	return number(loss.Spread.Median) + " %"
+}
+
+// beside is the row of another metric of the same runs.
+func (r *Report) beside(row *Row, m scenario.Metric) *Row {
+	return r.Find(row.Underlay, row.Scenario, m, row.System)
+}
+
+// without leaves out the column if nothing is in it.
+func (g grid) without(column string) grid {
+	i := slices.Index(g[0], column)
+	if i < 0 || slices.ContainsFunc(g[1:], func(line []string) bool { return line[i] != "" }) {
+		return g
+	}
+	var out grid
+	for _, line := range g {
+		out = append(out, slices.Delete(slices.Clone(line), i, i+1))
+	}
+	return out
 }
 
 func (r *Report) underlays() []string {
@@ -56,6 +91,11 @@ func (r *Report) underlays() []string {
 
 // Text writes the tables for a terminal.
 func (r *Report) Text(w io.Writer) error {
+	if words := r.conditions(); words != "" {
+		if _, err := fmt.Fprintf(w, "\n%s\n", words); err != nil {
+			return err
+		}
+	}
 	for _, u := range r.underlays() {
 		if _, err := fmt.Fprintf(w, "\nunderlay %s\n\n", u); err != nil {
 			return err

@@ -16,7 +16,7 @@ import (
 
 func init() {
 	register(func(context.Context, Env) []System {
-		return []System{{Name: Kernel, About: "kernel VXLAN, set up as flannel does", rank: baseline, Start: startKernel}}
+		return []System{{Name: Kernel, About: "kernel VXLAN, set up as flannel does", rank: baseline, Three: true, Start: startKernel}}
 	})
 }
 
@@ -26,9 +26,10 @@ func startKernel(_ context.Context, s *Site) error {
 		if err != nil {
 			return err
 		}
-		far := s.other(h)
-		if err := v.learn(far.Subnet, far.Address, vtepMAC(far)); err != nil {
-			return err
+		for _, far := range s.others(h) {
+			if err := v.learn(far.Subnet, far.Address, vtepMAC(far)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -29,6 +29,8 @@ type System struct {
 	Missing string
 	// MTU is that of the containers; zero means lab.DefaultContainerMTU.
 	MTU int
+	// Three says that it can join three hosts.
+	Three bool
 	// Start joins the site's hosts. What it starts ends with the lab.
 	Start func(ctx context.Context, s *Site) error
 
@@ -75,10 +77,13 @@ func All(ctx context.Context, e Env) []System {
 	return all
 }
 
-// Site is a pair of hosts, on one layer-2 network of their own, that a system
-// joins. Traffic goes from A's container to B's unless a scenario says otherwise.
+// Site is a pair of hosts, or three, on one layer-2 network of their own, that a
+// system joins. Traffic goes from A's container to B's unless a scenario says
+// otherwise.
 type Site struct {
 	A, B *lab.Host
+	// C is nil where there is no third host.
+	C *lab.Host
 	// Endpoint is the URL of an etcd that both hosts reach, and Prefix the site's
 	// own part of it.
 	Endpoint, Prefix string
@@ -95,16 +100,22 @@ type process struct {
 	log string
 }
 
-// Hosts returns A and B.
-func (s *Site) Hosts() []*lab.Host { return []*lab.Host{s.A, s.B} }
-
-// other is the host that isn't h.
-func (s *Site) other(h *lab.Host) *lab.Host {
-	if h == s.A {
-		return s.B
+// Hosts returns A and B, and C if there is one.
+func (s *Site) Hosts() []*lab.Host {
+	hosts := []*lab.Host{s.A, s.B}
+	if s.C != nil {
+		hosts = append(hosts, s.C)
 	}
-	return s.A
+	return hosts
 }
+
+// others are the hosts that aren't h.
+func (s *Site) others(h *lab.Host) []*lab.Host {
+	return slices.DeleteFunc(s.Hosts(), func(o *lab.Host) bool { return o == h })
+}
+
+// other is the host of a pair that isn't h.
+func (s *Site) other(h *lab.Host) *lab.Host { return s.others(h)[0] }
 
 // launch starts a process of the data path on the host; its output goes to a
 // file in Dir.
@@ -160,6 +171,16 @@ func (s *Site) Close() error {
 		errs = append(errs, f())
 	}
 	s.ends = nil
+	return errors.Join(errs...)
+}
+
+// Stop ends the processes of the data path, so that the system can start anew.
+func (s *Site) Stop(ctx context.Context) error {
+	var errs []error
+	for _, p := range s.processes {
+		errs = append(errs, p.Stop(ctx))
+	}
+	s.processes, s.conditions = nil, nil
 	return errors.Join(errs...)
 }
 

@@ -30,7 +30,9 @@ func TestAll(t *testing.T) {
 	}
 	want := []string{
 		"uvxlan:new", "uvxlan:old", "uvxlan-direct:new", "uvxlan-direct:old", "uvxlan-route:new", "uvxlan-route:old",
-		"uvxlan-host-gw:new", "uvxlan-host-gw:old", "uvxlan-off:new", "uvxlan-off:old", "uvxlan-wireguard:new", "uvxlan-wireguard:old",
+		"uvxlan-host-gw:new", "uvxlan-host-gw:old", "uvxlan-off:new", "uvxlan-off:old", "uvxlan-no-udp:new", "uvxlan-no-udp:old",
+		"uvxlan-1-worker:new", "uvxlan-1-worker:old", "uvxlan-2-workers:new", "uvxlan-2-workers:old",
+		"uvxlan-8-workers:new", "uvxlan-8-workers:old", "uvxlan-wireguard:new", "uvxlan-wireguard:old",
 		"uvxlan-water:new", "uvxlan-water:old", "kernel", "host-gw", "kernel-to-uvxlan:new", "uvxlan-to-kernel:new",
 		"kernel-to-uvxlan:old", "uvxlan-to-kernel:old", "flannel-udp", "flannel-vxlan", "wireguard-go",
 	}

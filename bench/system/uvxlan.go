@@ -35,6 +35,10 @@ var variants = []variant{
 	{"uvxlan-route", "uvxland, the other host on-link: by kernel routes (DirectMode route)", routeConfig, "", nil},
 	{"uvxlan-host-gw", "uvxland, backend host-gw: kernel routes and no device", hostGWConfig, "", nil},
 	{"uvxlan-off", "uvxland, a packet at a time (-offload=off)", vxlanConfig, "offload", []string{"-offload=off"}},
+	{"uvxlan-no-udp", "uvxland that joins no UDP datagrams (-offload-disable=udp)", vxlanConfig, "offload-disable", []string{"-offload-disable=udp"}},
+	{"uvxlan-1-worker", "uvxland with 1 worker (-workers=1)", vxlanConfig, "workers", []string{"-workers=1"}},
+	{"uvxlan-2-workers", "uvxland with 2 workers (-workers=2)", vxlanConfig, "workers", []string{"-workers=2"}},
+	{"uvxlan-8-workers", "uvxland with 8 workers (-workers=8)", vxlanConfig, "workers", []string{"-workers=8"}},
 	{"uvxlan-wireguard", "uvxland on wireguard-go's tun (-device-driver=wireguard)", vxlanConfig, "device-driver", []string{"-device-driver=wireguard"}},
 	{"uvxlan-water", "uvxland on songgao/water (-device-driver=water)", vxlanConfig, "device-driver", []string{"-device-driver=water"}},
 }
@@ -44,7 +48,7 @@ func init() {
 		for _, v := range variants {
 			for _, d := range e.Daemons {
 				all = append(all, System{
-					Name: d.Name(v.name), About: v.about, Missing: v.missing(d), rank: ours,
+					Name: d.Name(v.name), About: v.about, Missing: v.missing(d), rank: ours, Three: true,
 					Start: func(ctx context.Context, s *Site) error { return v.start(ctx, s, d) },
 				})
 			}
@@ -73,7 +77,9 @@ func (v variant) start(ctx context.Context, s *Site, d Daemon) error {
 		return err
 	}
 	for _, from := range daemons {
-		s.require(func() error { return from.Direct(s.other(from.Host)) })
+		for _, to := range s.others(from.Host) {
+			s.require(func() error { return from.Direct(to) })
+		}
 	}
 	return nil
 }

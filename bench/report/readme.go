@@ -1,0 +1,76 @@
+package report
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// The lines of a README between which the table of results is.
+const (
+	readmeBegin = "<!-- measured: go run ./bench -check -t 2s -readme README.md -->"
+	readmeEnd   = "<!-- measured: end -->"
+)
+
+var errMarks = errors.New("there are no two comments that mark the place of what was measured: " + readmeBegin + " and " + readmeEnd)
+
+// WriteReadme replaces what is between the two comments in the file.
+func (r *Report) WriteReadme(file string, results []Result) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("write README: %w", err)
+	}
+	before, rest, ok := strings.Cut(string(text), readmeBegin+"\n")
+	_, after, ended := strings.Cut(rest, readmeEnd+"\n")
+	if !ok || !ended {
+		return fmt.Errorf("write README: %s: %w", file, errMarks)
+	}
+	out := before + readmeBegin + "\n" + r.readme(results) + readmeEnd + "\n" + after
+	if err := os.WriteFile(file, []byte(out), 0o644); err != nil {
+		return fmt.Errorf("write README: %w", err)
+	}
+	return nil
+}
+
+// readme is what was measured, for those who decide whether to use it: the range
+// over the machines, and this run's values.
+func (r *Report) readme(results []Result) string {
+	g := grid{{"", "underlay", "over machines", "this run, min - max", "uvxlan", "compared with"}}
+	for _, c := range results {
+		g = append(g, []string{
+			c.What, "`" + c.Underlay + "`", c.seen(), strings.TrimSuffix(c.show(c.Figure.Median)+", "+interval(c.Figure, c.show), ", "),
+			r.value(c, c.System), r.value(c, c.To),
+		})
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%s; medians of %d runs of %gs, %s.\n", r.Machine, r.Repeat, r.Seconds, r.Machine.Time.Format("2006-01-02"))
+	if words := r.conditions(); words != "" {
+		fmt.Fprintf(&b, "%s\n", words)
+	}
+	fmt.Fprintln(&b)
+	g.markdown(&b)
+	fmt.Fprintln(&b)
+	for _, u := range r.Underlays {
+		fmt.Fprintf(&b, "- `%s`: %s\n", u.Name, u.About)
+	}
+	fmt.Fprintln(&b)
+	return b.String()
+}
+
+// value is a system's own median, with what UDP lost; empty if there is no system.
+func (r *Report) value(c Result, system string) string {
+	m := c.Metric
+	if system == c.To && c.From.Name != "" {
+		m = c.From
+	}
+	row := r.Find(c.Underlay, c.Scenario, m, system)
+	if row == nil || row.Spread == nil {
+		return ""
+	}
+	words := Value(row.Spread.Median, m)
+	if lost := r.lost(row); lost != "" {
+		words += ", " + lost + " lost"
+	}
+	return words
+}
