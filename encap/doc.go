@@ -2,7 +2,7 @@
 // Ethernet, IP and transport headers inside them, Internet checksums, ECN at
 // the tunnel's end, superpackets and the packets they stand for, and the few
 // packets a router must answer itself (ARP, neighbour solicitation, ICMP
-// unreachable).
+// errors).
 //
 // The package is pure. It does no I/O, starts no goroutine, logs nothing and,
 // apart from the text forms of [MAC], allocates nothing. Views such as [IPv4]

@@ -233,23 +233,24 @@ func FuzzNeighborAdvertisement(f *testing.F) {
 	})
 }
 
-func FuzzICMPUnreachable(f *testing.F) {
+func FuzzICMPErrors(f *testing.F) {
 	for _, tt := range transportTests {
 		f.Add(tt.in)
 	}
-	seed(f, slices.Concat(goldenUDP4, make([]byte, 1400)))
+	seed(f, goldenTooLong, goldenTooBig, slices.Concat(goldenUDP4, make([]byte, 1400)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		dst := make([]byte, encap.MaxICMPLen)
-		if n := encap.ICMPUnreachable(dst, b, from4, 1); n != 0 {
-			verifyICMP(t, dst[:n], b)
-			if n > 576 || encap.ICMPUnreachable(make([]byte, 1280), dst[:n], from4, 1) != 0 {
-				t.Fatalf("%d bytes, or an answer to an answer", n)
-			}
-		}
-		if n := encap.ICMPv6Unreachable(dst, b, from6, 3); n != 0 {
-			verifyICMP(t, dst[:n], b)
-			if n > 1280 || encap.ICMPv6Unreachable(make([]byte, 1280), dst[:n], from6, 3) != 0 {
-				t.Fatalf("%d bytes, or an answer to an answer", n)
+		for version, longest := range map[byte]int{4: 576, 6: 1280} {
+			builders, from := icmpBuilders([]byte{version << 4})
+			for _, answer := range builders {
+				dst := make([]byte, encap.MaxICMPLen)
+				n := answer(dst, b, from)
+				if n == 0 {
+					continue
+				}
+				verifyICMP(t, dst[:n], b)
+				if n > longest || answer(make([]byte, encap.MaxICMPLen), dst[:n], from) != 0 {
+					t.Fatalf("%d bytes, or an answer to an answer", n)
+				}
 			}
 		}
 	})

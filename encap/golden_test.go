@@ -135,6 +135,11 @@ var (
 		3, 1, 0x80, 0x2f, // type, code, checksum
 		0, 0, 0, 0, // unused
 	}, goldenUDP4)
+	// goldenTooLong is the answer of 172.7.21.0 to goldenUDP4 for an MTU of 1350.
+	goldenTooLong = slices.Concat(goldenICMP[:20], []byte{
+		3, 4, 0x7a, 0xe6, // type, code, checksum
+		0, 0, 0x05, 0x46, // unused, MTU of the next hop
+	}, goldenUDP4)
 	// goldenICMPv6 is the address-unreachable answer of fd00:7:21::1 to
 	// goldenUDP6.
 	goldenICMPv6 = slices.Concat([]byte{
@@ -144,6 +149,11 @@ var (
 		0xfd, 0, 0, 0x07, 0, 0x21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2,
 		1, 3, 0x64, 0x1d,
 		0, 0, 0, 0,
+	}, goldenUDP6)
+	// goldenTooBig is the answer of fd00:7:21::1 to goldenUDP6 for an MTU of 1350.
+	goldenTooBig = slices.Concat(goldenICMPv6[:40], []byte{
+		2, 0, 0x5d, 0xda, // type, code, checksum
+		0, 0, 0x05, 0x46, // MTU
 	}, goldenUDP6)
 )
 

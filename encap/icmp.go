@@ -5,8 +5,8 @@ import (
 	"net/netip"
 )
 
-// MaxICMPLen is the longest packet that [ICMPUnreachable] and
-// [ICMPv6Unreachable] write, in bytes.
+// MaxICMPLen is the longest ICMP or ICMPv6 error that the package writes, in
+// bytes.
 const MaxICMPLen = maxICMPv6Len
 
 const (
@@ -34,17 +34,35 @@ const (
 	ICMPProhibited      uint8 = 13
 )
 
+// icmpFragmentationNeeded is the code of ICMPFragmentationNeeded.
+const icmpFragmentationNeeded uint8 = 4
+
 // ICMPUnreachable writes to dst an ICMP destination unreachable packet from the
 // address from to the sender of orig, an IPv4 packet, and returns its length in
-// bytes. code says why; 4, fragmentation needed, would lack its MTU. The packet
-// quotes as much of orig as fits in 576 bytes (RFC 1812 section 4.3.2.3). dst
-// has MaxICMPLen bytes and doesn't overlap orig.
+// bytes. code says why; for 4, fragmentation needed, there is
+// [ICMPFragmentationNeeded]. The packet quotes as much of orig as fits in 576
+// bytes (RFC 1812 section 4.3.2.3); orig may be a superpacket, whose headers are
+// quoted as they are. dst has MaxICMPLen bytes and doesn't overlap orig.
 //
 // The result is 0 where RFC 1122 section 3.2.2 forbids an answer: orig is an
 // ICMP error, a fragment other than the first, or from or to an address that
 // names no single host on the network. It is 0 too if orig is malformed, from
 // is not IPv4 or dst is too short.
 func ICMPUnreachable(dst, orig []byte, from netip.Addr, code uint8) int {
+	return putICMPError(dst, orig, from, code, 0)
+}
+
+// ICMPFragmentationNeeded is [ICMPUnreachable] for a packet that is longer than
+// the next link's MTU and has DF set (RFC 792, code 4). mtu, in bytes and at most
+// 65535, is told the sender as RFC 1191 section 4 has it. Whether DF is set isn't
+// looked at.
+func ICMPFragmentationNeeded(dst, orig []byte, from netip.Addr, mtu InnerMTU) int {
+	return putICMPError(dst, orig, from, icmpFragmentationNeeded, uint32(uint16(mtu)))
+}
+
+// putICMPError writes a destination unreachable packet whose second word is
+// rest.
+func putICMPError(dst, orig []byte, from netip.Addr, code uint8, rest uint32) int {
 	p, err := ParseIPv4(orig)
 	if err != nil || !from.Is4() || !p.answerable() {
 		return 0
@@ -56,11 +74,17 @@ func ICMPUnreachable(dst, orig []byte, from netip.Addr, code uint8) int {
 	reply := IPv4(dst[:n])
 	putIPv4(reply, from, p.Src(), ProtoICMP)
 	message := reply.Payload()
-	clear(message[:icmpHeaderLen])
-	message[0], message[1] = icmpUnreachable, code
+	putICMPHeader(message, icmpUnreachable, code, rest)
 	copy(message[icmpHeaderLen:], p)
 	binary.BigEndian.PutUint16(message[2:], Checksum(message, 0))
 	return n
+}
+
+// putICMPHeader writes the header of an ICMP or ICMPv6 error, its checksum left
+// 0.
+func putICMPHeader(message []byte, kind, code uint8, rest uint32) {
+	binary.BigEndian.PutUint32(message, uint32(kind)<<24|uint32(code)<<16)
+	binary.BigEndian.PutUint32(message[4:], rest)
 }
 
 // answerable reports whether an ICMP error may be sent about p (RFC 1122

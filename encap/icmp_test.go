@@ -19,6 +19,7 @@ func TestICMPUnreachable(t *testing.T) {
 		{"golden", goldenUDP4, from4, goldenICMP},
 		{"padded", slices.Concat(goldenUDP4, make([]byte, 15)), from4, goldenICMP},
 		{"about an ICMP error", goldenICMP, from4, nil},
+		{"about a long packet's ICMP error", goldenTooLong, from4, nil},
 		{"about ICMP without type", edit(goldenUDP4[:20], map[int][]byte{3: {20}, 9: {1}}), from4, nil},
 		{"later fragment", edit(goldenUDP4, map[int][]byte{6: {0, 1}}), from4, nil},
 		{"from unspecified", edit(goldenUDP4, map[int][]byte{12: {0, 0, 0, 0}}), from4, nil},
@@ -40,6 +41,14 @@ func TestICMPUnreachable(t *testing.T) {
 			if !bytes.Equal(dst[:n], tt.want) {
 				t.Errorf("answer\n% x, want\n% x", dst[:n], tt.want)
 			}
+			want := tt.want
+			if want != nil {
+				want = goldenTooLong
+			}
+			n = encap.ICMPFragmentationNeeded(dst, tt.orig, tt.from, 1350)
+			if !bytes.Equal(dst[:n], want) {
+				t.Errorf("answer to a long packet\n% x, want\n% x", dst[:n], want)
+			}
 		})
 	}
 }
@@ -56,6 +65,7 @@ func TestICMPv6Unreachable(t *testing.T) {
 		{"golden", goldenUDP6, from6, goldenICMPv6},
 		{"padded", slices.Concat(goldenUDP6, make([]byte, 9)), from6, goldenICMPv6},
 		{"about an ICMPv6 error", goldenICMPv6, from6, nil},
+		{"about a big packet's ICMPv6 error", goldenTooBig, from6, nil},
 		{"about a redirect", edit(goldenNA, map[int][]byte{40: {137}}), from6, nil},
 		{"about a hidden error", hiddenError(), from6, nil},
 		{"about ICMPv6 without type", edit(goldenUDP6[:40], map[int][]byte{5: {0, 58}}), from6, nil},
@@ -75,6 +85,14 @@ func TestICMPv6Unreachable(t *testing.T) {
 			n := encap.ICMPv6Unreachable(dst, tt.orig, tt.from, encap.ICMPv6AddressUnreachable)
 			if !bytes.Equal(dst[:n], tt.want) {
 				t.Errorf("answer\n% x, want\n% x", dst[:n], tt.want)
+			}
+			want := tt.want
+			if want != nil {
+				want = goldenTooBig
+			}
+			n = encap.ICMPv6PacketTooBig(dst, tt.orig, tt.from, 1350)
+			if !bytes.Equal(dst[:n], want) {
+				t.Errorf("answer to a big packet\n% x, want\n% x", dst[:n], want)
 			}
 		})
 	}
@@ -114,20 +132,37 @@ func TestICMPQuoteIsBounded(t *testing.T) {
 	}
 }
 
+type icmpBuilder func(dst, orig []byte, from netip.Addr) int
+
+// icmpBuilders are those of the family of orig.
+func icmpBuilders(orig []byte) (all []icmpBuilder, from netip.Addr) {
+	if orig[0]>>4 == 6 {
+		return []icmpBuilder{
+			func(dst, orig []byte, from netip.Addr) int { return encap.ICMPv6Unreachable(dst, orig, from, 0) },
+			func(dst, orig []byte, from netip.Addr) int { return encap.ICMPv6PacketTooBig(dst, orig, from, 1350) },
+		}, from6
+	}
+	return []icmpBuilder{
+		func(dst, orig []byte, from netip.Addr) int { return encap.ICMPUnreachable(dst, orig, from, 0) },
+		func(dst, orig []byte, from netip.Addr) int {
+			return encap.ICMPFragmentationNeeded(dst, orig, from, 1350)
+		},
+	}, from4
+}
+
 // checkICMP expects an answer of n bytes to orig, and none in a shorter dst.
 func checkICMP(t *testing.T, orig []byte, n int) {
 	t.Helper()
-	answer, from := encap.ICMPUnreachable, from4
-	if orig[0]>>4 == 6 {
-		answer, from = encap.ICMPv6Unreachable, from6
-	}
-	dst := make([]byte, encap.MaxICMPLen)
-	if got := answer(dst, orig, from, 0); got != n {
-		t.Errorf("%d bytes, want %d", got, n)
-	}
-	verifyICMP(t, dst[:n], orig)
-	if got := answer(dst[:n-1], orig, from, 0); got != 0 {
-		t.Errorf("%d bytes in a short dst", got)
+	builders, from := icmpBuilders(orig)
+	for _, answer := range builders {
+		dst := make([]byte, encap.MaxICMPLen)
+		if got := answer(dst, orig, from); got != n {
+			t.Errorf("%d bytes, want %d", got, n)
+		}
+		verifyICMP(t, dst[:n], orig)
+		if got := answer(dst[:n-1], orig, from); got != 0 {
+			t.Errorf("%d bytes in a short dst", got)
+		}
 	}
 }
 

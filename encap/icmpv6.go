@@ -7,9 +7,10 @@ const maxICMPv6Len = 1280 // the minimum IPv6 MTU, RFC 4443 section 2.4(c)
 // ICMPv6 types (RFC 4443 section 2.1, RFC 4861 section 4.5). Types below 128
 // are errors.
 const (
-	icmpv6Unreachable = 1
-	icmpv6FirstInfo   = 128
-	icmpv6Redirect    = 137
+	icmpv6Unreachable  = 1
+	icmpv6PacketTooBig = 2
+	icmpv6FirstInfo    = 128
+	icmpv6Redirect     = 137
 )
 
 // Codes for ICMPv6Unreachable (RFC 4443 section 3.1).
@@ -25,6 +26,18 @@ const (
 // or to an address that names no single host. A later fragment could be part of
 // either and gets none too.
 func ICMPv6Unreachable(dst, orig []byte, from netip.Addr, code uint8) int {
+	return putICMPv6Error(dst, orig, from, icmpv6Unreachable, code, 0)
+}
+
+// ICMPv6PacketTooBig is [ICMPv6Unreachable] for a packet that is longer than mtu,
+// the next link's, in bytes (RFC 4443 section 3.2): type 2. Packets to groups get
+// no answer, although section 2.4(e.3) would allow one.
+func ICMPv6PacketTooBig(dst, orig []byte, from netip.Addr, mtu InnerMTU) int {
+	return putICMPv6Error(dst, orig, from, icmpv6PacketTooBig, 0, uint32(mtu))
+}
+
+// putICMPv6Error writes an ICMPv6 error whose second word is rest.
+func putICMPv6Error(dst, orig []byte, from netip.Addr, kind, code uint8, rest uint32) int {
 	p, err := ParseIPv6(orig)
 	if err != nil || !from.Is6() || !p.answerable() {
 		return 0
@@ -35,8 +48,7 @@ func ICMPv6Unreachable(dst, orig []byte, from netip.Addr, code uint8) int {
 	}
 	reply := putIPv6(dst[:n], from, p.Src(), ProtoICMPv6, icmpHopLimit)
 	message := reply.Payload()
-	clear(message[:icmpHeaderLen])
-	message[0], message[1] = icmpv6Unreachable, code
+	putICMPHeader(message, kind, code, rest)
 	copy(message[icmpHeaderLen:], p)
 	reply.sealICMP()
 	return n
