@@ -21,7 +21,8 @@ const (
 	gutter      = 28 // between two columns
 	headHeight  = 64
 	legendLine  = 12
-	panelHead   = 52 // of a row, the gap to the next included
+	wider       = 1.2 // than in our font a text may be in a viewer's
+	panelHead   = 52  // of a row, the gap to the next included
 	panelBars   = 32
 	barHeight   = 17
 	maxColumns  = 4
@@ -184,7 +185,7 @@ func (r *Report) drawLegend(c draw.Canvas) {
 		c.SetColor(k.shade)
 		c.Fill(vg.Rectangle{Min: vg.Point{X: x, Y: y - 1}, Max: vg.Point{X: x + size, Y: y - 1 + size}}.Path())
 		c.FillText(small, vg.Point{X: x + size + 4, Y: y}, k.words)
-		x += size + 4 + small.Width(k.words) + 16
+		x += size + 4 + small.Width(k.words)*wider + 16
 	}
 	for _, u := range r.Underlays {
 		y -= legendLine

@@ -38,7 +38,6 @@ func (r Range) with(v float64) Range {
 
 const (
 	ugro, unic, uveth, uplain = "nic-gro", "nic", "veth", "nic-plain"
-	mib                       = "MiB"
 )
 
 // Targets is what the project promises: the limits hold on each of the machines of
@@ -49,7 +48,7 @@ var Targets = []Target{
 	{What: "CPU per GB, TCP 1 stream, to kernel VXLAN", Underlay: unic, Scenario: "tcp1", Metric: scenario.CPUPerGB, System: "uvxlan", To: "kernel", Limit: 1.05, Seen: Range{0.8, 0.95}},
 	{What: "CPU per GB, TCP 1 stream, to kernel VXLAN", Underlay: uveth, Scenario: "tcp1", Metric: scenario.CPUPerGB, System: "uvxlan", To: "kernel", Limit: 2.8, Seen: Range{1.6, 2.5}},
 	{What: "CPU per packet, UDP 64 B, to kernel VXLAN", Underlay: ugro, Scenario: "udp64", Metric: scenario.CPUPerPacket, System: "uvxlan", To: "kernel", Limit: 1},
-	{What: "CPU per packet, UDP 64 B, to kernel VXLAN", Underlay: uveth, Scenario: "udp64", Metric: scenario.CPUPerPacket, System: "uvxlan", To: "kernel", Limit: 1},
+	{What: "CPU per packet, UDP 64 B, to kernel VXLAN", Underlay: uveth, Scenario: "udp64", Metric: scenario.CPUPerPacket, System: "uvxlan", To: "kernel", Limit: 1.3},
 	{What: "TCP 1 stream, to kernel VXLAN", Underlay: ugro, Scenario: "tcp1", Metric: scenario.Rate, System: "uvxlan", To: "kernel", Limit: 0.9},
 	{What: "TCP 4 streams, to kernel VXLAN", Underlay: ugro, Scenario: "tcp4", Metric: scenario.Rate, System: "uvxlan", To: "kernel", Limit: 0.85},
 	{What: "TCP from kernel VXLAN to uvxlan, to kernel VXLAN", Underlay: ugro, Scenario: "tcp1", Metric: scenario.Rate, System: "kernel-to-uvxlan", To: "kernel", Limit: 0.5},

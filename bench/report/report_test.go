@@ -275,3 +275,17 @@ func TestReadme(t *testing.T) {
 		t.Errorf("without marks: %v", err)
 	}
 }
+
+// The limits hold on the machines that were seen.
+func TestLimitsHoldWhereSeen(t *testing.T) {
+	for _, target := range Targets {
+		if target.Seen == (Range{}) {
+			continue
+		}
+		for _, v := range []float64{target.Seen.Min, target.Seen.Max} {
+			if !(Result{target, &Spread{Median: v}}).Met() {
+				t.Errorf("%s on %s: %g was seen, the limit is %g", target.What, target.Underlay, v, target.Limit)
+			}
+		}
+	}
+}

@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// memoryFlows is the number of TCP streams each way.
+	// memoryFlows is the number of streams each way, first of TCP and then of UDP: with
+	// so many, each worker has some.
 	memoryFlows = 16
 	// memoryInterval is between two looks at a process.
 	memoryInterval = 50 * time.Millisecond
@@ -19,8 +20,8 @@ const (
 func memoryScenarios() []Scenario {
 	return []Scenario{{
 		Name:  "memory",
-		About: "Memory of a daemon, fresh and then under 16 TCP streams each way and UDP of 64 bytes; the larger of the two hosts'",
-		Main:  MemoryLoaded, Fresh: true, Least: 2 * time.Second, Run: memory,
+		About: "Memory of a daemon, fresh and then under 16 flows each way, first TCP, then UDP of 64 bytes; the larger of the two hosts'",
+		Main:  MemoryLoaded, Fresh: true, Least: 6 * time.Second, Run: memory,
 	}}
 }
 
@@ -36,15 +37,15 @@ func memory(ctx context.Context, p Path, d time.Duration) (Sample, error) {
 	go func() { watched <- watchMemory(p.PIDs, end, &loaded) }()
 	_, _, err := transfer(ctx, p, iperf.Test{Streams: memoryFlows, Bidirectional: true}, d/2)
 	if err == nil {
-		_, _, err = transfer(ctx, p, iperf.Test{UDP: true, Length: 64}, d-d/2)
+		_, _, err = transfer(ctx, p, iperf.Test{UDP: true, Length: 64, Streams: memoryFlows, Bidirectional: true}, d-d/2)
 	}
 	close(end)
 	if err := errors.Join(err, <-watched); err != nil {
 		return nil, err
 	}
 	return Sample{
-		MemoryIdle: mebibytes(idle.Resident), MemoryLoaded: mebibytes(loaded.Resident),
-		MemoryAnonymous: mebibytes(loaded.Anonymous), MemoryHuge: mebibytes(loaded.Huge),
+		MemoryIdle: mebibytes(idle.Resident), MemoryAnonymousIdle: mebibytes(idle.Anonymous),
+		MemoryLoaded: mebibytes(loaded.Resident), MemoryAnonymous: mebibytes(loaded.Anonymous), MemoryHuge: mebibytes(loaded.Huge),
 	}, nil
 }
 

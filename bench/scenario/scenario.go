@@ -46,17 +46,18 @@ var (
 	FastP50     = Metric{Name: "fast peer, p50", Unit: "us", Lower: true}
 	FastP99     = Metric{Name: "fast peer, p99", Unit: "us", Lower: true}
 
-	MemoryIdle      = Metric{Name: "resident, fresh", Unit: "MiB", Lower: true, Plain: true}
-	MemoryLoaded    = Metric{Name: "resident, loaded", Unit: "MiB", Lower: true, Plain: true}
-	MemoryAnonymous = Metric{Name: "anonymous, loaded", Unit: "MiB", Lower: true, Plain: true}
-	MemoryHuge      = Metric{Name: "huge pages, loaded", Unit: "MiB", Lower: true, Plain: true}
+	MemoryIdle          = Metric{Name: "resident, fresh", Unit: "MiB", Lower: true, Plain: true}
+	MemoryAnonymousIdle = Metric{Name: "anonymous, fresh", Unit: "MiB", Lower: true, Plain: true}
+	MemoryLoaded        = Metric{Name: "resident, loaded", Unit: "MiB", Lower: true, Plain: true}
+	MemoryAnonymous     = Metric{Name: "anonymous, loaded", Unit: "MiB", Lower: true, Plain: true}
+	MemoryHuge          = Metric{Name: "huge pages, loaded", Unit: "MiB", Lower: true, Plain: true}
 )
 
 // Metrics is all of them.
 var Metrics = []Metric{
 	CPUPerGB, DaemonPerGB, CPUPerPacket, CPUShare, DaemonShare, Rate, Received, Loss, P50, P99, Connections, Retransmits,
 	GapP50, GapP99, GapP999, GapMax, InboundLost, FastRate, FastLost, FastP50, FastP99,
-	MemoryIdle, MemoryLoaded, MemoryAnonymous, MemoryHuge,
+	MemoryIdle, MemoryAnonymousIdle, MemoryLoaded, MemoryAnonymous, MemoryHuge,
 }
 
 // Sample is the outcome of one run.
