@@ -18,7 +18,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		"lease":             {},
 		"lease/etcd":        {"lease"},
 		"lease/etcdserver":  {},
-		"tunnel":            {"encap", "lease", "tunnel/device", "tunnel/offload", "tunnel/onlink", internal},
+		"tunnel":            {"encap", "lease", "tunnel/batch", "tunnel/device", "tunnel/link", "tunnel/offload", "tunnel/onlink", "tunnel/underlay", internal},
+		"tunnel/batch":      {internal},
 		"tunnel/device":     {"encap", "tunnel/offload", internal},
 		"tunnel/hostgw":     {"lease", "tunnel/onlink", internal},
 		"tunnel/kroute":     {},
@@ -26,9 +27,10 @@ func TestImportsPointOneWay(t *testing.T) {
 		"tunnel/netnstest":  {},
 		"tunnel/nexthop":    {"encap", internal},
 		"tunnel/offload":    {},
-		"tunnel/onlink":     {"encap", "tunnel/kroute", "tunnel/nexthop", internal},
+		"tunnel/onlink":     {"encap", "tunnel/batch", "tunnel/kroute", "tunnel/nexthop", internal},
 		"tunnel/tunnelprom": {"tunnel", "tunnel/offload"},
 		"tunnel/tunneltest": {"encap", "tunnel/device", "tunnel/offload", internal},
+		"tunnel/underlay":   {"encap", "tunnel/batch", "tunnel/offload", internal},
 	} {
 		for _, imported := range list(t, "{{join .Imports \"\\n\"}}", pkg) {
 			own, ours := strings.CutPrefix(imported, "uvxlan/")

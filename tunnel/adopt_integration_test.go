@@ -21,6 +21,7 @@ import (
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // vtep is a host of 10.66.0.0/24 with 10.99.n.1 as its overlay address.
@@ -40,7 +41,7 @@ func vtepPeer(n byte) Peer {
 }
 
 func vtepConfig(n byte) Config {
-	return Config{VNI: 7, Port: testhost.Port, MAC: vtepMAC(n), MTU: 1450, Addresses: []netip.Addr{vtepAddress(n)}}
+	return Config{VNI: 7, MAC: vtepMAC(n), Link: link.Config{MTU: 1450, Addresses: []netip.Addr{vtepAddress(n)}}}
 }
 
 func vtepLink(n byte) link.Config {
@@ -50,8 +51,8 @@ func vtepLink(n byte) link.Config {
 // start opens everything in the machine and runs the router.
 func (v *vtep) start(workers int, direct onlink.Mode, peers ...Peer) {
 	v.T.Helper()
-	u := testhost.Inside(v.Host, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: vtepPeer(v.n).Underlay, Port: testhost.Port, Workers: workers, Offloads: offload.All})
+	u := testhost.Inside(v.Host, func() (*underlay.UDP, error) {
+		return underlay.Listen(underlay.Config{Address: vtepPeer(v.n).Underlay, Port: testhost.Port, Workers: workers, Offloads: offload.All})
 	})
 	d := testhost.Inside(v.Host, func() (device.Device, error) {
 		d, err := device.Open("overlay0", device.Config{Queues: workers, Offloads: offload.All})
@@ -73,7 +74,7 @@ func (v *vtep) follow(mode onlink.Mode, c onlink.Config) *onlink.Paths {
 	return testhost.Inside(v.Host, func() (*onlink.Paths, error) { return onlink.Open(c) })
 }
 
-func (v *vtep) run(d device.Device, u *Underlay, p *onlink.Paths, peers ...Peer) {
+func (v *vtep) run(d device.Device, u *underlay.UDP, p *onlink.Paths, peers ...Peer) {
 	v.T.Helper()
 	c := vtepConfig(v.n)
 	c.OnLink = p
@@ -98,8 +99,8 @@ func (v *vtep) handOver(direct onlink.Mode) {
 	testhost.Must(v.T, err)
 	released := time.Since(begin)
 	testhost.Must(v.T, v.router.Close()) // has nothing to close
-	u := testhost.Inside(v.Host, func() (*Underlay, error) {
-		return AdoptUnderlay(given.Sockets.UDP, offload.All)
+	u := testhost.Inside(v.Host, func() (*underlay.UDP, error) {
+		return underlay.Adopt(given.Sockets.UDP, offload.All)
 	})
 	d, err := device.Adopt(given.Queues, offload.All)
 	testhost.Must(v.T, err)

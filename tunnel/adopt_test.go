@@ -4,45 +4,32 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
-// openUDP opens a socket as anybody would, bound to an address of 127.0.0.0/8.
-func openUDP(t testing.TB, address string, port uint16, opts ...sockopt) int {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	testhost.Must(t, err)
-	t.Cleanup(func() { unix.Close(fd) }) // no error if it was closed before: see isOpen
-	testhost.Must(t, setOptions(fd, opts))
-	testhost.Must(t, unix.Bind(fd, unixSockaddr(netip.AddrPortFrom(netip.MustParseAddr(address), port))))
-	return fd
-}
-
 func TestAdoptedUnderlay(t *testing.T) {
-	port := freePort(t)
+	port := testhost.FreePort(t)
 	a := startNode(t, 1, port, nil)
 	for name, s := range map[string]Sockets{
-		"one socket for both ways": {UDP: []UDPSockets{{Receive: []int{openUDP(t, "127.0.0.2", port)}}}},
-		"sending sockets": {UDP: []UDPSockets{{
-			Receive: []int{openUDP(t, "127.0.0.3", port)},
-			Send:    [][]int{{openUDP(t, "127.0.0.3", 0), openUDP(t, "127.0.0.3", 0)}},
+		"one socket for both ways": {UDP: []underlay.Sockets{{Receive: []int{testhost.OpenUDP(t, "127.0.0.2", port, false)}}}},
+		"sending sockets": {UDP: []underlay.Sockets{{
+			Receive: []int{testhost.OpenUDP(t, "127.0.0.3", port, false)},
+			Send:    [][]int{{testhost.OpenUDP(t, "127.0.0.3", 0, false), testhost.OpenUDP(t, "127.0.0.3", 0, false)}},
 		}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			local, err := boundTo(s.UDP[0].Receive[0])
+			u, err := underlay.Adopt(s.UDP, offload.All)
 			testhost.Must(t, err)
+			local := u.Locals()[0]
 			n := local.Addr().As4()[3]
-			u, err := AdoptUnderlay(s.UDP, offload.All)
-			testhost.Must(t, err)
 			device := testhost.NewMemoryDevice(t, 1, 0)
-			r, err := New(device, u, Config{VNI: testVNI, Port: port, MAC: testMAC(n), MTU: 1450})
+			r, err := New(device, u, Config{VNI: testVNI, MAC: testMAC(n), Link: link.Config{MTU: 1450}})
 			testhost.Must(t, err)
 			b := &node{Router: r, queue: device.Far[0]}
 			b.run(t)
@@ -69,60 +56,9 @@ func TestAdoptedUnderlay(t *testing.T) {
 	}
 }
 
-func first(pools [][]int) []int {
-	if len(pools) == 0 {
-		return nil
-	}
-	return pools[0]
-}
-
-func udp(receive []int, send ...[]int) Sockets {
-	return Sockets{UDP: []UDPSockets{{Receive: receive, Send: send}}}
-}
-
-// What doesn't fit is refused in words, and stays its owner's.
-func TestAdoptRefusesSockets(t *testing.T) {
-	port := freePort(t)
-	alone := openUDP(t, "127.0.0.4", port)
-	shared := []int{openUDP(t, "127.0.0.5", port, reusePort), openUDP(t, "127.0.0.5", port, reusePort)}
-	other, sender := openUDP(t, "127.0.0.6", port, reusePort), openUDP(t, "127.0.0.5", 0)
-	unbound, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	testhost.Must(t, err)
-	t.Cleanup(func() { unix.Close(unbound) })
-	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
-	testhost.Must(t, err)
-	t.Cleanup(func() { tcp.Close() })
-	file, err := tcp.(*net.TCPListener).File()
-	testhost.Must(t, err)
-	t.Cleanup(func() { file.Close() })
-	stream := int(file.Fd())
-	for name, sockets := range map[string]Sockets{
-		"none":                     {},
-		"TCP":                      udp([]int{stream}),
-		"unbound":                  udp([]int{unbound}),
-		"another address":          udp([]int{shared[0], other}),
-		"without SO_REUSEPORT":     udp([]int{alone, alone}),
-		"pools missing":            udp(shared, []int{sender}),
-		"an empty pool":            udp(shared, []int{sender}, []int{}),
-		"ports differ":             udp(shared, []int{sender}, []int{openUDP(t, "127.0.0.5", 0)}),
-		"one family twice":         {UDP: []UDPSockets{{Receive: []int{alone}}, {Receive: []int{other}}}},
-		"a descriptor that is not": udp([]int{1 << 20}),
-	} {
-		u, err := AdoptUnderlay(sockets.UDP, 0)
-		if u != nil || !errors.Is(err, ErrUnfit) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for _, fd := range []int{alone, shared[0], shared[1], other, sender, unbound, stream} {
-		if !testhost.IsOpen(fd) {
-			t.Errorf("descriptor %d was closed", fd)
-		}
-	}
-}
-
 // A router whose device is another's keeps running when it can't be released.
 func TestReleaseRefused(t *testing.T) {
-	port := freePort(t)
+	port := testhost.FreePort(t)
 	a, b := startNode(t, 1, port, nil), newNode(t, 2, port, nil)
 	if _, err := a.Release(); !errors.Is(err, ErrNotReleased) {
 		t.Errorf("release of a memory device: %v", err)
@@ -142,4 +78,11 @@ func TestReleaseRefused(t *testing.T) {
 	if err := b.Run(context.Background()); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
+}
+
+func first(pools [][]int) []int {
+	if len(pools) == 0 {
+		return nil
+	}
+	return pools[0]
 }

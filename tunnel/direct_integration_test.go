@@ -15,9 +15,11 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/internal/vnet"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/nexthop"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // neighbours is a router of 10.66.0.1 whose peer 10.66.0.2 is on the link eth0,
@@ -42,8 +44,8 @@ func newNeighbours(t *testing.T, mode onlink.Mode, workers int) *neighbours {
 		Dst: testhost.IPNet(netip.MustParsePrefix("10.66.0.0/24")), Gw: []byte{10, 77, 0, 2}, Priority: 1000,
 	}))
 	n.eth0, n.back = testhost.Tap(n.b, "eth0"), testhost.Tap(n.b, "back")
-	underlay := testhost.Inside(n.a, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: workers})
+	underlay := testhost.Inside(n.a, func() (*underlay.UDP, error) {
+		return underlay.Listen(underlay.Config{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, Workers: workers})
 	})
 	paths := testhost.Inside(n.a, func() (*onlink.Paths, error) {
 		return onlink.Open(onlink.Config{Mode: mode, Workers: workers})
@@ -52,10 +54,12 @@ func newNeighbours(t *testing.T, mode onlink.Mode, workers int) *neighbours {
 	n.queue = device.Far[0]
 	var err error
 	n.Router, err = New(device, underlay, Config{
-		VNI: testVNI, Port: testhost.Port, MAC: testMAC(1), MTU: 1450,
-		Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0")},
-		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
-		OnLink:    paths,
+		VNI: testVNI, MAC: testMAC(1), Link: link.Config{
+			MTU:       1450,
+			Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0")},
+			Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+		},
+		OnLink: paths,
 	})
 	testhost.Must(t, err)
 	t.Cleanup(func() { testhost.Must(t, n.Close()) })

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,20 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
-	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/nexthop"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // onLink is a peer of a host that is on-link, and takes nothing.
-func onLink(t *testing.T, n byte, to sockaddr) (*onlink.Paths, *entry) {
+func onLink(t *testing.T, n byte, port uint16) (*onlink.Paths, *entry) {
 	t.Helper()
 	e := newEntry(Peer{
 		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, n, 0}), 24),
 		Underlay: netip.AddrFrom4([4]byte{127, 0, 0, n}), MAC: testMAC(n),
-	}, testVNI, testMAC(0), 4789)
+	}, testVNI, testMAC(0), batch.NewDestination(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, n}), port)))
 	paths, err := onlink.Open(onlink.Config{Mode: onlink.Socket, Sockets: []int{}})
 	testhost.Must(t, err)
 	t.Cleanup(func() { testhost.Must(t, paths.Close()) })
@@ -33,7 +35,7 @@ func onLink(t *testing.T, n byte, to sockaddr) (*onlink.Paths, *entry) {
 	paths.Found([]nexthop.Change{{Addr: e.Underlay, Hop: nexthop.Hop{
 		OnLink: true, Link: "eth0", Index: int(n), MTU: 1500, Source: testMAC(0xa0), MAC: testMAC(0xb0 + n),
 	}}})
-	e.to, e.hop = to, paths.Hop(e.Underlay)
+	e.hop = paths.Hop(e.Underlay)
 	return paths, e
 }
 
@@ -44,13 +46,22 @@ func withHeadroom(packet []byte) []byte { return slices.Concat(make([]byte, head
 // its peers receive.
 func diversion(t *testing.T, joinUDP bool) (*outbound, *onlink.Paths, *net.UDPConn) {
 	t.Helper()
-	s, to, conn := senderPair(t, false)
-	paths, e := onLink(t, 2, to.to)
+	peer, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)})
+	testhost.Must(t, err)
+	t.Cleanup(func() { peer.Close() })
+	port := peer.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	u, err := underlay.Listen(underlay.Config{Address: netip.MustParseAddr("127.0.0.1"), Port: port})
+	testhost.Must(t, err)
+	conn, err := u.Open(0, false)
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, errors.Join(conn.Close(), u.Close())) })
+	paths, e := onLink(t, 2, port)
 	table := newPeerTable()
 	table.replace([]*entry{e})
 	var c counters
-	o := newOutbound(nil, table, [family.Count][]*sender{family.IPv4: {s}}, onlink.NewSender(-1, joinUDP, 1450), newLocal(&Config{}), newArena(t, outboundMemory), &c)
-	return o, paths, conn
+	o := newOutbound(nil, table, conn, onlink.NewSender(-1, joinUDP, 1450), newLocal(&Config{}), newArena(t, outboundMemory), &c)
+	o.now = monotonic()
+	return o, paths, peer
 }
 
 // received is the next inner packet.

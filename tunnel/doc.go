@@ -10,27 +10,28 @@
 //
 // # Use
 //
-// [device.Open] makes the device and [Listen] opens the sockets, as many of each
-// as there are to be workers; [New] makes a router of both. Peers are given by
-// hand ([Router.ReplacePeers], [Router.UpdatePeers]) or as a watch of leases
-// reports them ([Router.Apply]), before or while the router runs. [link.Configure]
-// brings the interface up, and then [Router.Run] moves packets until its context
-// ends. [Router.Close] gives everything back; a router is used once. Any number
-// of them fit into a process, each on a port or an address of its own.
+// [Open] makes a router of a device and sockets of its own. Where they come from
+// elsewhere, [New] makes one of a [device.Device] and an [underlay.Underlay], with as
+// many queues of the one as workers of the other. Peers are given by hand
+// ([Router.ReplacePeers], [Router.UpdatePeers]) or as a watch of leases reports them
+// ([Router.Apply]), before or while the router runs. [Router.Run] moves packets until
+// its context ends. [Router.Close] gives everything back; a router is used once. Any
+// number of them fit into a process, each on a port or an address of its own.
 //
-// Hosts of one layer-2 network may do without VXLAN, peer by peer (see
-// [onlink.Mode]), or altogether: [hostgw.Open].
+// Hosts of one layer-2 network may do without VXLAN, peer by peer (package
+// uvxlan/tunnel/onlink), or altogether (uvxlan/tunnel/hostgw).
 //
 // # What it needs
 //
 // Opening and configuring a device needs CAP_NET_ADMIN, and the direct modes need
-// what [onlink.Mode] says; the UDP sockets need nothing. What opens something does so in the
-// network namespace of the calling thread, so that a goroutine which has entered
+// what [onlink.Mode] says; the UDP sockets need nothing. What opens something does so
+// in the network namespace of the calling thread, so that a goroutine which has entered
 // another is to be locked to its thread; what is open stays where it was opened.
 //
 // The device is the kernel's, by one of several drivers (see [device.Open]), or
-// anything else that is a [device.Device]: [device.WrapWireGuard] makes one of a TCP/IP stack in
-// the process, and package uvxlan/tunnel/tunneltest has one in memory. Those need
+// anything else that is a [device.Device]: [device.WrapWireGuard] makes one of a TCP/IP
+// stack in the process, and package uvxlan/tunnel/tunneltest has one in memory. Nor
+// need the underlay be sockets: [underlay.Memory] is a network in memory. Those take
 // no privilege.
 //
 // Workers that are busy never block, and GOMAXPROCS counts them: it should be
@@ -39,7 +40,7 @@
 // # Errors
 //
 // Those that a caller may want to tell apart are variables, to be found with
-// [errors.Is]; after [device.ErrGone] and [ErrUnderlayGone] a new router can go on
+// [errors.Is]; after [device.ErrGone] and [underlay.ErrGone] a new router can go on
 // with the peers of the old one. What goes wrong with single packets is counted
 // by reason ([Stats], [DropReason]) and never ends a router.
 //

@@ -20,6 +20,7 @@ import (
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 // dualHost makes hosts of both families that share one namespace: host n is
@@ -84,14 +85,16 @@ func dualPeers(n byte) []Peer {
 func (h *dualHost) start(t *testing.T, n byte) *node {
 	t.Helper()
 	peers := dualPeers(n)
-	underlay := testhost.Inside(h.Host, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: peers[0].Underlay, AddressV6: peers[1].Underlay, Port: h.port, Offloads: offload.All})
+	underlay := testhost.Inside(h.Host, func() (*underlay.UDP, error) {
+		return underlay.Listen(underlay.Config{Address: peers[0].Underlay, AddressV6: peers[1].Underlay, Port: h.port, Offloads: offload.All})
 	})
 	device := testhost.NewMemoryDevice(t, 1, 0)
 	c := Config{
-		VNI: testVNI, Port: h.port, MAC: testMAC(n), MTU: 1430,
-		Addresses: []netip.Addr{peers[0].Subnet.Addr(), peers[1].Subnet.Addr()},
-		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+		VNI: testVNI, MAC: testMAC(n), Link: link.Config{
+			MTU:       1430,
+			Addresses: []netip.Addr{peers[0].Subnet.Addr(), peers[1].Subnet.Addr()},
+			Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+		},
 	}
 	r, err := New(device, underlay, c)
 	testhost.Must(t, err)
@@ -219,7 +222,7 @@ func TestIntegrationDualStackAnswers(t *testing.T) {
 	a := h.start(t, 1)
 	addPeers(t, a, dualPeers(9)...)
 	w := h.wire(t, dualAddress(1))
-	target := a.config.Addresses[1].As16()
+	target := a.config.Link.Addresses[1].As16()
 	solicitation := udp6("fd00:0:0:9::", "ff02::1:ff00:0", 24) // as long as one with an option
 	solicitation[6], solicitation[7] = encap.ProtoICMPv6, 255
 	icmp := solicitation.Payload()
@@ -231,13 +234,13 @@ func TestIntegrationDualStackAnswers(t *testing.T) {
 	w.send(t, encap.MakeFrameHeader(testVNI, encap.MAC{0x33, 0x33, 0xff}, testMAC(9), encap.EtherTypeIPv6), solicitation)
 	f := w.receive(t)
 	p, err := encap.ParseIPv6(f.Payload)
-	if err != nil || f.Dst != testMAC(9) || f.Src != testMAC(1) || p.Src() != a.config.Addresses[1] || p.Payload()[0] != 136 {
+	if err != nil || f.Dst != testMAC(9) || f.Src != testMAC(1) || p.Src() != a.config.Link.Addresses[1] || p.Payload()[0] != 136 {
 		t.Errorf("not the advertisement: % x, %v", f.Payload, err)
 	}
 	lost := udp6("fd00:0:0:1::9", "fd00:0:0:77::9", 8)
 	a.queue.Send(t, lost)
 	got, _ := a.queue.Receive(t)
-	if p, err = encap.ParseIPv6(got); err != nil || p.Src() != a.config.Addresses[1] || p.Dst() != lost.Src() ||
+	if p, err = encap.ParseIPv6(got); err != nil || p.Src() != a.config.Link.Addresses[1] || p.Dst() != lost.Src() ||
 		p.Payload()[0] != 1 || !bytes.HasSuffix(got, lost) {
 		t.Errorf("not the ICMPv6 error: % x, %v", got, err)
 	}
@@ -293,11 +296,11 @@ func TestIntegrationSingleStack(t *testing.T) {
 	if got := a.Peers(); len(got) != 1 || got[0] != p[0] {
 		t.Errorf("the peers are %v", got)
 	}
-	for _, c := range []UnderlayConfig{
+	for _, c := range []underlay.Config{
 		{Address: dualAddress(1), AddressV6: dualAddress(2), Port: testhost.Port},
 		{Address: p[0].Underlay, AddressV6: p[0].Underlay, Port: testhost.Port},
 	} {
-		if u, err := Listen(c); err == nil {
+		if u, err := underlay.Listen(c); err == nil {
 			testhost.Must(t, u.Close())
 			t.Errorf("%s and %s were taken for two families", c.Address, c.AddressV6)
 		}
@@ -306,10 +309,10 @@ func TestIntegrationSingleStack(t *testing.T) {
 
 func newNodeIn(t *testing.T, m *testhost.Host) *Router {
 	t.Helper()
-	underlay := testhost.Inside(m, func() (*Underlay, error) {
-		return Listen(UnderlayConfig{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port})
+	underlay := testhost.Inside(m, func() (*underlay.UDP, error) {
+		return underlay.Listen(underlay.Config{Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port})
 	})
-	r, err := New(testhost.NewMemoryDevice(t, 1, 0), underlay, Config{VNI: testVNI, Port: testhost.Port, MAC: testMAC(1), MTU: 1450})
+	r, err := New(testhost.NewMemoryDevice(t, 1, 0), underlay, Config{VNI: testVNI, MAC: testMAC(1), Link: link.Config{MTU: 1450}})
 	testhost.Must(t, err)
 	t.Cleanup(func() { testhost.Must(t, r.Close()) })
 	return r

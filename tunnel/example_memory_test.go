@@ -8,8 +8,10 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
+	"uvxlan/tunnel/underlay"
 )
 
 // Two hosts in one process, without privileges: their devices are in memory, and
@@ -51,9 +53,9 @@ func exampleHost(own, other tunnel.Peer) (*tunneltest.Device, *tunnel.Router) {
 	const port = 14789
 	device, err := tunneltest.NewDevice("memory0", 1)
 	check(err)
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: own.Underlay, Port: port, Offloads: offload.All})
+	underlay, err := underlay.Listen(underlay.Config{Address: own.Underlay, Port: port, Offloads: offload.All})
 	check(err)
-	router, err := tunnel.New(device, underlay, tunnel.Config{VNI: 1, Port: port, MAC: own.MAC, MTU: 1450})
+	router, err := tunnel.New(device, underlay, tunnel.Config{VNI: 1, MAC: own.MAC, Link: link.Config{MTU: 1450}})
 	check(err)
 	check(router.ReplacePeers([]tunnel.Peer{other}))
 	return device, router

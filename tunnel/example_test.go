@@ -14,7 +14,9 @@ import (
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/hostgw"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 // A host of a network without VXLAN: a kernel route to each peer on eth0.
@@ -56,9 +58,9 @@ func ExampleNew_adoptedDevice() {
 		return
 	}
 	defer host.Close()
-	var underlay *tunnel.Underlay
+	var sockets *underlay.UDP
 	err = tunnel.Inside(host, func() (err error) {
-		underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
+		sockets, err = underlay.Listen(underlay.Config{
 			Address: netip.MustParseAddr("192.168.14.21"), Port: 4789, Offloads: offload.All,
 		})
 		return err
@@ -67,11 +69,11 @@ func ExampleNew_adoptedDevice() {
 		slog.Error("no sockets", "error", errors.Join(err, device.Close()))
 		return
 	}
-	router, err := tunnel.New(device, underlay, tunnel.Config{
-		VNI: 1, Port: 4789, MAC: encap.MAC{2, 0, 0, 0, 0, 21}, MTU: 1450,
+	router, err := tunnel.New(device, sockets, tunnel.Config{
+		VNI: 1, MAC: encap.MAC{2, 0, 0, 0, 0, 21}, Link: link.Config{MTU: 1450},
 	})
 	if err != nil {
-		slog.Error("no router", "error", errors.Join(err, underlay.Close(), device.Close()))
+		slog.Error("no router", "error", errors.Join(err, sockets.Close(), device.Close()))
 		return
 	}
 	defer router.Close() // and with it the queue and the sockets
@@ -81,16 +83,16 @@ func ExampleNew_adoptedDevice() {
 }
 
 // A runtime without privileges, whose sockets somebody else has opened.
-func ExampleAdoptUnderlay() {
-	inherited := []tunnel.UDPSockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}
-	underlay, err := tunnel.AdoptUnderlay(inherited, offload.All)
-	if errors.Is(err, tunnel.ErrUnfit) {
+func ExampleNew_adoptedSockets() {
+	inherited := []underlay.Sockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}
+	sockets, err := underlay.Adopt(inherited, offload.All)
+	if errors.Is(err, underlay.ErrUnfit) {
 		slog.Error("one of the sockets isn't what it should be", "error", err)
 	}
 	if err != nil {
 		return
 	}
-	defer underlay.Close() // until a router owns it
+	defer sockets.Close() // until a router owns it
 }
 
 // Another router takes over: no packet is lost as long as the kernel's queues hold
@@ -106,13 +108,13 @@ func ExampleRouter_Release() {
 		if err != nil {
 			return nil, err
 		}
-		underlay, err := tunnel.AdoptUnderlay(given.Sockets.UDP, offload.All)
+		sockets, err := underlay.Adopt(given.Sockets.UDP, offload.All)
 		if err != nil {
 			return nil, errors.Join(err, device.Close())
 		}
-		router, err := tunnel.New(device, underlay, c)
+		router, err := tunnel.New(device, sockets, c)
 		if err != nil {
-			return nil, errors.Join(err, underlay.Close(), device.Close())
+			return nil, errors.Join(err, sockets.Close(), device.Close())
 		}
 		return router, router.ReplacePeers(peers)
 	}

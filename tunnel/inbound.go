@@ -7,15 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
-	"uvxlan/tunnel/internal/arena"
-	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 // A packet's way in, in the order of the functions below:
 //
-//  1. drain receives as many messages as a socket has, up to a batch (inbox.go).
+//  1. drain receives as many messages as have arrived, up to a batch.
 //  2. receive splits a message into its datagrams: the kernel hands over those
 //     of one sender together.
 //  3. take checks the frame: our VNI, from a known peer, to our VTEP. Questions
@@ -25,20 +25,14 @@ import (
 //  5. The packets of a batch gather in the coalescer, which joins those of a
 //     flow to superpackets, and write hands each to the device in one call.
 
-const (
-	// rxBytes is what the messages of a batch may have together, judged by those
-	// before: it should stay in the cache until it is written.
-	rxBytes = 512 << 10
-	// bulk is the mean length of messages from which on the socket is looked at
-	// again before the batch is written: more of the same flow makes larger
-	// superpackets. Small packets are better delivered at once.
-	bulk = 16 << 10
-)
+// bulk is the mean length of messages from which on the underlay is looked at again
+// before the batch is written: more of the same flow makes larger superpackets. Small
+// packets are better delivered at once.
+const bulk = 16 << 10
 
 // inbound is the receiving half of a worker.
 type inbound struct {
-	sockets   []receiving // one, or one of each family; in places
-	places    [family.Count]receiving
+	conn      underlay.Conn
 	queue     device.Queue
 	table     *peerTable
 	local     *local
@@ -50,8 +44,6 @@ type inbound struct {
 	frame     encap.Frame
 	coalescer *encap.Coalescer
 	single    single
-	inbox     *inbox
-	reply     [family.Count]*sender
 	answer    answer
 	now       int64 // about, in nanoseconds of Unix time
 	tally     tally
@@ -59,60 +51,35 @@ type inbound struct {
 	total     *counters
 }
 
-// receiving is a socket to receive from.
-type receiving struct {
-	fd    int
-	limit int // messages of the next batch
-}
-
-func newInbound(c *Config, q device.Queue, granted offload.Set, t *peerTable, l *local, memory *arena.Arena, total *counters) *inbound {
+func newInbound(c *Config, conn underlay.Conn, port uint16, q device.Queue, granted offload.Set, t *peerTable, l *local, total *counters) *inbound {
 	in := &inbound{
-		queue: q, table: t, local: l, total: total,
-		port: c.Port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
-		coalescer: encap.NewCoalescer(c.MTU),
-		inbox:     newInbox(memory),
+		conn: conn, queue: q, table: t, local: l, total: total,
+		port: port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
+		coalescer: encap.NewCoalescer(c.Link.MTU),
 	}
-	in.sockets = in.places[:0] // apart from what other workers write
 	in.coalescer.SetTCP(granted.Has(offload.TCP))
 	in.coalescer.SetUDP(granted.Has(offload.UDP))
 	return in
 }
 
-// listen has a socket received from, whose peers are answered by reply.
-func (in *inbound) listen(f family.Family, fd int, reply *sender) {
-	in.sockets = append(in.sockets, receiving{fd, rxBatch})
-	in.reply[f] = reply
-}
-
-// drain delivers what the sockets have, up to one batch of each. Its error means
-// that one of them is of no more use.
+// drain delivers what has arrived, up to one batch. Its error means that the
+// underlay is of no more use.
 func (in *inbound) drain() (load, error) {
-	found := none
-	for i := range in.sockets {
-		l, err := in.drainSocket(&in.sockets[i])
-		if err != nil {
-			return none, err
-		}
-		found = max(found, l)
-	}
-	return found, nil
-}
-
-func (in *inbound) drainSocket(from *receiving) (load, error) {
 	n, bytes := 0, 0
-	in.inbox.reset()
-	for n < from.limit && in.inbox.unused > 0 {
-		asked := min(from.limit-n, in.inbox.unused)
-		got, err := in.inbox.fill(from.fd, n, asked)
+	var full bool
+	for {
+		messages, more, err := in.conn.Receive(n > 0)
 		if err != nil && n == 0 {
 			return none, err
 		}
 		peers := in.table.load() // after the call: it has whoever was added before they sent
-		for i := range got {
-			bytes += in.receive(peers, n+i)
+		for i := range messages {
+			in.receive(peers, &messages[i])
+			bytes += len(messages[i].Data)
 		}
-		n += got
-		if got == 0 || got < asked && bytes < bulk*n {
+		n += len(messages)
+		full = more
+		if full || len(messages) == 0 || bytes < bulk*n {
 			break
 		}
 	}
@@ -122,39 +89,30 @@ func (in *inbound) drainSocket(from *receiving) (load, error) {
 	in.write()
 	in.streak.addReceived(in.now)
 	in.total.add(&in.total.rx, &in.tally)
-	more := n == from.limit || in.inbox.unused == 0
-	from.limit = min(max(rxBytes*n/max(bytes, 1), 8), rxBatch)
-	return loadOf(n, more), nil
+	return loadOf(n, full), nil
 }
 
 // accepted is no reason to drop.
 const accepted = dropReasons
 
-// receive takes message i of the batch: a datagram, or several of one sender
-// that the kernel put together. It returns the message's length.
-func (in *inbound) receive(peers *table, i int) (bytes int) {
-	data := in.inbox.message(i)
-	bytes = len(data)
-	a := parseControl(in.inbox.control(i))
-	in.source = source{from: in.inbox.names[i].addrPort().Addr(), ecn: a.ecn}
+// receive splits a message into its datagrams.
+func (in *inbound) receive(peers *table, m *underlay.Message) {
+	in.source = source{from: m.From.Addr(), ecn: m.ECN}
 	in.source.known = in.anySrc || peers.knows(in.source.from)
 	in.tally.messages++
-	if in.inbox.truncated(i) {
+	if m.Truncated {
 		in.tally.drop(DropTruncated)
-		return bytes
+		return
 	}
-	if a.segment == 0 {
-		a.segment = len(data)
-	}
+	data := m.Data
 	for ok := true; ok; ok = len(data) > 0 { // an empty datagram is one too
-		n := min(a.segment, len(data))
+		n := min(m.SegmentSize, len(data))
 		if reason := in.take(peers, data[:n:n]); reason != accepted {
 			in.tally.drop(reason)
 		}
 		in.tally.datagrams++
 		data = data[n:]
 	}
-	return bytes
 }
 
 // source is what a message's datagrams have in common.
@@ -212,10 +170,11 @@ func (in *inbound) check(datagram []byte) DropReason {
 // resolve sends the answer to a question about our own address, n bytes of
 // frame, to the peer that asked.
 func (in *inbound) resolve(n int) DropReason {
-	to := makeSockaddr(netip.AddrPortFrom(in.source.from, in.port))
-	reply := in.reply[family.Of(in.source.from)]
-	reply.add(&entry{to: to}, 0, in.answer[:n], nil)
-	reply.send(&in.tally)
+	to := batch.NewDestination(netip.AddrPortFrom(in.source.from, in.port))
+	if in.conn.Begin(to, nil, 0, 0, 1, n-headroom) {
+		in.conn.Append(in.answer[:n], nil)
+	}
+	in.tally.sent(in.conn.Flush(monotonic()))
 	in.tally.answers++
 	return accepted
 }

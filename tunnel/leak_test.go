@@ -21,6 +21,7 @@ import (
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
 	"uvxlan/tunnel/tunneltest"
+	"uvxlan/tunnel/underlay"
 )
 
 // use is what a process holds of its host, memory in bytes.
@@ -95,7 +96,7 @@ var (
 )
 
 // runRouter runs a router on device while use uses it.
-func runRouter(t *testing.T, device device.Device, u tunnel.UnderlayConfig, c tunnel.Config, use func(*tunnel.Router)) {
+func runRouter(t *testing.T, device device.Device, u underlay.Config, c tunnel.Config, use func(*tunnel.Router)) {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -103,7 +104,7 @@ func runRouter(t *testing.T, device device.Device, u tunnel.UnderlayConfig, c tu
 			t.Fatal(err)
 		}
 	}
-	underlay, err := tunnel.Listen(u)
+	underlay, err := underlay.Listen(u)
 	must(err)
 	router, err := tunnel.New(device, underlay, c)
 	must(err)
@@ -126,8 +127,8 @@ func TestRoutersLeaveNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runRouter(t, device, tunnel.UnderlayConfig{Address: leakHost, Port: port}, tunnel.Config{
-			VNI: 1, Port: port, MAC: encap.MAC{2, 1}, MTU: 1450, Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0")},
+		runRouter(t, device, underlay.Config{Address: leakHost, Port: port}, tunnel.Config{
+			VNI: 1, MAC: encap.MAC{2, 1}, Link: link.Config{MTU: 1450, Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.0")}},
 		}, func(*tunnel.Router) {
 			if err := device.Send(packet); err != nil {
 				t.Fatal(err)
@@ -149,10 +150,10 @@ func TestIntegrationRoutersLeaveNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		runRouter(t, device, tunnel.UnderlayConfig{
+		runRouter(t, device, underlay.Config{
 			Address: leakHost, Port: 4789, Workers: 2, Offloads: offload.All,
 		}, tunnel.Config{
-			VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450, Addresses: []netip.Addr{vtep}, OnLink: openOnLink(t, modes[i%len(modes)]),
+			VNI: 1, MAC: encap.MAC{2, 1}, Link: link.Config{MTU: 1450, Addresses: []netip.Addr{vtep}}, OnLink: openOnLink(t, modes[i%len(modes)]),
 		}, func(r *tunnel.Router) {
 			if err := link.Configure("flannel.1", link.Config{
 				Addresses: []netip.Addr{vtep}, Networks: []netip.Prefix{network}, MTU: 1450,

@@ -29,7 +29,7 @@ type local struct {
 
 func newLocal(c *Config) *local {
 	l := &local{vni: c.VNI, mac: c.MAC, errors: bucket{rate: icmpRate, burst: icmpBurst}}
-	for _, a := range c.Addresses {
+	for _, a := range c.Link.Addresses {
 		switch {
 		case a.Is4() && !l.v4.IsValid():
 			l.v4 = a

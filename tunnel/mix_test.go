@@ -65,7 +65,7 @@ type cable struct {
 // makes batches that don't depend on time.
 func newCable(t testing.TB, variant int) *cable {
 	t.Helper()
-	v, port := mixVariants[variant], freePort(t)
+	v, port := mixVariants[variant], testhost.FreePort(t)
 	c := &cable{
 		offloads: v.offloads, refuse: v.refuse,
 		kinds: map[encap.GSOType]int{}, buf: make([]byte, device.MaxPacket),

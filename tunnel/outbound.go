@@ -10,8 +10,8 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/arena"
-	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // A packet's way out, in the order of the functions below:
@@ -25,8 +25,8 @@ import (
 //  3. whole and cut make datagrams of it: the frame header goes into the room
 //     before a packet; a superpacket's segments get headers of their own and
 //     their payload stays where it is.
-//  4. The datagrams join the batch of a sending socket, chosen by their flow
-//     (sender.go), and flush passes each batch to the kernel in one call.
+//  4. The datagrams join the batch, each at a sending socket that its flow chooses,
+//     and flush passes them to the kernel, in one call a socket.
 //
 // A peer on the same Ethernet may have a direct route: then 3 is left out, and
 // the packet joins the batch of the packet socket as it is (direct.go).
@@ -47,6 +47,8 @@ const (
 	// refusalPause is how long a worker sleeps after a batch in which the device
 	// gave nothing but errors, which may go on for as long as it likes.
 	refusalPause = time.Millisecond
+	// datagramPieces is how many pieces of memory a datagram has at most.
+	datagramPieces = 2
 	// headroom is kept free before each packet for its frame header.
 	headroom = encap.FrameHeaderLen
 )
@@ -55,7 +57,7 @@ const (
 type outbound struct {
 	queue     device.Queue
 	table     *peerTable
-	sockets   [family.Count][]*sender
+	conn      underlay.Conn
 	direct    *onlink.Sender // nil unless on-link peers are sent to directly
 	diverted  []*entry       // the peers of its frames, by their tags
 	local     *local
@@ -67,12 +69,13 @@ type outbound struct {
 	answer    [encap.MaxICMPLen]byte
 	tally     tally
 	streak    streak
+	now       int64 // of the monotonic clock, about
 	total     *counters
 }
 
-func newOutbound(q device.Queue, t *peerTable, sockets [family.Count][]*sender, d *onlink.Sender, l *local, memory *arena.Arena, c *counters) *outbound {
+func newOutbound(q device.Queue, t *peerTable, conn underlay.Conn, d *onlink.Sender, l *local, memory *arena.Arena, c *counters) *outbound {
 	return &outbound{
-		queue: q, table: t, sockets: sockets, direct: d, local: l, total: c,
+		queue: q, table: t, conn: conn, direct: d, local: l, total: c,
 		diverted: make([]*entry, 0, txBatch),
 		packets:  memory.Alloc(txPackets),
 		headers:  memory.Alloc(txHeaders),
@@ -129,8 +132,8 @@ func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 		o.refuse(packet, dst)
 		return
 	}
-	o.streak.sent(peer.traffic, segments(packet, offload), n)
 	if via := peer.hop.Direct(); via != nil {
+		o.streak.sent(peer.traffic, segments(room[headroom:], offload), n)
 		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Room: room, ECN: ecn, Offload: offload, Tag: len(o.diverted)})
 		o.diverted = append(o.diverted, peer)
 		return
@@ -167,13 +170,25 @@ func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload enca
 	if packet[0]>>4 == 6 {
 		header = &peer.header6
 	}
-	sockets := o.sockets[peer.family]
-	s := sockets[encap.FlowHash(packet)%uint32(len(sockets))]
+	count := 1
 	if offload.GSO != encap.GSONone {
-		o.cut(s, peer, header, packet, ecn, offload)
+		if o.segmenter.Start(packet, offload) != nil {
+			o.tally.drop(DropMalformedOut)
+			return
+		}
+		count = segments(packet, offload)
+	} else if offload.NeedsChecksum && !encap.FillChecksum(packet, offload) {
+		o.tally.drop(DropMalformedOut)
 		return
 	}
-	o.whole(s, peer, header, room, ecn, offload)
+	if !o.conn.Begin(peer.to, &peer.traffic.sent, encap.FlowHash(packet), ecn, count, len(packet)) {
+		return
+	}
+	if offload.GSO != encap.GSONone {
+		o.cut(header)
+		return
+	}
+	o.whole(header, room)
 }
 
 // destination is what an outgoing packet's path depends on, and the packet's
@@ -189,43 +204,29 @@ func destination(packet []byte) (dst netip.Addr, ecn uint8, n int) {
 }
 
 // whole makes one datagram of a packet, in place.
-func (o *outbound) whole(s *sender, peer *entry, header *encap.FrameHeader, room []byte, ecn uint8, offload encap.Offload) {
-	if offload.NeedsChecksum && !encap.FillChecksum(room[headroom:], offload) {
-		o.tally.drop(DropMalformedOut)
-		return
-	}
-	if !s.fits() {
+func (o *outbound) whole(header *encap.FrameHeader, room []byte) {
+	if !o.conn.Fits(datagramPieces) {
 		o.flush()
 	}
 	copy(room, header[:])
-	s.add(peer, ecn, room, nil)
-	o.tally.packets++
-	o.tally.datagrams++
-	o.tally.bytes += uint64(len(room) - headroom)
+	o.conn.Append(room, nil)
 }
 
 // cut makes a datagram of each segment of a superpacket.
-func (o *outbound) cut(s *sender, peer *entry, header *encap.FrameHeader, packet []byte, ecn uint8, offload encap.Offload) {
-	if o.segmenter.Start(packet, offload) != nil {
-		o.tally.drop(DropMalformedOut)
-		return
-	}
+func (o *outbound) cut(header *encap.FrameHeader) {
 	for {
-		if !s.fits() || len(o.headers)-o.used < headroom+encap.MaxHeaderLen {
+		if !o.conn.Fits(datagramPieces) || len(o.headers)-o.used < headroom+encap.MaxHeaderLen {
 			o.flush()
 		}
 		block := o.headers[o.used:]
 		n, payload := o.segmenter.Next(block[headroom:])
 		if n == 0 {
-			break
+			return
 		}
 		n += copy(block, header[:])
-		s.add(peer, ecn, block[:n:n], payload)
+		o.conn.Append(block[:n:n], payload)
 		o.used += n
-		o.tally.datagrams++
 	}
-	o.tally.packets++
-	o.tally.bytes += uint64(len(packet))
 }
 
 // refuse drops a packet that no peer would take and tells its sender, as a
@@ -261,12 +262,14 @@ func (o *outbound) finish(packets int) {
 	o.total.add(&o.total.tx, &o.tally)
 }
 
-// flush passes each socket's part of the batch to the kernel.
+// flush passes the datagrams of the batch to the kernel.
 func (o *outbound) flush() {
-	for _, sockets := range o.sockets {
-		for _, s := range sockets {
-			s.send(&o.tally)
-		}
-	}
+	o.tally.sent(o.conn.Flush(o.now))
 	o.used = 0
+}
+
+// retry sends what waits for room in the sockets' send buffers.
+func (o *outbound) retry() {
+	o.tally.sent(o.conn.Retry(o.now))
+	o.total.add(&o.total.tx, &o.tally)
 }

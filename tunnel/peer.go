@@ -3,6 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"uvxlan/encap"
@@ -56,18 +57,25 @@ func (p Peer) refused(format string, args ...any) error {
 
 // check refuses a peer that could not be reached by the underlay or whose outer
 // packets would come back into the device.
-func (p Peer) check(networks []netip.Prefix, reach [family.Count]bool) error {
+func (p Peer) check(routes []netip.Prefix, locals []netip.AddrPort) error {
+	is := func(like func(netip.Addr) bool) bool {
+		return slices.ContainsFunc(locals, func(l netip.AddrPort) bool { return like(l.Addr()) })
+	}
 	switch {
 	case !p.Subnet.IsValid():
 		return p.refused("no subnet")
 	case !p.Underlay.IsValid() || p.Underlay.IsUnspecified() || p.Underlay.IsMulticast():
 		return p.refused("that is no host's address")
-	case !reach[family.Of(p.Underlay)]:
+	case p.Underlay.IsLinkLocalUnicast() && p.Underlay.Is6():
+		return p.refused("a link-local address doesn't say by which interface")
+	case is(func(l netip.Addr) bool { return l == p.Underlay }):
+		return p.refused("that is our own address, packets to it would loop")
+	case !is(func(l netip.Addr) bool { return family.Of(l) == family.Of(p.Underlay) }):
 		return p.refused("the underlay has no address of that family")
 	case p.MAC == encap.MAC{} || p.MAC.IsGroup():
 		return p.refused("%s is no VTEP's MAC", p.MAC)
 	}
-	for _, n := range networks {
+	for _, n := range routes {
 		if n.Contains(p.Underlay) {
 			return p.refused("its address lies inside the overlay network %s, packets to it would loop", n)
 		}

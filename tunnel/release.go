@@ -3,14 +3,16 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/underlay"
 )
 
 // Sockets are descriptors of open sockets, which may be of another network
-// namespace than the caller's; see [AdoptUnderlay].
+// namespace than the caller's; see [underlay.Adopt].
 type Sockets struct {
 	// UDP are the sockets of one address family, or of IPv4 and of IPv6.
-	UDP []UDPSockets `json:"udp"`
+	UDP []underlay.Sockets `json:"udp"`
 	// Packet are packet sockets (packet(7)) with PACKET_VNET_HDR, one for each
 	// queue of the device; see [onlink.Config].
 	Packet []int `json:"packet,omitempty"`
@@ -20,18 +22,19 @@ type Sockets struct {
 type Descriptors struct {
 	// Queues are for [device.Adopt].
 	Queues []int `json:"queues"`
-	// Sockets are for [AdoptUnderlay].
+	// Sockets are for [underlay.Adopt].
 	Sockets Sockets `json:"sockets"`
 }
 
-// ErrNotReleased says that a device's descriptors are of no use to [device.Adopt].
+// ErrNotReleased says that a device or an underlay has no descriptors that could be
+// adopted.
 var ErrNotReleased = errors.New("a device of this driver can't be handed over")
 
 // Release ends Run like Close, between two packets, but closes neither device nor
 // sockets and removes no route: they are the caller's, to be adopted by another
 // router, in this process or in another one. Until then packets wait in the
 // kernel's queues. It returns [ErrNotReleased] for a device of another driver than
-// [device.DriverNative], and [ErrClosed] on a closed router; then nothing has happened.
+// [device.DriverNative] and for an underlay that isn't [underlay.UDP], and [ErrClosed] on a closed router; then nothing has happened.
 func (r *Router) Release() (Descriptors, error) {
 	r.mu.Lock()
 	d, err := r.descriptorsLocked()
@@ -65,16 +68,10 @@ func (r *Router) descriptorsLocked() (Descriptors, error) {
 	if r.closed {
 		return Descriptors{}, ErrClosed
 	}
-	queues, ok := device.Descriptors(r.device)
-	if !ok {
+	queues, native := device.Descriptors(r.device)
+	udp, sockets := r.underlay.(*underlay.UDP)
+	if !native || !sockets {
 		return Descriptors{}, ErrNotReleased
 	}
-	d := Descriptors{Queues: queues}
-	d.Sockets.Packet = r.paths.Sockets()
-	for _, s := range r.underlay.sockets {
-		if s != nil {
-			d.Sockets.UDP = append(d.Sockets.UDP, s.descriptors())
-		}
-	}
-	return d, nil
+	return Descriptors{queues, Sockets{UDP: udp.Descriptors(), Packet: r.paths.Sockets()}}, nil
 }

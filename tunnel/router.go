@@ -6,44 +6,38 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/leasepeer"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // ErrClosed is what Run returns on a router or gateway that was closed before.
 var ErrClosed = errors.New("closed before it ran")
 
-// Config is what a [Router] must know beside its device and sockets. Port, MAC and
-// MTU are required.
+// Config is what a [Router] must know beside its device and sockets. MAC and the
+// link's MTU are required.
 type Config struct {
 	// VNI is the VXLAN segment; frames of any other are dropped.
 	VNI encap.VNI
-	// Port is the UDP port that peers receive on, as we do.
-	Port uint16
 	// MAC is our VTEP's address, which peers put into their frames to us.
 	MAC encap.MAC
-	// Addresses are our VTEP's own addresses inside the overlay, at most one a
-	// family: ARP and neighbour solicitations for them are answered, and ICMP
-	// errors come from them.
-	Addresses []netip.Addr
-	// Networks are the overlay's networks. With [onlink.Route] the kernel routes of
-	// an earlier run are removed that lead into them.
-	Networks []netip.Prefix
-	// Routes are those into the device; nil means one to each of Networks. A peer
-	// whose outer address lies in one of them is refused, for its packets would
-	// loop.
-	Routes []netip.Prefix
-	// MTU is the device's.
-	MTU encap.InnerMTU
+	// Link is what the device's interface is configured with ([link.Configure]).
+	// ARP and neighbour solicitations for its addresses, at most one a family, are
+	// answered, and ICMP errors come from them. A peer whose outer address lies in
+	// one of its routes is refused, for its packets would loop.
+	Link link.Config
 	// AnySource also takes frames from outer addresses that no peer has and with
 	// inner sources that aren't the peer's, as kernel VXLAN does.
 	AnySource bool
@@ -58,39 +52,32 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-func (c *Config) validate(dev device.Device, u *Underlay) error {
+func (c *Config) validate(dev device.Device, u underlay.Underlay) error {
 	var errs []error
 	if !c.VNI.Valid() {
 		errs = append(errs, fmt.Errorf("VNI %d is not of 24 bits", c.VNI))
-	}
-	if c.Port == 0 {
-		errs = append(errs, errors.New("the port is missing"))
 	}
 	if c.MAC == (encap.MAC{}) || c.MAC.IsGroup() {
 		errs = append(errs, fmt.Errorf("%s is no VTEP's MAC", c.MAC))
 	}
 	least := encap.InnerMTU(minMTU)
-	if slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
+	if slices.ContainsFunc(c.Link.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
 		least = minMTUv6
 	}
-	if c.MTU < least {
-		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.MTU, least))
+	if c.Link.MTU < least {
+		errs = append(errs, fmt.Errorf("MTU %d is below %d", c.Link.MTU, least))
 	}
-	if len(dev.Queues()) == 0 || len(dev.Queues()) != u.workers() {
-		errs = append(errs, fmt.Errorf("the device has %d queues and the underlay %d receiving sockets",
-			len(dev.Queues()), u.workers()))
+	queues := len(dev.Queues())
+	if queues == 0 || queues != u.Workers() {
+		errs = append(errs, fmt.Errorf("the device has %d queues and the underlay is for %d workers", queues, u.Workers()))
 	}
-	if n := len(c.OnLink.Sockets()); n > 0 && n != len(dev.Queues()) {
-		errs = append(errs, fmt.Errorf("the device has %d queues and there are %d packet sockets", len(dev.Queues()), n))
+	if n := len(c.OnLink.Sockets()); n > 0 && n != queues {
+		errs = append(errs, fmt.Errorf("the device has %d queues and there are %d packet sockets", queues, n))
+	}
+	if len(u.Locals()) == 0 {
+		errs = append(errs, errors.New("the underlay has no address"))
 	}
 	return errors.Join(errs...)
-}
-
-func (c *Config) routes() []netip.Prefix {
-	if c.Routes != nil {
-		return c.Routes
-	}
-	return c.Networks
 }
 
 // The least MTUs are IPv4's (RFC 791, section 3.2) and IPv6's (RFC 8200, section 5).
@@ -106,15 +93,16 @@ type Router struct {
 	config   Config
 	log      *slog.Logger
 	device   device.Device
-	underlay *Underlay
-	reach    [family.Count]bool // the underlay's families
-	paths    *onlink.Paths      // nil with DirectOff
+	underlay underlay.Underlay
+	locals   []netip.AddrPort // the underlay's
+	paths    *onlink.Paths    // nil with DirectOff
 	peers    *peerTable
 	workers  []*worker
 
 	running sync.WaitGroup // Run
 
-	changing sync.Mutex // held while the peers are changed
+	changing     sync.Mutex                        // held while the peers are changed
+	destinations map[netip.Addr]*batch.Destination // changing guards it
 
 	mu       sync.Mutex // guards the rest
 	started  bool       // Run was called
@@ -123,19 +111,20 @@ type Router struct {
 }
 
 // New makes a router of a device and as many receiving sockets as the device
-// has queues; see [device.Open] and [Listen]. It starts nothing. The router owns
+// has queues; see [device.Open] and [underlay.Listen]. It starts nothing. The router owns
 // both and c.OnLink from here on and closes them in Close; when New returns an
 // error they are still the caller's. The error names everything that is wrong with c.
-func New(dev device.Device, u *Underlay, c Config) (*Router, error) {
+func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 	if err := c.validate(dev, u); err != nil {
 		return nil, fmt.Errorf("configure router: %w", err)
 	}
 	r := &Router{
-		config: c, device: dev, underlay: u, reach: u.reach(), paths: c.OnLink, peers: newPeerTable(),
-		log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+		config: c, device: dev, underlay: u, locals: u.Locals(), paths: c.OnLink, peers: newPeerTable(),
+		destinations: map[netip.Addr]*batch.Destination{},
+		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
 	}
 	if r.paths != nil {
-		r.paths.Attach(onlink.Settings{MTU: c.MTU, Networks: c.Networks, Logger: c.Logger})
+		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger})
 	}
 	for i := range dev.Queues() {
 		w, err := newWorker(&r.config, dev, u, i, r.peers)
@@ -150,7 +139,7 @@ func New(dev device.Device, u *Underlay, c Config) (*Router, error) {
 // Run moves packets until ctx ends or Close is called, and then returns nil
 // after the last worker has stopped; the peers stay as they are. It returns
 // early with [device.ErrGone] when the interface is deleted, with
-// [ErrUnderlayGone] when a receiving socket fails, and [ErrClosed] on a closed
+// [underlay.ErrGone] when a receiving socket fails, and [ErrClosed] on a closed
 // router. Run is called once; after the first two, close the router and make
 // another, to which [Router.Peers] carries over.
 func (r *Router) Run(ctx context.Context) error {
@@ -252,7 +241,7 @@ func (r *Router) closeWorkers() error {
 // returns. A lease's IPv6 subnet is a peer of its own, by the lease's IPv6
 // address; a router without an IPv6 underlay passes it over.
 func (r *Router) Apply(u lease.Update) error {
-	peers, gone, errs := leasepeer.Read(u, r.reach[family.IPv6], vxlanPeer)
+	peers, gone, errs := leasepeer.Read(u, r.hasLocal(family.IPv6), vxlanPeer)
 	if u.Reset {
 		errs = append(errs, r.ReplacePeers(peers))
 	} else {
@@ -273,6 +262,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	r.attach(entries)
 	r.carryOn(entries)
 	r.peers.replace(entries)
+	r.forget()
 	return err
 }
 
@@ -293,6 +283,7 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 	r.attach(entries)
 	r.carryOn(entries)
 	r.peers.update(entries, gone)
+	r.forget()
 	return err
 }
 
@@ -315,14 +306,40 @@ func (r *Router) entries(peers []Peer) (entries []*entry, refused []netip.Prefix
 	var errs []error
 	for _, p := range peers {
 		p.Subnet, p.Underlay = p.Subnet.Masked(), p.Underlay.Unmap()
-		if err := p.check(r.config.routes(), r.reach); err != nil {
+		if err := p.check(r.config.Link.Destinations(), r.locals); err != nil {
 			errs = append(errs, err)
 			refused = append(refused, p.Subnet)
 			continue
 		}
-		entries = append(entries, newEntry(p, r.config.VNI, r.config.MAC, r.config.Port))
+		entries = append(entries, newEntry(p, r.config.VNI, r.config.MAC, r.destination(p.Underlay)))
 	}
 	return entries, refused, errors.Join(errs...)
+}
+
+// destination is where datagrams to the peers of an address go. What sending them
+// has taught outlives a change of the peers.
+func (r *Router) destination(a netip.Addr) *batch.Destination {
+	d := r.destinations[a]
+	if d == nil {
+		d = batch.NewDestination(netip.AddrPortFrom(a, r.locals[0].Port()))
+		r.destinations[a] = d
+	}
+	return d
+}
+
+// forget drops destinations that no peer has any more, once there are many.
+func (r *Router) forget() {
+	peers := r.peers.load()
+	const few = 64
+	if len(r.destinations) < 2*peers.underlay.Size()+few {
+		return
+	}
+	maps.DeleteFunc(r.destinations, func(a netip.Addr, _ *batch.Destination) bool { return !peers.knows(a) })
+}
+
+// hasLocal tells whether the underlay has an address of a family.
+func (r *Router) hasLocal(f family.Family) bool {
+	return slices.ContainsFunc(r.locals, func(l netip.AddrPort) bool { return family.Of(l.Addr()) == f })
 }
 
 // Peers lists the peers, sorted by subnet.

@@ -4,14 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,9 +17,11 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel/device"
-	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/internal/descriptor"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 func TestMain(m *testing.M) {
@@ -45,17 +43,6 @@ type node struct {
 }
 
 func testMAC(n byte) encap.MAC { return encap.MAC{2, 0, 0, 0, 0, n} }
-
-// freePort finds a UDP port that no test's address uses.
-func freePort(t testing.TB) uint16 {
-	t.Helper()
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return uint16(c.LocalAddr().(*net.UDPAddr).Port)
-}
 
 // startNode runs a router as 127.0.0.n that owns 10.0.n.0/24.
 func startNode(t *testing.T, n byte, port uint16, change func(*Config)) *node {
@@ -85,14 +72,17 @@ func newNode(t testing.TB, n byte, port uint16, change func(*Config)) *node {
 func newNodeOn(t testing.TB, device *testhost.MemoryDevice, n byte, port uint16, o offload.Set, change func(*Config)) *node {
 	t.Helper()
 	address := netip.AddrFrom4([4]byte{127, 0, 0, n})
-	underlay, err := Listen(UnderlayConfig{Address: address, Port: port, Offloads: o})
+	underlay, err := underlay.Listen(underlay.Config{Address: address, Port: port, Offloads: o})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := Config{
-		VNI: testVNI, Port: port, MAC: testMAC(n), MTU: 1450,
-		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, n, 0}), netip.MustParseAddr("fd00::1")},
-		Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+		VNI: testVNI, MAC: testMAC(n),
+		Link: link.Config{
+			MTU:       1450,
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, n, 0}), netip.MustParseAddr("fd00::1")},
+			Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+		},
 	}
 	if change != nil {
 		change(&c)
@@ -116,7 +106,7 @@ func addPeers(t testing.TB, n *node, peers ...Peer) {
 }
 
 func TestRouterCarriesPackets(t *testing.T) {
-	port := freePort(t)
+	port := testhost.FreePort(t)
 	a, b := startNode(t, 1, port, nil), startNode(t, 2, port, nil)
 	addPeers(t, a, b.peer)
 	addPeers(t, b, a.peer)
@@ -156,7 +146,7 @@ func waitStats(t testing.TB, n *node, want func(Stats) bool) Stats {
 }
 
 func TestRouterTellsSenderOfUnknownDestination(t *testing.T) {
-	a := startNode(t, 1, freePort(t), nil)
+	a := startNode(t, 1, testhost.FreePort(t), nil)
 	sent := testhost.UDPPacket("10.0.1.9", "10.0.99.1", 32)
 	a.queue.Send(t, sent)
 	got, _ := a.queue.Receive(t)
@@ -165,7 +155,7 @@ func TestRouterTellsSenderOfUnknownDestination(t *testing.T) {
 		t.Fatal(err)
 	}
 	icmp := p.Payload()
-	if p.Src() != a.config.Addresses[0] || p.Dst() != sent.Src() || p.Protocol() != encap.ProtoICMP ||
+	if p.Src() != a.config.Link.Addresses[0] || p.Dst() != sent.Src() || p.Protocol() != encap.ProtoICMP ||
 		icmp[0] != 3 || icmp[1] != encap.ICMPNetUnreachable || !bytes.HasPrefix(icmp[8:], sent[:28]) {
 		t.Fatalf("not the ICMP error for it: % x", got)
 	}
@@ -185,12 +175,12 @@ type wire struct {
 func newWire(t testing.TB, from byte, to *node) *wire {
 	t.Helper()
 	address := netip.AddrFrom4([4]byte{127, 0, 0, from})
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, to.config.Port)))
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, to.locals[0].Port())))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return &wire{c, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.peer.Underlay, to.config.Port))}
+	return &wire{c, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.peer.Underlay, to.locals[0].Port()))}
 }
 
 func (w *wire) send(t testing.TB, header encap.FrameHeader, payload []byte) {
@@ -216,48 +206,37 @@ func (w *wire) receive(t testing.TB) (f encap.Frame) {
 	return f
 }
 
-// TestInboundKnowsPeersAddedBefore has a peer added while the worker is about to
-// receive, here within the call, and then the peer's packet come: UpdatePeers has
-// returned, so it belongs.
+// lateConn has something happen while the worker is about to receive.
+type lateConn struct {
+	underlay.Conn
+	before func()
+}
+
+func (c *lateConn) Receive(keep bool) ([]underlay.Message, bool, error) {
+	if c.before != nil {
+		c.before()
+		c.before = nil
+	}
+	return c.Conn.Receive(keep)
+}
+
+// A peer is added while the worker is about to receive, here within the call, and
+// then the peer's packet comes: UpdatePeers has returned, so it belongs.
 func TestInboundKnowsPeersAddedBefore(t *testing.T) {
-	// The collector would wait for the thread that receives.
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	runtime.GC() // ends one that has begun
-	a := newNode(t, 1, freePort(t), nil)
+	a := newNode(t, 1, testhost.FreePort(t), nil)
 	defer a.Close()
-	in := a.workers[0].in
-	in.sockets[0].limit = 1 // or it would wait for more
-	fd := in.sockets[0].fd
-	// With a limit: nothing of Go's interrupts the call.
-	err := errors.Join(unix.SetNonblock(fd, false),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
-	if err != nil {
-		t.Fatal(err)
-	}
 	w := newWire(t, 9, a)
-	var thread atomic.Int32
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		thread.Store(int32(unix.Gettid()))
-		_, err := in.drain()
-		done <- err
-	}()
-	receiving := fmt.Sprint(unix.SYS_RECVMMSG, " ")
-	for deadline := time.Now().Add(testhost.Patience); ; runtime.Gosched() {
-		call, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread.Load()))
-		if err == nil && strings.HasPrefix(string(call), receiving) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the thread is not about to receive: %q, %v", call, err)
-		}
-	}
-	addPeers(t, a, testPeer9)
+	in := a.workers[0].in
 	sent := testhost.UDPPacket("10.0.9.1", "10.0.1.9", 8)
-	w.send(t, encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4), sent)
-	if err := <-done; err != nil {
+	in.conn = &lateConn{in.conn, func() {
+		addPeers(t, a, testPeer9)
+		w.send(t, encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4), sent)
+		fds := []unix.PollFd{{Fd: int32(in.conn.FDs()[0]), Events: unix.POLLIN}}
+		if n, err := descriptor.Poll(fds, nil); n != 1 || err != nil {
+			t.Errorf("no datagram came: %v", err)
+		}
+	}}
+	if _, err := in.drain(); err != nil {
 		t.Fatal(err)
 	}
 	if s := a.Stats(); s.RxPackets != 1 || s.Dropped() != 0 {
@@ -295,7 +274,7 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 		{"other EtherType", 9, with(func(h *encap.FrameHeader) { h[20], h[21] = 0x88, 0xcc }), good, DropEtherType},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a := startNode(t, 1, freePort(t), nil)
+			a := startNode(t, 1, testhost.FreePort(t), nil)
 			addPeers(t, a, testPeer9)
 			newWire(t, c.from, a).send(t, c.header, c.payload)
 			s := waitStats(t, a, func(s Stats) bool { return s.Dropped() == 1 })
@@ -305,7 +284,7 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 		})
 	}
 	t.Run("short", func(t *testing.T) {
-		a := startNode(t, 1, freePort(t), nil)
+		a := startNode(t, 1, testhost.FreePort(t), nil)
 		w := newWire(t, 9, a)
 		if _, err := w.WriteTo(header[:21], w.to); err != nil {
 			t.Fatal(err)
@@ -313,14 +292,14 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 		waitStats(t, a, func(s Stats) bool { return s.Drop(DropShort) == 1 })
 	})
 	t.Run("any source", func(t *testing.T) {
-		a := startNode(t, 1, freePort(t), func(c *Config) { c.AnySource = true })
+		a := startNode(t, 1, testhost.FreePort(t), func(c *Config) { c.AnySource = true })
 		newWire(t, 8, a).send(t, header, good)
 		if got, _ := a.queue.Receive(t); !bytes.Equal(got, good) {
 			t.Fatal("the packet changed on its way")
 		}
 	})
 	t.Run("peer's own address", func(t *testing.T) {
-		a := startNode(t, 1, freePort(t), nil)
+		a := startNode(t, 1, testhost.FreePort(t), nil)
 		addPeers(t, a, testPeer9)
 		fromHost := testhost.UDPPacket("127.0.0.9", "10.0.1.9", 8)
 		newWire(t, 9, a).send(t, header, fromHost)
@@ -331,7 +310,7 @@ func TestRouterDropsWhatDoesNotBelong(t *testing.T) {
 }
 
 func TestRouterAnswersARP(t *testing.T) {
-	a := startNode(t, 1, freePort(t), nil)
+	a := startNode(t, 1, testhost.FreePort(t), nil)
 	addPeers(t, a, testPeer9)
 	w := newWire(t, 9, a)
 	request := []byte{
@@ -358,7 +337,7 @@ func TestRouterAnswersARP(t *testing.T) {
 }
 
 func TestRouterAnswersNeighborSolicitation(t *testing.T) {
-	a := startNode(t, 1, freePort(t), nil)
+	a := startNode(t, 1, testhost.FreePort(t), nil)
 	addPeers(t, a, testPeer9)
 	w := newWire(t, 9, a)
 	solicitation := []byte{
@@ -379,13 +358,13 @@ func TestRouterAnswersNeighborSolicitation(t *testing.T) {
 		t.Fatal(err)
 	}
 	icmp := p.Payload()
-	if f.Dst != testMAC(9) || p.Src() != a.config.Addresses[1] || icmp[0] != 136 || !bytes.Equal(icmp[26:32], a.config.MAC[:]) {
+	if f.Dst != testMAC(9) || p.Src() != a.config.Link.Addresses[1] || icmp[0] != 136 || !bytes.Equal(icmp[26:32], a.config.MAC[:]) {
 		t.Fatalf("not the advertisement: % x", f.Payload)
 	}
 }
 
 func TestRouterFollowsLeases(t *testing.T) {
-	a := startNode(t, 1, freePort(t), nil)
+	a := startNode(t, 1, testhost.FreePort(t), nil)
 	leaseOf := func(subnet, ip, backend, mac string) lease.Lease {
 		return lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{
 			PublicIP: netip.MustParseAddr(ip), BackendType: backend, BackendData: []byte(`{"VNI":1,"VtepMAC":"` + mac + `"}`),
@@ -422,7 +401,7 @@ func TestRouterFollowsLeases(t *testing.T) {
 }
 
 func TestRouterClose(t *testing.T) {
-	port := freePort(t)
+	port := testhost.FreePort(t)
 	a := newNode(t, 1, port, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -446,7 +425,7 @@ func TestRouterClose(t *testing.T) {
 }
 
 func TestRouterReportsLostDevice(t *testing.T) {
-	a := newNode(t, 1, freePort(t), nil)
+	a := newNode(t, 1, testhost.FreePort(t), nil)
 	defer a.Close()
 	if err := unix.Shutdown(a.queue.FD(), unix.SHUT_RDWR); err != nil {
 		t.Fatal(err)
@@ -457,17 +436,17 @@ func TestRouterReportsLostDevice(t *testing.T) {
 }
 
 func TestRouterReportsLostUnderlay(t *testing.T) {
-	a := newNode(t, 1, freePort(t), nil)
+	a := newNode(t, 1, testhost.FreePort(t), nil)
 	defer a.Close()
 	notSocket, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(notSocket)
-	if err := unix.Dup3(notSocket, a.underlay.sockets[family.IPv4].rx[0], unix.O_CLOEXEC); err != nil {
+	if err := unix.Dup3(notSocket, a.workers[0].conn.FDs()[0], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Run(context.Background()); !errors.Is(err, ErrUnderlayGone) {
+	if err := a.Run(context.Background()); !errors.Is(err, underlay.ErrGone) {
 		t.Fatalf("Run: %v", err)
 	}
 }
@@ -475,36 +454,15 @@ func TestRouterReportsLostUnderlay(t *testing.T) {
 func TestNewRefusesBadConfig(t *testing.T) {
 	device := testhost.NewMemoryDevice(t, 2, 0)
 	defer device.Close()
-	underlay, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t)})
+	underlay, err := underlay.Listen(underlay.Config{Address: netip.MustParseAddr("127.0.0.1"), Port: testhost.FreePort(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer underlay.Close()
-	_, err = New(device, underlay, Config{VNI: 1 << 24, MTU: 20})
-	for _, want := range []string{"VNI", "port", "MAC", "MTU", "queues"} {
+	_, err = New(device, underlay, Config{VNI: 1 << 24, Link: link.Config{MTU: 20}})
+	for _, want := range []string{"VNI", "MAC", "MTU", "queues"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error doesn't name %s: %v", want, err)
 		}
-	}
-}
-
-func TestListenRefusesTakenPort(t *testing.T) {
-	c := UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t), Workers: 2}
-	first, err := Listen(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Listen(c); !errors.Is(err, ErrPortInUse) {
-		t.Fatalf("second listener on the port: %v", err)
-	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
-	second, err := Listen(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := second.Close(); err != nil {
-		t.Fatal(err)
 	}
 }

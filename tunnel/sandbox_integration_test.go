@@ -24,6 +24,7 @@ import (
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // The test binary plays three parts: the test, an unprivileged container runtime
@@ -67,11 +68,14 @@ func playRuntime() error {
 	if os.Geteuid() == 0 {
 		return errors.New("it is root")
 	}
-	var sockets UDPSockets
+	var sockets underlay.Sockets
 	local := netip.AddrPortFrom(vtepPeer(1).Underlay, testhost.Port)
 	for _, port := range []uint16{testhost.Port, 0, 0} {
-		fd, err := newSocket(netip.AddrPortFrom(local.Addr(), port), nil)
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		if err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(port), Addr: local.Addr().As4()}); err != nil {
 			return err
 		}
 		if port != 0 {
@@ -93,7 +97,7 @@ func playRuntime() error {
 	if err != nil {
 		return err
 	}
-	underlay, err := AdoptUnderlay([]UDPSockets{sockets}, offload.All)
+	underlay, err := underlay.Adopt([]underlay.Sockets{sockets}, offload.All)
 	if err != nil {
 		return err
 	}

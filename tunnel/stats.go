@@ -3,6 +3,7 @@ package tunnel
 import (
 	"sync/atomic"
 
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/offload"
 )
 
@@ -20,8 +21,11 @@ const (
 	// DropOverflow: a device of wireguard-go's was read faster than the worker
 	// could send.
 	DropOverflow
-	// DropSend: the underlay refused the datagram.
+	// DropSend: the kernel refused the datagram, or was out of buffers.
 	DropSend
+	// DropSendBuffer: the send buffers were full, and what may wait for them was
+	// full as well: the underlay is slower than what is sent by it.
+	DropSendBuffer
 	// DropTruncated: a datagram longer than [device.MaxPacket] and its headers.
 	DropTruncated
 	// DropShort: too short for the VXLAN and the inner Ethernet header.
@@ -50,7 +54,7 @@ const (
 )
 
 var dropNames = [dropReasons]string{
-	"no_route", "multicast", "malformed_out", "overflow", "send", "truncated", "short", "no_vni", "foreign_vni",
+	"no_route", "multicast", "malformed_out", "overflow", "send", "send_buffer", "truncated", "short", "no_vni", "foreign_vni",
 	"unknown_peer", "inner_mac", "ethertype", "malformed", "inner_source", "ecn", "device",
 }
 
@@ -101,10 +105,10 @@ type Stats struct {
 }
 
 // Drop is how many packets were dropped for reason d.
-func (s *Stats) Drop(d DropReason) uint64 { return s.Drops[d] }
+func (s Stats) Drop(d DropReason) uint64 { return s.Drops[d] }
 
 // Dropped is how many packets were dropped in all.
-func (s *Stats) Dropped() (n uint64) {
+func (s Stats) Dropped() (n uint64) {
 	for _, v := range s.Drops {
 		n += v
 	}
@@ -124,6 +128,19 @@ func (t *tally) drop(d DropReason) { t.dropN(d, 1) }
 func (t *tally) dropN(d DropReason, n int) {
 	t.dropped = true
 	t.drops[d] += uint64(n)
+}
+
+// sent adds what has become of a batch.
+func (t *tally) sent(r batch.Result) {
+	t.packets += r.Packets
+	t.messages += r.Messages
+	t.datagrams += r.Datagrams
+	t.bytes += r.Bytes
+	t.fallbacks += r.Fallbacks
+	if r.Dropped() > 0 {
+		t.dropN(DropSendBuffer, int(r.Full))
+		t.dropN(DropSend, int(r.Congested+r.Refused))
+	}
 }
 
 // counters are one worker's totals: one writer, any reader. The padding keeps

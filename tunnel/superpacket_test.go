@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
-	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 func withAllOffloads(t *testing.T, n byte, port uint16) *node {
@@ -25,7 +26,7 @@ func withAllOffloads(t *testing.T, n byte, port uint16) *node {
 // A superpacket goes out as segments of the MTU and comes out of the other
 // router's device as it went in.
 func TestRouterCarriesSuperpackets(t *testing.T) {
-	port := freePort(t)
+	port := testhost.FreePort(t)
 	a, b := withAllOffloads(t, 1, port), withAllOffloads(t, 2, port)
 	addPeers(t, a, b.peer)
 	addPeers(t, b, a.peer)
@@ -71,7 +72,7 @@ func receiveFlow(t *testing.T, n *node, length int) ([]byte, encap.Offload) {
 
 // What a container's kernel leaves of a lone packet's checksum is filled in.
 func TestRouterFillsChecksum(t *testing.T) {
-	port := freePort(t)
+	port := testhost.FreePort(t)
 	a, b := withAllOffloads(t, 1, port), withAllOffloads(t, 2, port)
 	addPeers(t, a, b.peer)
 	addPeers(t, b, a.peer)
@@ -88,7 +89,7 @@ func TestRouterFillsChecksum(t *testing.T) {
 
 // A kernel VXLAN peer on the same machine sends whole superpackets, unfilled.
 func TestRouterTakesOversizedDatagrams(t *testing.T) {
-	a := withAllOffloads(t, 1, freePort(t))
+	a := withAllOffloads(t, 1, testhost.FreePort(t))
 	addPeers(t, a, testPeer9)
 	header := encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4)
 	sent := testhost.TCPPacket("10.0.9.1", "10.0.1.9", 7, 30000)
@@ -135,13 +136,14 @@ func (q *loopQueue) Write(_ encap.Offload, parts [][]byte) error {
 // loop is a worker that sends what a loopQueue gives to itself.
 func newLoop(t testing.TB, q *loopQueue) *worker {
 	t.Helper()
-	n := newNodeOn(t, testhost.NewMemoryDevice(t, 1, offload.All), 1, freePort(t), offload.All, func(c *Config) { c.AnySource = true })
+	n := newNodeOn(t, testhost.NewMemoryDevice(t, 1, offload.All), 1, testhost.FreePort(t), offload.All, func(c *Config) { c.AnySource = true })
 	t.Cleanup(func() {
 		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	addPeers(t, n, n.peer)
+	// Not by UpdatePeers, which refuses our own address.
+	n.peers.replace([]*entry{newEntry(n.peer, testVNI, n.config.MAC, n.destination(n.peer.Underlay))})
 	w := n.workers[0]
 	w.out.queue, w.in.queue = q, q
 	return w
@@ -201,7 +203,7 @@ func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := &refusingQueue{loopQueue{packets: [][]byte{packet}}, err, good}
 				var c counters
-				o := newOutbound(q, newPeerTable(), [family.Count][]*sender{}, nil, newLocal(&Config{}), newArena(t, outboundMemory), &c)
+				o := newOutbound(q, newPeerTable(), openMemory(t), nil, newLocal(&Config{}), newArena(t, outboundMemory), &c)
 				start := time.Now()
 				l, drainErr := o.drain()
 				if rested := time.Since(start) > 0; l != full || drainErr != nil || rested != rests {
@@ -242,4 +244,15 @@ func BenchmarkWorker(b *testing.B) {
 			}
 		})
 	}
+}
+
+// openMemory is a host of a network in memory.
+func openMemory(t testing.TB) underlay.Conn {
+	t.Helper()
+	u, err := underlay.NewMemory().Listen(1, netip.MustParseAddrPort("192.0.2.1:4789"))
+	testhost.Must(t, err)
+	conn, err := u.Open(0, false)
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, u.Close()) })
+	return conn
 }

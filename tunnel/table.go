@@ -8,31 +8,26 @@ import (
 	"github.com/gaissmai/bart"
 
 	"uvxlan/encap"
-	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/onlink"
 )
 
 // entry is a peer as the workers need it: what goes before every packet to it
-// is made once, here. Only plain, and
-// what hop and traffic hold, ever changes.
+// is made once, here. Only what to, hop and traffic hold ever changes.
 type entry struct {
 	Peer
 	header4, header6 encap.FrameHeader
-	to               sockaddr
-	family           family.Family // of to
-	hop              *onlink.Hop   // nil: always by VXLAN
+	to               *batch.Destination // shared by all peers of that address
+	hop              *onlink.Hop        // nil: always by VXLAN
 	traffic          *traffic
-	// plain is set once the kernel refused to segment datagrams to the peer.
-	plain atomic.Bool
 }
 
-func newEntry(p Peer, vni encap.VNI, ours encap.MAC, port uint16) *entry {
+func newEntry(p Peer, vni encap.VNI, ours encap.MAC, to *batch.Destination) *entry {
 	return &entry{
 		Peer:    p,
 		header4: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv4),
 		header6: encap.MakeFrameHeader(vni, p.MAC, ours, encap.EtherTypeIPv6),
-		to:      makeSockaddr(netip.AddrPortFrom(p.Underlay, port)),
-		family:  family.Of(p.Underlay),
+		to:      to,
 		traffic: &traffic{},
 	}
 }

@@ -12,7 +12,7 @@ func numbered(n int) *entry {
 		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 0}), 24),
 		Underlay: netip.AddrFrom4([4]byte{192, 168, byte(n >> 8), byte(n)}),
 		MAC:      testMAC(byte(n)),
-	}, testVNI, testMAC(0), 4789)
+	}, testVNI, testMAC(0), nil)
 }
 
 func TestTableKnowsAddressUntilItsLastSubnetGoes(t *testing.T) {

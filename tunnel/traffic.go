@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/batch"
 )
 
 // PeerTraffic is what a [Router] has counted of one peer's subnet, for as long
@@ -13,9 +14,11 @@ import (
 // own direct route, comes to the kernel and is not in it.
 type PeerTraffic struct {
 	// Packets are IP packets, each segment of a superpacket one, and Bytes are
-	// theirs, a superpacket's headers counted once. Tx is what was to be sent to
+	// theirs, a superpacket's headers counted once. Tx is what was sent to
 	// the peer, by either path, Rx what was taken from it.
 	TxPackets, TxBytes uint64
+	// TxDropped is how many of the packets to the peer the kernel didn't take.
+	TxDropped          uint64
 	RxPackets, RxBytes uint64
 	// LastSeen is when the last of RxPackets came, zero if none has.
 	LastSeen time.Time
@@ -25,15 +28,15 @@ type PeerTraffic struct {
 // counted of a run of packets, not each packet. The padding keeps two peers out
 // of one cache line.
 type traffic struct {
-	txPackets, txBytes atomic.Uint64
+	sent               batch.Counters
 	rxPackets, rxBytes atomic.Uint64
 	seen               atomic.Int64 // Unix time in nanoseconds, 0 for never
-	_                  [24]byte
+	_                  [16]byte
 }
 
 func (t *traffic) load() PeerTraffic {
 	p := PeerTraffic{
-		TxPackets: t.txPackets.Load(), TxBytes: t.txBytes.Load(),
+		TxPackets: t.sent.Packets.Load(), TxBytes: t.sent.Bytes.Load(), TxDropped: t.sent.Dropped.Load(),
 		RxPackets: t.rxPackets.Load(), RxBytes: t.rxBytes.Load(),
 	}
 	if seen := t.seen.Load(); seen != 0 {
@@ -64,8 +67,8 @@ func (s *streak) addSent() {
 	if s.of == nil {
 		return
 	}
-	s.of.txPackets.Add(s.packets)
-	s.of.txBytes.Add(s.bytes)
+	s.of.sent.Packets.Add(s.packets)
+	s.of.sent.Bytes.Add(s.bytes)
 	*s = streak{}
 }
 

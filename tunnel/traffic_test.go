@@ -26,7 +26,7 @@ func awaitTraffic(t *testing.T, n *node, peer Peer, want PeerTraffic) PeerTraffi
 }
 
 func TestRouterCountsByPeer(t *testing.T) {
-	port, started := freePort(t), time.Now()
+	port, started := testhost.FreePort(t), time.Now()
 	a, b, c := startNode(t, 1, port, nil), startNode(t, 2, port, nil), startNode(t, 3, port, nil)
 	addPeers(t, a, b.peer, c.peer)
 	addPeers(t, b, a.peer)

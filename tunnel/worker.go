@@ -11,10 +11,10 @@ import (
 
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/arena"
-	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/wake"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // worker moves packets between one queue of the device and its sockets,
@@ -23,48 +23,38 @@ import (
 type worker struct {
 	in     *inbound
 	out    *outbound
-	memory *arena.Arena // both ways' packets
+	conn   underlay.Conn
+	memory *arena.Arena // of the packets that are sent
 	waker  wake.Waker
 	stop   atomic.Bool
 	total  counters
 }
 
-func newWorker(c *Config, dev device.Device, u *Underlay, i int, t *peerTable) (*worker, error) {
-	memory, err := arena.Map(inboxMemory+outboundMemory, c.HugePages)
-	if err != nil {
-		return nil, err
+func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peerTable) (w *worker, err error) {
+	w = &worker{waker: wake.Waker{FD: -1}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+			w = nil
+		}
+	}()
+	if w.memory, err = arena.Map(outboundMemory, c.HugePages); err != nil {
+		return w, err
 	}
-	waker, err := wake.Open()
-	if err != nil {
-		return nil, errors.Join(err, memory.Close())
+	if w.conn, err = u.Open(i, c.HugePages); err != nil {
+		return w, fmt.Errorf("open underlay: %w", err)
 	}
-	w := &worker{memory: memory, waker: waker}
+	if w.waker, err = wake.Open(); err != nil {
+		return w, err
+	}
 	q, l := dev.Queues()[i], newLocal(c)
 	var d *onlink.Sender
 	if packet := c.OnLink.Sockets(); packet != nil {
-		d = onlink.NewSender(packet[i], dev.Offloads().Has(offload.UDP), c.MTU)
+		d = onlink.NewSender(packet[i], dev.Offloads().Has(offload.UDP), c.Link.MTU)
 	}
-	w.out = newOutbound(q, t, newSenders(u, i), d, l, memory, &w.total)
-	w.in = newInbound(c, q, dev.Offloads(), t, l, memory, &w.total)
-	for f, s := range u.sockets {
-		if s != nil {
-			w.in.listen(family.Family(f), s.rx[i], newSender(s.tx[i][0], family.Family(f) == family.IPv6, false))
-		}
-	}
+	w.out = newOutbound(q, t, w.conn, d, l, w.memory, &w.total)
+	w.in = newInbound(c, w.conn, u.Locals()[0].Port(), q, dev.Offloads(), t, l, &w.total)
 	return w, nil
-}
-
-// newSenders makes worker i's pools of the families that there are.
-func newSenders(u *Underlay, i int) (pools [family.Count][]*sender) {
-	for f, s := range u.sockets {
-		if s == nil {
-			continue
-		}
-		for _, fd := range s.tx[i] {
-			pools[f] = append(pools[f], newSender(fd, family.Family(f) == family.IPv6, u.offloads.Has(offload.GSO)))
-		}
-	}
-	return pools
 }
 
 // linger is how long after its last packet a worker only gives way to other
@@ -84,19 +74,22 @@ const ownTurn = 2 * time.Microsecond
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	fds := []unix.PollFd{
-		{Fd: int32(w.waker.FD), Events: unix.POLLIN},
-	}
-	for _, s := range w.in.sockets {
-		fds = append(fds, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN})
+	fds := []unix.PollFd{{Fd: int32(w.waker.FD), Events: unix.POLLIN}}
+	for _, fd := range w.conn.FDs() {
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
 	fds = append(fds, unix.PollFd{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN})
+	var blocked []int
+	quiet := len(fds)
 	busy := 0
 	for last := time.Now(); !w.stop.Load(); {
-		w.in.now = last.UnixNano()
+		w.in.now, w.out.now = last.UnixNano(), monotonic()
+		if w.conn.Blocked() {
+			w.out.retry()
+		}
 		received, err := w.in.drain()
 		if err != nil {
-			return fmt.Errorf("receive from underlay: %w: %w", ErrUnderlayGone, err)
+			return fmt.Errorf("receive from underlay: %w", err)
 		}
 		sent, err := w.out.drain()
 		if err != nil {
@@ -115,6 +108,10 @@ func (w *worker) run() error {
 				last = last.Add(-linger)
 			}
 		default:
+			fds, blocked = fds[:quiet], w.conn.AppendBlocked(blocked[:0])
+			for _, fd := range blocked {
+				fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT})
+			}
 			if err := poll(fds); err != nil {
 				return fmt.Errorf("poll device and underlay: %w", err)
 			}
@@ -172,4 +169,13 @@ func (w *worker) halt() {
 }
 
 // close releases what newWorker acquired. run must have returned.
-func (w *worker) close() error { return errors.Join(w.waker.Close(), w.memory.Close()) }
+func (w *worker) close() error {
+	errs := []error{w.waker.Close()}
+	if w.conn != nil {
+		errs = append(errs, w.conn.Close())
+	}
+	if w.memory != nil {
+		errs = append(errs, w.memory.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -13,7 +13,9 @@ import (
 	"uvxlan/lease/etcd"
 	"uvxlan/lease/etcdserver"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/tunneltest"
+	"uvxlan/tunnel/underlay"
 )
 
 // A host of a cluster: it takes a lease, and its router has the other hosts' peers
@@ -34,11 +36,11 @@ func Example_router() {
 
 	device, err := tunneltest.NewDevice("memory0", 1)
 	check(err)
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: host, Port: config.Backend.Port})
+	underlay, err := underlay.Listen(underlay.Config{Address: host, Port: config.Backend.Port})
 	check(err)
 	router, err := tunnel.New(device, underlay, tunnel.Config{
-		VNI: encap.VNI(config.Backend.VNI), Port: config.Backend.Port, MAC: mac, MTU: 1450,
-		Addresses: []netip.Addr{own.Subnet.Addr()}, Networks: []netip.Prefix{config.Network},
+		VNI: encap.VNI(config.Backend.VNI), MAC: mac,
+		Link: link.Config{MTU: 1450, Addresses: []netip.Addr{own.Subnet.Addr()}, Networks: []netip.Prefix{config.Network}},
 	})
 	check(err)
 	defer router.Close()

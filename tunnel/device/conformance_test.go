@@ -17,7 +17,9 @@ import (
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 // subject is a device under test and its far end: the kernel's side of it, or
@@ -231,11 +233,11 @@ func testCloseWhileReading(s *subject) {
 // route runs a router on the device, without peers.
 func (s *subject) route() (*tunnel.Router, <-chan error) {
 	s.t.Helper()
-	u, err := tunnel.Listen(tunnel.UnderlayConfig{
+	u, err := underlay.Listen(underlay.Config{
 		Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(s.t), Workers: len(s.device.Queues()),
 	})
 	testhost.Must(s.t, err)
-	r, err := tunnel.New(s.device, u, tunnel.Config{VNI: 1, Port: 4789, MAC: encap.MAC{2, 1}, MTU: 1450})
+	r, err := tunnel.New(s.device, u, tunnel.Config{VNI: 1, MAC: encap.MAC{2, 1}, Link: link.Config{MTU: 1450}})
 	testhost.Must(s.t, err)
 	s.t.Cleanup(func() { r.Close() })
 	ran := make(chan error, 1)

@@ -56,7 +56,8 @@ func (c *Config) ipv6() bool {
 	return slices.ContainsFunc(c.Networks, func(n netip.Prefix) bool { return n.Addr().Is6() })
 }
 
-func (c *Config) routes() []netip.Prefix {
+// Destinations are those of the routes: Routes, or else Networks.
+func (c *Config) Destinations() []netip.Prefix {
 	if c.Routes != nil {
 		return c.Routes
 	}
@@ -79,7 +80,7 @@ func (c *Config) queueLen() int {
 // [ErrRouteExists].
 func Prepare(name string, c Config) error {
 	return configure(name, append(c.settings(name),
-		step{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.routes()) }}))
+		step{"look for other routes", func(l netlink.Link) error { return checkRoutes(l, c.Destinations()) }}))
 }
 
 // settings are the steps that take no addresses.

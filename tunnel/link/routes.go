@@ -63,7 +63,7 @@ func addRoutes(link netlink.Link, c Config) error {
 		return err
 	}
 	var errs []error
-	for _, n := range c.routes() {
+	for _, n := range c.Destinations() {
 		wanted := routeInto(link, c, n)
 		if slices.ContainsFunc(have, func(r netlink.Route) bool { return sameRoute(r, wanted) }) {
 			continue
@@ -90,7 +90,7 @@ func removeRoutes(link netlink.Link, c Config) error {
 		return err
 	}
 	for _, r := range have {
-		if slices.Contains(c.routes(), routeDst(r)) {
+		if slices.Contains(c.Destinations(), routeDst(r)) {
 			continue
 		}
 		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -105,7 +105,7 @@ func wrongRoutes(link netlink.Link, c Config) (wrong []error) {
 	if err != nil {
 		return []error{err}
 	}
-	for _, n := range c.routes() {
+	for _, n := range c.Destinations() {
 		wanted := routeInto(link, c, n)
 		if slices.ContainsFunc(have, func(r netlink.Route) bool { return sameRoute(r, wanted) }) {
 			continue
@@ -121,7 +121,7 @@ func wrongRoutes(link netlink.Link, c Config) (wrong []error) {
 		}
 	}
 	for _, r := range have {
-		if !slices.Contains(c.routes(), routeDst(r)) {
+		if !slices.Contains(c.Destinations(), routeDst(r)) {
 			wrong = append(wrong, fmt.Errorf("its route to %s isn't wanted", routeDst(r)))
 		}
 	}

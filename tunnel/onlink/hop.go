@@ -29,7 +29,7 @@ type Hop struct {
 // refusal is why the kernel took no frame for a link.
 type refusal struct{ err error }
 
-// Sender is the link to send frames by, nil for VXLAN.
+// Direct is the neighbour to send frames to, nil for VXLAN.
 func (h *Hop) Direct() *Neighbour {
 	if h == nil {
 		return nil

@@ -252,10 +252,10 @@ func (p *Paths) giveUp() {
 	p.reportLocked(p.routes.Replace(nil))
 }
 
-// close ends run; the routes that p made and the packet sockets stay.
+// Release ends Run; the routes that p made and the packet sockets stay.
 func (p *Paths) Release() error { return p.end(true) }
 
-// clear ends run, removes the routes that p made and closes the packet sockets.
+// Close ends Run, removes the routes that p made and closes the packet sockets.
 func (p *Paths) Close() error { return p.end(false) }
 
 func (p *Paths) end(leave bool) error {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/internal/descriptor"
 	"uvxlan/tunnel/internal/mmsg"
 	"uvxlan/tunnel/internal/vnet"
@@ -62,7 +63,7 @@ func openSocket() (int, error) {
 		unix.Close(fd)
 		return -1, fmt.Errorf("set PACKET_VNET_HDR: %w", err)
 	}
-	descriptor.SetBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, 8<<20)
+	_ = batch.SetSendBuffer(fd)
 	return fd, nil
 }
 
@@ -116,6 +117,8 @@ type Sent struct {
 	Packets, Bytes, Dropped int
 }
 
+// NewSender makes a sender of a packet socket, which stays the caller's. With
+// joinUDP the kernel takes UDP superpackets.
 func NewSender(fd int, joinUDP bool, mtu encap.InnerMTU) *Sender {
 	d := &Sender{fd: fd, waiting: make([]Frame, 0, MaxBatch), hops: make([]*Hop, 0, MaxBatch)}
 	if joinUDP {

@@ -9,16 +9,18 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/tunnelprom"
 	"uvxlan/tunnel/tunneltest"
+	"uvxlan/tunnel/underlay"
 )
 
 func ExampleNew() {
 	device, err := tunneltest.NewDevice("memory0", 1)
 	check(err)
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: netip.MustParseAddr("127.0.91.1"), Port: 14789})
+	underlay, err := underlay.Listen(underlay.Config{Address: netip.MustParseAddr("127.0.91.1"), Port: 14789})
 	check(err)
-	router, err := tunnel.New(device, underlay, tunnel.Config{Port: 14789, MAC: encap.MAC{2}, MTU: 1450})
+	router, err := tunnel.New(device, underlay, tunnel.Config{MAC: encap.MAC{2}, Link: link.Config{MTU: 1450}})
 	check(err)
 	defer router.Close()
 	go router.Run(context.Background()) //nolint:errcheck // ends with Close

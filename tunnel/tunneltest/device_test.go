@@ -16,7 +16,9 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/tunneltest"
+	"uvxlan/tunnel/underlay"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -180,11 +182,11 @@ func TestClose(t *testing.T) {
 
 func TestRemove(t *testing.T) {
 	d := open(t, 1)
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: netip.MustParseAddr("127.0.90.1"), Port: 14789})
+	underlay, err := underlay.Listen(underlay.Config{Address: netip.MustParseAddr("127.0.90.1"), Port: 14789})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := tunnel.New(d, underlay, tunnel.Config{Port: 14789, MAC: encap.MAC{2}, MTU: 1450})
+	r, err := tunnel.New(d, underlay, tunnel.Config{MAC: encap.MAC{2}, Link: link.Config{MTU: 1450}})
 	if err != nil {
 		t.Fatal(err)
 	}

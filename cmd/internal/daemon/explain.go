@@ -12,9 +12,9 @@ import (
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/underlay"
 )
 
 func checkCapability() error {
@@ -43,7 +43,7 @@ func explain(err error) error {
 		{control.ErrSocket, "choose another path, with -control-socket"},
 		{lease.ErrLeaseLost, "the next start takes another subnet, from which the containers need new addresses"},
 		{device.ErrNoTUN, "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)"},
-		{tunnel.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
+		{underlay.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{device.ErrExists, "stop the other daemon, or remove the interface (ip link delete)"},
 		{device.ErrDriverRefused, "leave -device-driver away, or try water"},
 		{link.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},

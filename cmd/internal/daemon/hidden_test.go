@@ -18,7 +18,7 @@ func TestCheckHidden(t *testing.T) {
 		t.Fatal(err)
 	}
 	inside := extiface.Interface{Name: "none", PublicIP: netip.MustParseAddr("172.7.1.1")}
-	s := &service{config: config, underlay: &underlay{now: inside}}
+	s := &service{config: config, underlay: &uplink{now: inside}}
 	if err := s.checkHidden(); err == nil || !strings.Contains(err.Error(), "172.7.1.1 lies inside the overlay network 172.7.0.0/16") {
 		t.Errorf("a start: %v", err)
 	}

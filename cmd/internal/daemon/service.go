@@ -28,7 +28,7 @@ type service struct {
 	opts     Options
 	monitor  *monitor
 	leases   registry
-	underlay *underlay
+	underlay *uplink
 	before   *handover.State // what the daemon before handed over, or nil
 
 	// in the order in which they come to be
@@ -47,7 +47,7 @@ type service struct {
 // With what the daemon before handed over, there is a lease, and packets flow.
 func serve(ctx context.Context, o Options, ext extiface.Interface, leases registry, r *reloader, before *handover.State) (after *handover.State, err error) {
 	s := &service{opts: o, monitor: r.monitor, leases: leases, before: before}
-	s.underlay = &underlay{log: o.Logger, wanted: o.Interface, moved: s.move, now: ext}
+	s.underlay = &uplink{log: o.Logger, wanted: o.Interface, moved: s.move, now: ext}
 	defer func() { s.close(after) }()
 	if err := s.readConfig(ctx); err != nil {
 		return nil, err

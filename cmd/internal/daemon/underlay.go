@@ -12,8 +12,8 @@ import (
 	"uvxlan/cmd/internal/host"
 )
 
-// underlay follows the interface and the addresses that lead to the other hosts.
-type underlay struct {
+// uplink follows the interface and the addresses that lead to the other hosts.
+type uplink struct {
 	log    *slog.Logger
 	wanted extiface.Wanted
 	ipv6   bool
@@ -26,21 +26,21 @@ type underlay struct {
 }
 
 // name is the interface's at the moment.
-func (u *underlay) name() string { return u.current().Name }
+func (u *uplink) name() string { return u.current().Name }
 
-func (u *underlay) current() extiface.Interface {
+func (u *uplink) current() extiface.Interface {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.now
 }
 
-func (u *underlay) part() host.Part {
+func (u *uplink) part() host.Part {
 	return host.Part{Name: "underlay", Check: u.check, Repair: u.repair, Wakes: u.concerns, Interval: 10 * time.Second}
 }
 
 // concerns ignores other interfaces unless one of them may be chosen or have the
 // public address: those of containers come and go all the time.
-func (u *underlay) concerns(e host.Event) bool {
+func (u *uplink) concerns(e host.Event) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch e.Kind {
@@ -54,7 +54,7 @@ func (u *underlay) concerns(e host.Event) bool {
 	return false
 }
 
-func (u *underlay) check(context.Context) []host.Fault {
+func (u *uplink) check(context.Context) []host.Fault {
 	now := u.current()
 	next, err := extiface.Follow(u.wanted, now, u.ipv6)
 	u.mu.Lock()
@@ -79,7 +79,7 @@ func (u *underlay) check(context.Context) []host.Fault {
 }
 
 // repair takes over what has changed.
-func (u *underlay) repair(context.Context) error {
+func (u *uplink) repair(context.Context) error {
 	now := u.current()
 	next, err := extiface.Follow(u.wanted, now, u.ipv6)
 	if err != nil || next == now {

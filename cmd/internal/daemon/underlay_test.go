@@ -30,7 +30,7 @@ func TestUnderlayConcerns(t *testing.T) {
 		{"another's link is a choice", extiface.Wanted{}, true, host.Event{Kind: host.Link, Index: other}, true},
 		{"a route makes a choice", extiface.Wanted{}, true, host.Event{Kind: host.Route}, true},
 	} {
-		u := &underlay{wanted: c.wanted, lost: c.lost, now: extiface.Interface{Name: "eth0", Index: own}}
+		u := &uplink{wanted: c.wanted, lost: c.lost, now: extiface.Interface{Name: "eth0", Index: own}}
 		if got := u.concerns(c.event); got != c.want {
 			t.Errorf("%s: %t", c.when, got)
 		}

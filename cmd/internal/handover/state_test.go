@@ -11,6 +11,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/underlay"
 )
 
 func testState(t *testing.T) *State {
@@ -30,7 +31,7 @@ func testState(t *testing.T) *State {
 		Subnet: netip.MustParsePrefix("172.7.22.0/24"), Underlay: netip.MustParseAddr("192.168.14.22"), MAC: encap.MAC{2, 0, 0, 0, 0, 22},
 	}}
 	e.Tunnel = &tunnel.Descriptors{Queues: []int{10, 11}, Sockets: tunnel.Sockets{
-		UDP: []tunnel.UDPSockets{{Receive: []int{12, 13}, Send: [][]int{{12, 14}, {13, 15}}}}, Packet: []int{16, 17},
+		UDP: []underlay.Sockets{{Receive: []int{12, 13}, Send: [][]int{{12, 14}, {13, 15}}}}, Packet: []int{16, 17},
 	}}
 	e.Lock, e.Control = 18, 19
 	return e

@@ -13,6 +13,7 @@ import (
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/underlay"
 )
 
 // move is the change from one router to the next, on the same device.
@@ -37,7 +38,7 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 	}
 	d, err := m.from.Release()
 	if errors.Is(err, tunnel.ErrNotReleased) {
-		err = errors.Join(tunnel.ErrUnderlayGone, m.from.Close())
+		err = errors.Join(underlay.ErrGone, m.from.Close())
 	} else if err == nil {
 		err = v.moveTo(d)
 	}
@@ -97,7 +98,7 @@ func (v *Overlay) moveTo(d tunnel.Descriptors) (err error) {
 		err = v.startRouter()
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", tunnel.ErrUnderlayGone, errors.Join(err, v.closeOpened()))
+		return fmt.Errorf("%w: %w", underlay.ErrGone, errors.Join(err, v.closeOpened()))
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ import (
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // maxWorkers bounds the default number of workers: beyond it the flows of one
@@ -90,7 +91,7 @@ type Overlay struct {
 
 	// opened, until a router owns them
 	device   device.Device
-	underlay *tunnel.Underlay
+	underlay *underlay.UDP
 	onLink   *onlink.Paths // nil with onlink.Off
 	driver   device.Driver // the device's
 	workers  int
@@ -248,7 +249,7 @@ func (v *Overlay) acquire() error {
 // listen opens the sockets on the underlay's addresses.
 func (v *Overlay) listen() (err error) {
 	local, localV6 := v.external().Sockets()
-	v.underlay, err = tunnel.Listen(tunnel.UnderlayConfig{
+	v.underlay, err = underlay.Listen(underlay.Config{
 		Address: local, AddressV6: localV6, Port: v.config.Backend.Port, Workers: v.workers, Offloads: v.opts.Offloads,
 	})
 	if err != nil {
@@ -362,9 +363,9 @@ func (v *Overlay) Start(own lease.Lease) error {
 
 func (v *Overlay) startRouter() error {
 	c := v.link()
+	c.Routes = v.config.Allocatable() // those of outliers come and go
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
-		VNI: encap.VNI(v.config.Backend.VNI), Port: v.config.Backend.Port, MAC: v.mac, MTU: c.MTU,
-		Addresses: c.Addresses, Networks: v.config.Networks(), Routes: v.config.Allocatable(), AnySource: v.opts.AnySource,
+		VNI: encap.VNI(v.config.Backend.VNI), MAC: v.mac, Link: c, AnySource: v.opts.AnySource,
 		OnLink: v.onLink, Logger: v.log,
 	})
 	if err != nil {

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/underlay"
 )
 
 // retryInterval is the least time between two attempts to make the device and the
@@ -54,7 +54,7 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 
 // gone tells whether a new device and new sockets may help.
 func gone(err error) bool {
-	return errors.Is(err, device.ErrGone) || errors.Is(err, tunnel.ErrUnderlayGone)
+	return errors.Is(err, device.ErrGone) || errors.Is(err, underlay.ErrGone)
 }
 
 // remake makes the device and the sockets again and tries until that works or
@@ -87,7 +87,7 @@ func (v *Overlay) remake(ctx context.Context, cause error) error {
 func (v *Overlay) remadeFor(made way, err error) error {
 	v.mu.Lock()
 	if err == nil && v.wayLocked() != made {
-		err = fmt.Errorf("%w: the underlay has changed meanwhile", tunnel.ErrUnderlayGone)
+		err = fmt.Errorf("%w: the underlay has changed meanwhile", underlay.ErrGone)
 	}
 	v.down = err
 	v.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/underlay"
 )
 
 // takeOver takes the device and the sockets over, while the standby still uses them.
@@ -45,7 +46,7 @@ func (v *Overlay) adopt(e *handover.State) (err error) {
 	}
 	v.driver, v.workers = device.DriverOf(v.device), len(v.device.Queues())
 	left = without(left, e.Tunnel.Queues)
-	if v.underlay, err = tunnel.AdoptUnderlay(e.Tunnel.Sockets.UDP, v.opts.Offloads); err != nil {
+	if v.underlay, err = underlay.Adopt(e.Tunnel.Sockets.UDP, v.opts.Offloads); err != nil {
 		return err
 	}
 	left = e.Tunnel.Sockets.Packet

@@ -16,7 +16,9 @@ import (
 	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 // stack is the process's own TCP/IP.
@@ -95,12 +97,12 @@ func join(address netip.Addr, m *membership) (*node, error) {
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
-	underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: address, Port: m.port, Offloads: offload.All})
+	underlay, err := underlay.Listen(underlay.Config{Address: address, Port: m.port, Offloads: offload.All})
 	if err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
 	router, err := tunnel.New(device, underlay, tunnel.Config{
-		VNI: encap.VNI(m.vni), Port: m.port, MAC: macOf(address), MTU: m.mtu, Addresses: []netip.Addr{vtep},
+		VNI: encap.VNI(m.vni), MAC: macOf(address), Link: link.Config{MTU: m.mtu, Addresses: []netip.Addr{vtep}},
 		Logger: slog.Default(),
 	})
 	if err != nil {

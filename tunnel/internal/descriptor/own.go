@@ -52,11 +52,3 @@ func Writable(fd int, most time.Duration) bool {
 
 // ErrUnfit says that a descriptor is not what it has to be to be adopted.
 var ErrUnfit = errors.New("the descriptor doesn't fit")
-
-// SetBuffer asks for a buffer of size bytes beyond the host's limit, which takes
-// CAP_NET_ADMIN, or else for what the limit allows.
-func SetBuffer(fd, force, plain, size int) {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)
-	}
-}

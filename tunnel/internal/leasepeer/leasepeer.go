@@ -31,6 +31,7 @@ func (s Side) Host() netip.Addr {
 	return s.Attrs.PublicIP
 }
 
+// VXLAN is what the family's VTEP needs.
 func (s Side) VXLAN() (lease.VXLANData, error) {
 	if s.Family == family.IPv6 {
 		return s.Attrs.VXLANv6()

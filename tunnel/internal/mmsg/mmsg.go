@@ -14,12 +14,14 @@ type Header struct {
 	Len uint32
 }
 
-// Do runs sendmmsg or recvmmsg over msgs and returns how many were done. The
-// sockets never block, so the scheduler need not hear of the call.
+// Do runs sendmmsg or recvmmsg over msgs and returns how many were done. It never
+// blocks, so the scheduler need not hear of the call: O_NONBLOCK belongs to the open
+// file description, which others may share and change (fcntl(2)), MSG_DONTWAIT to
+// the call.
 func Do(call uintptr, fd int, msgs []Header) (int, error) {
 	for {
 		n, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(msgs))),
-			uintptr(len(msgs)), 0, 0, 0)
+			uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			return int(n), nil

@@ -269,3 +269,26 @@ func StaleRoute(h *Host, subnet, via string) {
 		Dst: IPNet(netip.MustParsePrefix(subnet)), Gw: netip.MustParseAddr(via).AsSlice(), Protocol: kroute.Protocol,
 	}))
 }
+
+// OpenUDP opens a socket as anybody would, bound to an address and port, with others
+// if shared.
+func OpenUDP(t testing.TB, address string, port uint16, shared bool) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	Must(t, err)
+	t.Cleanup(func() { unix.Close(fd) }) // no error if it was closed before: see IsOpen
+	if shared {
+		Must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+	}
+	Must(t, unix.Bind(fd, &unix.SockaddrInet4{Port: int(port), Addr: netip.MustParseAddr(address).As4()}))
+	return fd
+}
+
+// FreePort is a UDP port that no socket has.
+func FreePort(t testing.TB) uint16 {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	Must(t, err)
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}

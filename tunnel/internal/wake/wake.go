@@ -38,5 +38,10 @@ func (w Waker) Reset() {
 	_, _ = unix.Read(w.FD, count[:])
 }
 
-// Close closes the descriptor.
-func (w Waker) Close() error { return unix.Close(w.FD) }
+// Close closes the descriptor, if there is one.
+func (w Waker) Close() error {
+	if w.FD < 0 {
+		return nil
+	}
+	return unix.Close(w.FD)
+}

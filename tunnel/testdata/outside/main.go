@@ -18,11 +18,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"example.test/outside/join"
 	"uvxlan/encap"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/tunneltest"
+	"uvxlan/tunnel/underlay"
+
+	"example.test/outside/join"
 )
 
 func main() {
@@ -69,11 +72,11 @@ func memory(ctx context.Context) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		underlay, err := tunnel.Listen(tunnel.UnderlayConfig{Address: own.address, Port: uint16(port), Offloads: offload.All})
+		sockets, err := underlay.Listen(underlay.Config{Address: own.address, Port: uint16(port), Offloads: offload.All})
 		if err != nil {
 			return nil, nil, err
 		}
-		router, err := tunnel.New(device, underlay, tunnel.Config{VNI: 1, Port: uint16(port), MAC: own.mac, MTU: 1450})
+		router, err := tunnel.New(device, sockets, tunnel.Config{VNI: 1, MAC: own.mac, Link: link.Config{MTU: 1450}})
 		if err != nil {
 			return nil, nil, err
 		}

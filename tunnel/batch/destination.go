@@ -30,6 +30,7 @@ type Destination struct {
 	len  uint32
 	pool uint8
 	hash uint32 // of the address
+	addr netip.AddrPort
 
 	confined atomic.Int64  // until then; 0 if not
 	since    atomic.Int64  // confined to these sockets since then
@@ -43,7 +44,7 @@ type Destination struct {
 // NewDestination returns the destination of datagrams to a UDP port, for the
 // sockets of the address's family.
 func NewDestination(to netip.AddrPort) *Destination {
-	d := &Destination{}
+	d := &Destination{addr: to}
 	binary.BigEndian.PutUint16(d.name[2:], to.Port())
 	if to.Addr().Is4() {
 		binary.NativeEndian.PutUint16(d.name[:], unix.AF_INET)
@@ -60,6 +61,9 @@ func NewDestination(to netip.AddrPort) *Destination {
 	d.shard.Store(d.hash)
 	return d
 }
+
+// AddrPort is the address and UDP port, the zero value of a link's destination.
+func (d *Destination) AddrPort() netip.AddrPort { return d.addr }
 
 // NewLinkDestination returns the destination of frames that a packet socket
 // sends by the interface of an index to a MAC address (packet(7)). The frames'

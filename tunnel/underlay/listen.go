@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"errors"
@@ -8,26 +8,24 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/internal/descriptor"
 	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/offload"
 )
 
-// Defaults of [UnderlayConfig].
+// Defaults of [tunnel.Config].
 const (
 	// DefaultSourcePorts is the number of outer source ports.
 	DefaultSourcePorts = 16
-	// socketBuffer is asked of the kernel for each receiving and sending
-	// socket, in bytes: some milliseconds at the rates a worker reaches.
-	socketBuffer = 8 << 20
 )
 
 // ErrPortInUse says that another process, or a VXLAN device of the kernel,
 // holds the VXLAN port.
 var ErrPortInUse = errors.New("the port is in use")
 
-// UnderlayConfig describes the sockets of [Listen].
-type UnderlayConfig struct {
+// Config describes the sockets of [Listen].
+type Config struct {
 	// Address is the local address that datagrams are sent from and received
 	// at; peers know us by it, or by what a NAT makes of it. Required.
 	Address netip.Addr
@@ -50,15 +48,16 @@ type UnderlayConfig struct {
 	Offloads offload.Set
 }
 
-// Underlay is the UDP sockets that VXLAN datagrams come and go by: for each
+// UDP is the UDP sockets that VXLAN datagrams come and go by: for each
 // worker one receiving socket of an SO_REUSEPORT group on the VXLAN port, and a
 // pool of sending sockets, so that the inner flows spread over outer source
 // ports (RFC 7348, section 5). IPv4 and IPv6 have sockets of their own: one for
 // both couldn't be bound to an address of each, and IPv4 would pay for the
 // mapping.
-type Underlay struct {
+type UDP struct {
 	offloads offload.Set
 	sockets  [family.Count]*socketSet // nil for a family without an address
+	locals   []netip.AddrPort
 	fewPorts fewPorts
 }
 
@@ -69,21 +68,21 @@ type socketSet struct {
 }
 
 // Listen opens the sockets in the calling thread's network namespace. The
-// caller owns the result until it hands it to [New]. A port that someone else
+// caller owns the result until it hands it to [tunnel.New]. A port that someone else
 // holds is [ErrPortInUse].
-func Listen(c UnderlayConfig) (*Underlay, error) {
+func Listen(c Config) (*UDP, error) {
 	c.Workers = max(c.Workers, 1)
 	if c.SourcePorts <= 0 {
 		c.SourcePorts = DefaultSourcePorts
 	}
-	u := &Underlay{offloads: c.Offloads & (offload.GSO | offload.GRO)}
+	u := &UDP{offloads: c.Offloads & (offload.GSO | offload.GRO)}
 	if err := u.open(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open underlay: %w", err), u.Close())
 	}
 	return u, nil
 }
 
-func (u *Underlay) open(c UnderlayConfig) error {
+func (u *UDP) open(c Config) error {
 	locals := []netip.Addr{c.Address}
 	if c.AddressV6.IsValid() {
 		if !c.Address.Is4() || !c.AddressV6.Is6() {
@@ -101,15 +100,16 @@ func (u *Underlay) open(c UnderlayConfig) error {
 }
 
 // openFamily opens the sockets of the family that a local address has.
-func (u *Underlay) openFamily(c UnderlayConfig, address netip.Addr) error {
+func (u *UDP) openFamily(c Config, address netip.Addr) error {
 	local, f := netip.AddrPortFrom(address, c.Port), family.Of(address)
 	if err := probePort(local); err != nil {
 		return err
 	}
 	s := &socketSet{}
 	u.sockets[f] = s
+	u.locals = append(u.locals, local)
 	for range c.Workers {
-		fd, err := receiver(local)
+		fd, err := openReceiver(local)
 		if err != nil {
 			return err
 		}
@@ -121,7 +121,7 @@ func (u *Underlay) openFamily(c UnderlayConfig, address netip.Addr) error {
 }
 
 // setGRO turns UDP_GRO on if it is wanted, for good if the kernel refuses.
-func (u *Underlay) setGRO(fd int) {
+func (u *UDP) setGRO(fd int) {
 	on := 0
 	if u.offloads.Has(offload.GRO) {
 		on = 1
@@ -132,14 +132,14 @@ func (u *Underlay) setGRO(fd int) {
 }
 
 // tryGSO gives offload.GSO up where the kernel doesn't do it right.
-func (u *Underlay) tryGSO(f family.Family) {
+func (u *UDP) tryGSO(f family.Family) {
 	if u.offloads.Has(offload.GSO) && !segmentationWorks(func() error { return probeSegmentation(f) }) {
 		u.offloads &^= offload.GSO
 	}
 }
 
-// workers is for how many workers there are sockets.
-func (u *Underlay) workers() int {
+// Workers is for how many workers there are sockets.
+func (u *UDP) Workers() int {
 	for _, s := range u.sockets {
 		if s != nil {
 			return len(s.rx)
@@ -148,12 +148,18 @@ func (u *Underlay) workers() int {
 	return 0
 }
 
-// reach are the families that datagrams can be sent and received by.
-func (u *Underlay) reach() (r [family.Count]bool) {
-	for f, s := range u.sockets {
-		r[f] = s != nil
+// Locals are the local addresses and the VXLAN port, at most one a family.
+func (u *UDP) Locals() []netip.AddrPort { return slices.Clone(u.locals) }
+
+// Descriptors are the sockets as [Adopt] takes them, one set a family. They stay
+// the underlay's.
+func (u *UDP) Descriptors() (all []Sockets) {
+	for _, s := range u.sockets {
+		if s != nil {
+			all = append(all, s.descriptors())
+		}
 	}
-	return r
+	return all
 }
 
 // share lets others bind to the port of a socket and returns its address. The
@@ -252,18 +258,25 @@ func setOptions(fd int, opts []sockopt) error {
 
 var reusePort = sockopt{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
 
-// receiverOptions are those of a receiving socket, of whoever opened it.
+// receiverOptions are those of a receiving socket, of whoever opened it. Without
+// RECVERR what ICMP says of one peer's datagrams is no error of the socket.
 func receiverOptions(f family.Family) []sockopt {
 	if f == family.IPv6 {
-		return []sockopt{{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1}}
+		return []sockopt{
+			{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
+			{"IPV6_RECVERR", unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 0},
+		}
 	}
-	return []sockopt{{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
+	return []sockopt{
+		{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
+		{"IP_RECVERR", unix.IPPROTO_IP, unix.IP_RECVERR, 0},
+	}
 }
 
-func receiver(local netip.AddrPort) (int, error) {
+func openReceiver(local netip.AddrPort) (int, error) {
 	fd, err := newSocket(local, append(receiverOptions(family.Of(local.Addr())), reusePort))
 	if err == nil {
-		descriptor.SetBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, socketBuffer)
+		_ = batch.SetReceiveBuffer(fd) // the kernel caps what it may not give
 	}
 	return fd, err
 }
@@ -275,11 +288,13 @@ func senderOptions(f family.Family) []sockopt {
 		return []sockopt{
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
 			{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 64},
+			{"IPV6_RECVERR", unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 0},
 		}
 	}
 	return []sockopt{
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
 		{"IP_TTL", unix.IPPROTO_IP, unix.IP_TTL, 64},
+		{"IP_RECVERR", unix.IPPROTO_IP, unix.IP_RECVERR, 0},
 	}
 }
 
@@ -293,7 +308,7 @@ func openSender(local netip.AddrPort, shared bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	descriptor.SetBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, socketBuffer)
+	_ = batch.SetSendBuffer(fd)
 	if err := refuseAll(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -316,10 +331,10 @@ func attachFilter(fd int, filter []unix.SockFilter) error {
 }
 
 // Offloads are those of the wanted ones that work.
-func (u *Underlay) Offloads() offload.Set { return u.offloads }
+func (u *UDP) Offloads() offload.Set { return u.offloads }
 
 // Close closes every socket.
-func (u *Underlay) Close() error {
+func (u *UDP) Close() error {
 	var errs []error
 	for _, s := range u.sockets {
 		if s != nil {

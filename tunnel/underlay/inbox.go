@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"errors"
@@ -61,7 +61,7 @@ func newInbox(memory *arena.Arena) *inbox {
 		h := &b.msgs[i].Hdr
 		h.Iov = &b.iovs[i][0]
 		h.SetIovlen(len(b.iovs[i]))
-		h.Name = &b.names[i].raw[0]
+		h.Name = &b.names[i].Raw[0]
 		h.Control = &b.ctrl[i][0]
 	}
 	b.reset()
@@ -92,7 +92,7 @@ func (b *inbox) fill(fd, first, n int) (int, error) {
 			b.lend(first+i, long)
 		}
 		h := &batch[i].Hdr
-		h.Namelen = uint32(len(b.names[first+i].raw))
+		h.Namelen = uint32(len(b.names[first+i].Raw))
 		h.SetControllen(rxControl)
 	}
 	got, err := mmsg.Do(unix.SYS_RECVMMSG, fd, batch)

@@ -62,8 +62,6 @@ func ecnControls(level, kind int32) (c [4][]byte) {
 }
 
 var (
-	ecnControls4 = ecnControls(unix.IPPROTO_IP, unix.IP_TOS)
-	ecnControls6 = ecnControls(unix.IPPROTO_IPV6, unix.IPV6_TCLASS)
 	// segmentControl makes a message a run, of datagrams of the size that is
 	// written into it (UDP_SEGMENT, udp(7)).
 	segmentControl = control(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)

@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"net/netip"
@@ -7,14 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/internal/testhost"
 )
 
 // A flow keeps its outer source port whichever worker sends it: the workers'
 // pools have the same ports, in the same order, and each port once.
 func TestWorkersShareSourcePorts(t *testing.T) {
 	const workers, ports = 3, 5
-	u, err := Listen(UnderlayConfig{
-		Address: netip.MustParseAddr("127.0.0.1"), Port: freePort(t), Workers: workers, SourcePorts: ports,
+	u, err := Listen(Config{
+		Address: netip.MustParseAddr("127.0.0.1"), Port: testhost.FreePort(t), Workers: workers, SourcePorts: ports,
 	})
 	if err != nil {
 		t.Fatal(err)

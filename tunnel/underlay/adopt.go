@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"fmt"
@@ -16,8 +16,8 @@ import (
 // words around it say which and why.
 var ErrUnfit = descriptor.ErrUnfit
 
-// UDPSockets are the sockets of one address family.
-type UDPSockets struct {
+// Sockets are the sockets of one address family.
+type Sockets struct {
 	// Receive are bound to one address and the VXLAN port, one for each queue of
 	// the device. If there are several, each was bound with SO_REUSEPORT.
 	Receive []int `json:"receive"`
@@ -29,17 +29,17 @@ type UDPSockets struct {
 	Send [][]int `json:"send,omitempty"`
 }
 
-// AdoptUnderlay makes an underlay of sockets that the caller has opened, with
+// Adopt makes an underlay of sockets that the caller has opened, with
 // whatever privilege and in whatever network namespace. Of c it takes
 // Offloads; addresses, ports and numbers are the sockets' own, and packet sockets
-// are for [onlink.Open]. A socket that isn't as [Sockets] says is [ErrUnfit].
+// are for [onlink.Open]. A socket that isn't as [tunnel.Sockets] says is [ErrUnfit].
 //
 // The underlay owns the descriptors from here on and closes them; they become
 // non-blocking and close-on-exec and get the options that [Listen] would set, but
 // for the sizes of their buffers: some MiB, which may take SO_RCVBUFFORCE, lose
 // less at high rates. After an error they are still the caller's.
-func AdoptUnderlay(s []UDPSockets, want offload.Set) (*Underlay, error) {
-	u := &Underlay{offloads: want & (offload.GSO | offload.GRO)}
+func Adopt(s []Sockets, want offload.Set) (*UDP, error) {
+	u := &UDP{offloads: want & (offload.GSO | offload.GRO)}
 	err := u.adopt(s)
 	if err == nil {
 		err = u.settle()
@@ -51,25 +51,30 @@ func AdoptUnderlay(s []UDPSockets, want offload.Set) (*Underlay, error) {
 }
 
 // adopt refuses sockets that aren't as they have to be, and changes none.
-func (u *Underlay) adopt(s []UDPSockets) error {
+func (u *UDP) adopt(s []Sockets) error {
 	for _, given := range s {
 		set, f, err := checkSockets(given)
 		if err != nil {
 			return err
 		}
-		if u.sockets[f] != nil || u.workers() > 0 && u.workers() != len(set.rx) {
-			return fmt.Errorf("%w: two sets of one family, or of %d and %d receiving sockets", ErrUnfit, u.workers(), len(set.rx))
+		if u.sockets[f] != nil || u.Workers() > 0 && u.Workers() != len(set.rx) {
+			return fmt.Errorf("%w: two sets of one family, or of %d and %d receiving sockets", ErrUnfit, u.Workers(), len(set.rx))
 		}
 		u.sockets[f] = set
+		local, err := boundTo(set.rx[0])
+		if err != nil {
+			return err
+		}
+		u.locals = append(u.locals, local)
 	}
-	if u.workers() == 0 {
+	if u.Workers() == 0 {
 		return fmt.Errorf("%w: there is no receiving socket", ErrUnfit)
 	}
 	return nil
 }
 
 // checkSockets returns the sockets as a set, and their family.
-func checkSockets(s UDPSockets) (*socketSet, family.Family, error) {
+func checkSockets(s Sockets) (*socketSet, family.Family, error) {
 	if len(s.Receive) == 0 || s.Send != nil && len(s.Send) != len(s.Receive) {
 		return nil, 0, fmt.Errorf("%w: %d receiving sockets, %d pools of sending ones", ErrUnfit, len(s.Receive), len(s.Send))
 	}
@@ -92,11 +97,11 @@ func checkSockets(s UDPSockets) (*socketSet, family.Family, error) {
 }
 
 // descriptors are the sockets as checkSockets takes them, each of them once.
-func (s *socketSet) descriptors() UDPSockets {
+func (s *socketSet) descriptors() Sockets {
 	if s.sendsByReceivers() {
-		return UDPSockets{Receive: s.rx}
+		return Sockets{Receive: s.rx}
 	}
-	return UDPSockets{Receive: s.rx, Send: s.tx}
+	return Sockets{Receive: s.rx, Send: s.tx}
 }
 
 func (s *socketSet) checkSenders(local netip.AddrPort) error {
@@ -165,7 +170,7 @@ func checkSender(fd, first int, local netip.AddrPort) error {
 }
 
 // settle gives the sockets the options that Listen sets.
-func (u *Underlay) settle() error {
+func (u *UDP) settle() error {
 	for f, s := range u.sockets {
 		if s == nil {
 			continue
@@ -177,7 +182,7 @@ func (u *Underlay) settle() error {
 	return nil
 }
 
-func (u *Underlay) settleSet(s *socketSet, f family.Family) error {
+func (u *UDP) settleSet(s *socketSet, f family.Family) error {
 	senders := slices.Concat(s.tx...)
 	if err := descriptor.Own(slices.Concat(s.rx, senders)); err != nil {
 		return err

@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ func TestParseRange(t *testing.T) {
 }
 
 // portsOf are a family's source ports, which all workers have alike.
-func portsOf(t *testing.T, u *Underlay, f family.Family) (ports []uint16) {
+func portsOf(t *testing.T, u *UDP, f family.Family) (ports []uint16) {
 	t.Helper()
 	for w, pool := range u.sockets[f].tx {
 		var own []uint16
@@ -75,7 +75,7 @@ func TestIntegrationNarrowPortRange(t *testing.T) {
 				defer other.Close()
 			}
 			var log bytes.Buffer
-			u, err := Listen(UnderlayConfig{
+			u, err := Listen(Config{
 				Address: netip.MustParseAddr("127.0.0.1"), AddressV6: netip.IPv6Loopback(), Port: vxlan, Workers: 3,
 			})
 			if err != nil {
@@ -101,10 +101,10 @@ func TestIntegrationNarrowPortRange(t *testing.T) {
 					other.Close()
 				}
 			}
-			if _, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: vxlan}); !errors.Is(err, ErrPortInUse) {
+			if _, err := Listen(Config{Address: netip.MustParseAddr("127.0.0.1"), Port: vxlan}); !errors.Is(err, ErrPortInUse) {
 				t.Errorf("a second one on the port: %v", err)
 			}
-			second, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: vxlan + 1, Workers: 2})
+			second, err := Listen(Config{Address: netip.MustParseAddr("127.0.0.1"), Port: vxlan + 1, Workers: 2})
 			if err != nil {
 				t.Errorf("a second one on another port: %v", err)
 			} else if err := second.Close(); err != nil {
@@ -121,7 +121,7 @@ func TestIntegrationNarrowPortRange(t *testing.T) {
 func TestIntegrationReceiversSend(t *testing.T) {
 	netnstest.Enter(t)
 	netnstest.Run(t, "sysctl", "-qw", "net.ipv4.ip_local_port_range=50000 50001")
-	u, err := Listen(UnderlayConfig{Address: netip.MustParseAddr("127.0.0.1"), Port: 4789})
+	u, err := Listen(Config{Address: netip.MustParseAddr("127.0.0.1"), Port: 4789})
 	if err != nil {
 		t.Fatal(err)
 	}

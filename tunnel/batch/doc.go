@@ -17,7 +17,7 @@
 // each datagram that the packet makes, or [Batch.Whole] and [Batch.Part] for a
 // packet that leaves as it is, and [Batch.Flush] at the end of a round. While
 // [Batch.Blocked] says so it also calls [Batch.Retry] once a round, and adds
-// [Batch.AppendPoll] to what it sleeps on. A Batch belongs to one goroutine;
+// [Batch.AppendBlocked] to what it sleeps on. A Batch belongs to one goroutine;
 // [Destination] and [Counters] are shared by all.
 //
 // # A full send buffer

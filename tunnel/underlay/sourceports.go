@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"errors"
@@ -29,7 +29,7 @@ const (
 //
 // Where the host has fewer ports to give, there are fewer, and without any the
 // receiving sockets send as well.
-func (s *socketSet) openSenders(c UnderlayConfig, address netip.Addr) error {
+func (s *socketSet) openSenders(c Config, address netip.Addr) error {
 	s.tx = make([][]int, c.Workers)
 	for range min(c.SourcePorts, localPorts()/portShare) {
 		pool, err := openPort(address, c.Workers)
@@ -81,7 +81,7 @@ func (s *socketSet) sendsByReceivers() bool { return s.tx[0][0] == s.rx[0] }
 // fewPorts are pools that are smaller than wanted.
 type fewPorts struct{ ports, wanted int }
 
-func (u *Underlay) countPorts(c UnderlayConfig) {
+func (u *UDP) countPorts(c Config) {
 	ports := c.SourcePorts
 	for _, s := range u.sockets {
 		if s != nil {
@@ -94,7 +94,7 @@ func (u *Underlay) countPorts(c UnderlayConfig) {
 }
 
 // LogFewPorts warns if there are fewer source ports than wanted.
-func (u *Underlay) LogFewPorts(log *slog.Logger) {
+func (u *UDP) LogFewPorts(log *slog.Logger) {
 	if f := u.fewPorts; f.ports < f.wanted {
 		log.Warn("packets leave from few source ports, by which the network and the peers spread the flows: widen "+localRange,
 			"ports", f.ports, "wanted", f.wanted, "range", strings.Join(strings.Fields(readSysctl(localRange)), "-"))

@@ -131,8 +131,8 @@ type UDPConfig struct {
 // NewUDP returns a batch for UDP sockets.
 func NewUDP(c UDPConfig) (*Batch, error) {
 	b := &Batch{segment: c.Segment, overhead: c.Overhead}
-	b.pools[0] = b.open(c.IPv4, &ecnControls4)
-	b.pools[1] = b.open(c.IPv6, &ecnControls6)
+	b.pools[0] = b.open(c.IPv4, ecnControls(unix.IPPROTO_IP, unix.IP_TOS))
+	b.pools[1] = b.open(c.IPv6, ecnControls(unix.IPPROTO_IPV6, unix.IPV6_TCLASS))
 	return b.init()
 }
 
@@ -142,15 +142,15 @@ func NewUDP(c UDPConfig) (*Batch, error) {
 // destination, for another way: see [Batch.Returned].
 func NewPacket(fds ...int) (*Batch, error) {
 	b := &Batch{returns: true}
-	b.pools[0] = b.open(fds, &[4][]byte{})
+	b.pools[0] = b.open(fds, [4][]byte{})
 	return b.init()
 }
 
-func (b *Batch) open(fds []int, ecn *[4][]byte) pool {
+func (b *Batch) open(fds []int, ecn [4][]byte) pool {
 	p := pool{len(b.sockets), len(fds), (len(fds) + shards - 1) / shards}
 	for _, fd := range fds {
 		b.sockets = append(b.sockets, socket{
-			fd: fd, index: int16(len(b.sockets)), ecn: ecn, first: none, last: none, kept: queue{block: none, first: none, last: none},
+			fd: fd, index: int16(len(b.sockets)), ecn: &ecn, first: none, last: none, kept: queue{block: none, first: none, last: none},
 		})
 	}
 	return p

@@ -361,15 +361,15 @@ func (b *Batch) Returned(i int, buf []byte) (message []byte, to *Destination, re
 // Blocked tells whether a socket's buffer is full, so that Retry is to be called.
 func (b *Batch) Blocked() bool { return b.blocked > 0 }
 
-// AppendPoll appends what a worker that sleeps must wait for: that blocked
-// sockets have room.
-func (b *Batch) AppendPoll(fds []unix.PollFd) []unix.PollFd {
+// AppendBlocked appends the sockets whose buffers are full. They poll writable once
+// they have room, for which a worker that sleeps must wait.
+func (b *Batch) AppendBlocked(fds []int) []int {
 	if b.blocked == 0 {
 		return fds
 	}
 	for i := range b.sockets {
 		if s := &b.sockets[i]; s.blocked {
-			fds = append(fds, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLOUT})
+			fds = append(fds, s.fd)
 		}
 	}
 	return fds
@@ -380,12 +380,13 @@ func (b *Batch) AppendPoll(fds []unix.PollFd) []unix.PollFd {
 func (b *Batch) Retry(now int64) Result {
 	b.now = now
 	b.returned = b.returned[:0]
-	b.polls, b.polled = b.AppendPoll(b.polls[:0]), b.polled[:0]
-	if len(b.polls) == 0 {
+	b.polls, b.polled = b.polls[:0], b.polled[:0]
+	if b.blocked == 0 {
 		return b.finish()
 	}
 	for i := range b.sockets {
-		if b.sockets[i].blocked {
+		if s := &b.sockets[i]; s.blocked {
+			b.polls = append(b.polls, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLOUT})
 			b.polled = append(b.polled, int16(i))
 		}
 	}

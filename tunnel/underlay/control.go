@@ -1,4 +1,4 @@
-package tunnel
+package underlay
 
 import (
 	"encoding/binary"
@@ -6,13 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// controlInt is a control message that carries one int, ready to be sent.
-func controlInt(level, kind int32, value int) []byte {
-	b := control(level, kind, 4)
-	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(value))
-	return b
-}
 
 // controlSegment is the control message that makes a message a run of datagrams
 // of size bytes.
@@ -28,19 +21,6 @@ func control(level, kind int32, size int) []byte {
 	h.Level, h.Type = level, kind
 	h.SetLen(unix.CmsgLen(size))
 	return b
-}
-
-// ecnControls are the control messages that set the outer ECN field, by its
-// value (RFC 3168, section 5); none for Not-ECT.
-func ecnControls(v6 bool) (c [4][]byte) {
-	for ecn := 1; ecn < len(c); ecn++ {
-		if v6 {
-			c[ecn] = controlInt(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, ecn)
-		} else {
-			c[ecn] = controlInt(unix.IPPROTO_IP, unix.IP_TOS, ecn)
-		}
-	}
-	return c
 }
 
 // ancillary is what the kernel tells beside a received message.
