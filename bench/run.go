@@ -55,7 +55,7 @@ func (o *options) show(r *report.Report) error {
 		return err
 	}
 	if o.check || len(results) > 0 {
-		if err := report.WriteChecks(os.Stdout, results); err != nil {
+		if err := r.WriteChecks(os.Stdout, results); err != nil {
 			return err
 		}
 	}

@@ -44,10 +44,10 @@ func (c Conditions) Busy() bool {
 	return c.BusyBefore > busyLimit || max(c.StealBefore, c.Steal) > stealLimit
 }
 
-// busy counts a row's runs, and those of them on a busy machine.
-func (r *Report) busy(row *Row) (busy, all int) {
+// busy counts a system's runs of a scenario, and those of them on a busy machine.
+func (r *Report) busy(underlay, scenarioName, system string) (busy, all int) {
 	for _, run := range r.Runs {
-		if run.Underlay != row.Underlay || run.Scenario != row.Scenario || run.System != row.System {
+		if run.Underlay != underlay || run.Scenario != scenarioName || run.System != system {
 			continue
 		}
 		all++
@@ -56,6 +56,14 @@ func (r *Report) busy(row *Row) (busy, all int) {
 		}
 	}
 	return busy, all
+}
+
+// few shows a part of all; nothing if there is none.
+func few(part, all int) string {
+	if part == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d", part, all)
 }
 
 // conditions sums up what else the machine did, in a few sentences; empty if

@@ -16,7 +16,7 @@ func (r *Report) Markdown(w io.Writer, chart string, results []Result) error {
 	fmt.Fprintf(&b, "\n![chart](%s)\n", chart)
 	if len(results) > 0 {
 		fmt.Fprintf(&b, "\n## What must be shown\n\n")
-		checks(results).markdown(&b)
+		r.checks(results).markdown(&b)
 	}
 	for _, u := range r.underlays() {
 		fmt.Fprintf(&b, "\n## Underlay %s\n\n", u)

@@ -36,15 +36,16 @@ func (r *Report) WriteReadme(file string, results []Result) error {
 // readme is what was measured, for those who decide whether to use it: the range
 // over the machines, and this run's values.
 func (r *Report) readme(results []Result) string {
-	g := grid{{"", "underlay", "over machines", "this run, min - max", "uvxlan", "compared with"}}
+	g := grid{{"", "underlay", "over machines", "this run, min - max", "uvxlan", "compared with", "busy"}}
 	for _, c := range results {
 		g = append(g, []string{
 			c.What, "`" + c.Underlay + "`", c.seen(), strings.TrimSuffix(c.show(c.Figure.Median)+", "+interval(c.Figure, c.show), ", "),
-			r.value(c, c.System), r.value(c, c.To),
+			r.value(c, c.System), r.value(c, c.To), r.busyRuns(c),
 		})
 	}
+	g = g.without("busy")
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s; medians of %d runs of %gs, %s.\n", r.Machine, r.Repeat, r.Seconds, r.Machine.Time.Format("2006-01-02"))
+	fmt.Fprintf(&b, "\n%s; %s of %gs, %s.\n", r.Machine, r.repetitions(), r.Seconds, r.Machine.Time.Format("2006-01-02"))
 	if words := r.conditions(); words != "" {
 		fmt.Fprintf(&b, "%s\n", words)
 	}
@@ -56,6 +57,14 @@ func (r *Report) readme(results []Result) string {
 	}
 	fmt.Fprintln(&b)
 	return b.String()
+}
+
+// repetitions says how many runs a figure is of.
+func (r *Report) repetitions() string {
+	if r.Repeat == 1 {
+		return "one run"
+	}
+	return fmt.Sprintf("medians of %d runs", r.Repeat)
 }
 
 // value is a system's own median, with what UDP lost; empty if there is no system.

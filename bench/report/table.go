@@ -26,13 +26,10 @@ func (r *Report) grid(underlay string) grid {
 		}
 		line := []string{
 			row.Scenario, row.Metric + ", " + row.Unit, row.System,
-			number(row.Spread.Median), interval(row.Spread, number), r.lost(row), "", "", "",
+			number(row.Spread.Median), interval(row.Spread, number), r.lost(row), "", "", few(r.busy(row.Underlay, row.Scenario, row.System)),
 		}
 		if row.Ratio != nil {
 			line[6], line[7] = ratio(row.Ratio.Median), interval(row.Ratio, ratio)
-		}
-		if busy, all := r.busy(row); busy > 0 {
-			line[8] = fmt.Sprintf("%d of %d", busy, all)
 		}
 		if row.Scenario == scenarioName {
 			line[0] = ""
