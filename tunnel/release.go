@@ -35,21 +35,18 @@ var ErrNotReleased = errors.New("a device of this driver can't be handed over")
 // router, in this process or in another one. Until then packets wait in the
 // kernel's queues. It returns [ErrNotReleased] for a device of another driver than
 // [device.DriverNative] and for an underlay that isn't [underlay.UDP], and [ErrClosed] on a closed router; then nothing has happened.
-func (r *Router) Release() (Descriptors, error) {
-	r.mu.Lock()
-	d, err := r.descriptorsLocked()
+func (r *Router) Release() (d Descriptors, err error) {
+	err = r.life.HandOver(func() error {
+		d, err = r.descriptors()
+		return err
+	})
 	if err != nil {
-		r.mu.Unlock()
 		return Descriptors{}, fmt.Errorf("release router: %w", err)
 	}
-	r.closed, r.released = true, true // Close has nothing to close
-	r.mu.Unlock()
 	// First, since it takes some time; meanwhile the paths are as they are.
 	err = r.paths.Release()
-	for _, w := range r.workers {
-		w.halt()
-	}
-	r.running.Wait()
+	r.haltWorkers()
+	r.life.Wait()
 	if err := errors.Join(err, r.closeWorkers()); err != nil {
 		r.log.Warn("release router", "error", err)
 	}
@@ -59,15 +56,13 @@ func (r *Router) Release() (Descriptors, error) {
 // Descriptors are those that Release would return, for a process that is to inherit
 // them before. They stay the router's. The errors are Release's.
 func (r *Router) Descriptors() (Descriptors, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.descriptorsLocked()
-}
-
-func (r *Router) descriptorsLocked() (Descriptors, error) {
-	if r.closed {
+	if r.life.Closed() {
 		return Descriptors{}, ErrClosed
 	}
+	return r.descriptors()
+}
+
+func (r *Router) descriptors() (Descriptors, error) {
 	queues, native := device.Descriptors(r.device)
 	udp, sockets := r.underlay.(*underlay.UDP)
 	if !native || !sockets {

@@ -17,6 +17,7 @@ import (
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/leasepeer"
+	"uvxlan/tunnel/internal/lifecycle"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
@@ -24,7 +25,7 @@ import (
 )
 
 // ErrClosed is what Run returns on a router or gateway that was closed before.
-var ErrClosed = errors.New("closed before it ran")
+var ErrClosed = lifecycle.ErrClosed
 
 // Config is what a [Router] must know beside its device and sockets. MAC and the
 // link's MTU are required.
@@ -99,15 +100,10 @@ type Router struct {
 	peers    *peerTable
 	workers  []*worker
 
-	running sync.WaitGroup // Run
+	life lifecycle.Life
 
 	changing     sync.Mutex                        // held while the peers are changed
 	destinations map[netip.Addr]*batch.Destination // changing guards it
-
-	mu       sync.Mutex // guards the rest
-	started  bool       // Run was called
-	closed   bool       // Close was called
-	released bool       // the descriptors are closed
 }
 
 // New makes a router of a device and as many receiving sockets as the device
@@ -143,10 +139,10 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 // router. Run is called once; after the first two, close the router and make
 // another, to which [Router.Peers] carries over.
 func (r *Router) Run(ctx context.Context) error {
-	if err := r.start(); err != nil {
-		return err
+	if err := r.life.Start(); err != nil {
+		return fmt.Errorf("run router: %w", err)
 	}
-	defer r.running.Done()
+	defer r.life.Done()
 	stopped := context.AfterFunc(ctx, r.halt)
 	defer stopped()
 	failed := make(chan error, len(r.workers))
@@ -181,31 +177,10 @@ func (r *Router) follow(ctx context.Context, p *onlink.Paths) {
 	}
 }
 
-func (r *Router) start() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case r.closed:
-		return ErrClosed
-	case r.started:
-		return errors.New("run router: it runs, or has run")
-	}
-	r.started = true
-	r.running.Add(1)
-	return nil
-}
-
 // halt makes every worker return soon.
-func (r *Router) halt() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.haltLocked()
-}
+func (r *Router) halt() { r.life.While(r.haltWorkers) }
 
-func (r *Router) haltLocked() {
-	if r.released {
-		return
-	}
+func (r *Router) haltWorkers() {
 	for _, w := range r.workers {
 		w.halt()
 	}
@@ -214,18 +189,9 @@ func (r *Router) haltLocked() {
 // Close ends Run, waits for it and closes the device and the sockets. Further
 // calls do nothing.
 func (r *Router) Close() error {
-	r.mu.Lock()
-	r.closed = true
-	r.haltLocked()
-	r.mu.Unlock()
-	r.running.Wait()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.released {
-		return nil
-	}
-	r.released = true
-	return errors.Join(r.closeWorkers(), r.paths.Close(), r.underlay.Close(), r.device.Close())
+	return r.life.Close(r.haltWorkers, func() error {
+		return errors.Join(r.closeWorkers(), r.paths.Close(), r.underlay.Close(), r.device.Close())
+	})
 }
 
 func (r *Router) closeWorkers() error {

@@ -14,11 +14,12 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/internal/lifecycle"
 	"uvxlan/tunnel/internal/wake"
 )
 
 // ErrClosed is what Run returns on a watcher that was closed before.
-var ErrClosed = errors.New("the watcher is closed")
+var ErrClosed = lifecycle.ErrClosed
 
 // Config is what a [Watcher] is to follow. The functions are called from Run's
 // goroutine, one at a time, and may call any method but Close; while one of them
@@ -85,15 +86,12 @@ type Watcher struct {
 	losses     int       // times that events were lost
 	warned     time.Time // when that was logged
 
-	running sync.WaitGroup // Run
+	life lifecycle.Life
 
-	mu       sync.RWMutex // guards the rest
-	wanted   map[netip.Addr]struct{}
-	pending  []netip.Addr // came to or left wanted
-	hops     map[netip.Addr]Hop
-	started  bool // Run was called
-	closed   bool // Close was called
-	released bool // the descriptors are closed
+	mu      sync.RWMutex // guards the rest
+	wanted  map[netip.Addr]struct{}
+	pending []netip.Addr // came to or left wanted
+	hops    map[netip.Addr]Hop
 }
 
 // Open opens the watcher's sockets in the calling thread's network namespace,
@@ -167,7 +165,7 @@ func (w *Watcher) Track(add, remove []netip.Addr) {
 	for _, a := range add {
 		w.wantLocked(a.Unmap())
 	}
-	w.wakeLocked()
+	w.wake()
 }
 
 // Replace makes addrs the set. What stays in it stays as it is.
@@ -186,7 +184,7 @@ func (w *Watcher) Replace(addrs []netip.Addr) {
 	for a := range keep {
 		w.wantLocked(a)
 	}
-	w.wakeLocked()
+	w.wake()
 }
 
 func (w *Watcher) wantLocked(a netip.Addr) {
@@ -219,10 +217,10 @@ func (w *Watcher) Lookup(a netip.Addr) (h Hop, ok bool) {
 // nil; [ErrClosed] on a closed watcher. It returns early only when the kernel's
 // events can no longer be received. Run is called once.
 func (w *Watcher) Run(ctx context.Context) error {
-	if err := w.start(); err != nil {
-		return err
+	if err := w.life.Start(); err != nil {
+		return fmt.Errorf("run next-hop watcher: %w", err)
 	}
-	defer w.running.Done()
+	defer w.life.Done()
 	stop := context.AfterFunc(ctx, w.wake)
 	defer stop()
 	w.lost, w.all = true, true
@@ -239,53 +237,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return nil
 }
 
-func (w *Watcher) start() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case w.closed:
-		return ErrClosed
-	case w.started:
-		return errors.New("run next-hop watcher: it runs, or has run")
-	}
-	w.started = true
-	w.running.Add(1)
-	return nil
-}
+func (w *Watcher) stopping(ctx context.Context) bool { return w.life.Closed() || ctx.Err() != nil }
 
-func (w *Watcher) stopping(ctx context.Context) bool {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	return w.closed || ctx.Err() != nil
-}
-
-func (w *Watcher) wake() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.wakeLocked()
-}
-
-func (w *Watcher) wakeLocked() {
-	if !w.released {
-		w.waker.Wake()
-	}
-}
+func (w *Watcher) wake() { w.life.While(w.waker.Wake) }
 
 // Close ends Run, waits for it and closes the sockets. Further calls do nothing.
 func (w *Watcher) Close() error {
-	w.mu.Lock()
-	w.closed = true
-	w.wakeLocked()
-	w.mu.Unlock()
-	w.running.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.released {
+	return w.life.Close(w.waker.Wake, func() error {
+		if err := w.release(); err != nil {
+			return fmt.Errorf("close next-hop watcher: %w", err)
+		}
 		return nil
-	}
-	w.released = true
-	if err := w.release(); err != nil {
-		return fmt.Errorf("close next-hop watcher: %w", err)
-	}
-	return nil
+	})
 }

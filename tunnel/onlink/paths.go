@@ -17,6 +17,7 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/internal/descriptor"
+	"uvxlan/tunnel/internal/lifecycle"
 	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/nexthop"
 
@@ -40,7 +41,7 @@ const (
 )
 
 // ErrClosed is what Run returns on what was closed before.
-var ErrClosed = errors.New("closed before it ran")
+var ErrClosed = lifecycle.ErrClosed
 
 // How long a link that refused a frame isn't tried again; twice as long each time
 // until the underlay changes.
@@ -227,7 +228,7 @@ func (p *Paths) openSockets(c Config) error {
 func (p *Paths) Run(ctx context.Context) error {
 	err := p.watcher.Run(ctx)
 	switch {
-	case errors.Is(err, nexthop.ErrClosed):
+	case errors.Is(err, ErrClosed):
 		return ErrClosed
 	case err != nil && !p.alone:
 		p.giveUp()
