@@ -177,6 +177,10 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 	group.Go(func() error { return s.manager.Run(ctx, s.own, s.network.Apply) })
 	group.Go(func() error { return s.before.AwaitEnd(ctx) })
 	group.Go(func() error {
+		trim(ctx, s.opts.Logger, s.monitor.isReady)
+		return nil
+	})
+	group.Go(func() error {
 		if after = r.run(ctx); after != nil {
 			return errReloading
 		}
