@@ -115,7 +115,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.TextVar(&f.healthIP, "healthz-ip", netip.IPv4Unspecified(), "`address` that /healthz, /readyz and /metrics are answered on")
 	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
 	fs.StringVar(&f.socket, "control-socket", control.DefaultSocket, "`path` of the socket for uvxlan status, peers and top, one for each daemon; empty for none")
-	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, at most 8)")
+	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, within the CPU quota of its control group, at most 8)")
 	fs.StringVar(&f.driver, "device-driver", string(device.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")

@@ -10,12 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"runtime"
 	"strconv"
 	"sync"
 	"time"
 
+	"uvxlan/cmd/internal/cpuquota"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
@@ -38,7 +40,7 @@ const maxWorkers = 8
 // Options are the user's choices.
 type Options struct {
 	// Workers is the number of threads that move packets, where the device has as
-	// many queues; 0 means one a CPU, at most 8.
+	// many queues; 0 means one a CPU, within the CPU quota, at most 8.
 	Workers int
 	// Driver is the device's; empty means the first that the kernel allows.
 	Driver device.Driver
@@ -54,7 +56,23 @@ func (o *Options) workers() int {
 	if o.Workers > 0 {
 		return o.Workers
 	}
-	return min(runtime.NumCPU(), maxWorkers)
+	return defaultWorkers()
+}
+
+// processors is how many CPUs the process may run on as it starts, or what
+// GOMAXPROCS in its environment says.
+var processors = runtime.GOMAXPROCS(0)
+
+// defaultWorkers is one worker a CPU, and no more than whole CPUs' worth of time
+// that the control group may use: workers that are busy together would use up a
+// quota early in each period, and until its end nothing would pass either way.
+var defaultWorkers = sync.OnceValue(func() int {
+	quota, _ := cpuquota.Read() // one that can't be read limits nothing
+	return workersFor(processors, quota)
+})
+
+func workersFor(processors int, quota float64) int {
+	return max(1, int(min(float64(processors), math.Floor(quota), maxWorkers)))
 }
 
 // Config is what an Overlay must know. All of it is required.
