@@ -57,79 +57,63 @@ func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peer
 	return w, nil
 }
 
-// linger is how long after its last packet a worker only gives way to other
-// threads before it sleeps. Under load the next packets come within that time,
-// and neither their sender nor the worker pays for a wake-up; whoever runs
-// meanwhile makes the next batch larger. A thread that doesn't sleep is also
-// seldom moved to another CPU, where it would overtake its own packets that are
-// still queued on the one before.
-const linger = 60 * time.Microsecond
-
-// ownTurn is what no call of yield takes in which no other thread ran.
-const ownTurn = 2 * time.Microsecond
-
-// run drains both ends until neither has had anything for a while, then sleeps
-// until one has. It returns after halt, or with what made the device or socket
-// useless.
+// run drains both ends until neither has anything, spins or sleeps until one
+// has, and starts again. It returns after halt, or with what made the device or
+// socket useless.
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	fds := []unix.PollFd{{Fd: int32(w.waker.FD), Events: unix.POLLIN}}
-	for _, fd := range w.conn.FDs() {
-		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
-	}
-	fds = append(fds, unix.PollFd{Fd: int32(w.out.queue.FD()), Events: unix.POLLIN})
-	var blocked []int
-	quiet := len(fds)
-	busy := 0
-	for last := time.Now(); !w.stop.Load(); {
-		w.in.now, w.out.now = last.UnixNano(), monotonic()
+	p := newPoller(w.waker.FD, w.conn.FDs(), w.out.queue.FD())
+	defer p.close()
+	now := time.Now()
+	s := newSpin(now)
+	for at := anywhere; !w.stop.Load(); {
+		w.in.now, w.out.now = now.UnixNano(), monotonic()
 		if w.conn.Blocked() {
 			w.out.retry()
 		}
-		received, err := w.in.drain()
+		found, err := w.drain(at)
 		if err != nil {
-			return fmt.Errorf("receive from underlay: %w", err)
+			return err
 		}
-		sent, err := w.out.drain()
-		if err != nil {
-			return deviceError(err)
-		}
-		found := max(received, sent)
 		if found != none {
-			last, busy = time.Now(), busyAfter(busy, found)
+			end := time.Now()
+			s.moved(now, end, found)
+			now = end
 		}
 		switch {
 		case found == full:
-		case time.Since(last) < linger:
-			if yield() > ownTurn && busy > 0 {
-				// The CPU is wanted. Whoever waits for it stays on it, even if
-				// another one is free; whoever is woken may get that.
-				last = last.Add(-linger)
-			}
+			at = anywhere
+		case s.on(now):
+			took := yield()
+			now, at = time.Now(), anywhere
+			s.yielded(now, took)
 		default:
-			fds, blocked = fds[:quiet], w.conn.AppendBlocked(blocked[:0])
-			for _, fd := range blocked {
-				fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT})
-			}
-			if err := poll(fds); err != nil {
+			p.blocked = w.conn.AppendBlocked(p.blocked[:0])
+			if at, err = p.wait(now.Sub(s.since)); err != nil {
 				return fmt.Errorf("poll device and underlay: %w", err)
 			}
-			last = time.Now()
+			now = time.Now()
 		}
 	}
 	return nil
 }
 
-// busyFor is how many packets that come alone make a worker one that isn't busy:
-// then it had rather wait for the next than be woken, which takes longer.
-const busyFor = 8
-
-func busyAfter(busy int, found load) int {
-	if found > one {
-		return busyFor
+// drain moves a batch of each end that may have something.
+func (w *worker) drain(at readiness) (load, error) {
+	received, sent := none, none
+	var err error
+	if at.underlay {
+		if received, err = w.in.drain(); err != nil {
+			return none, fmt.Errorf("receive from underlay: %w", err)
+		}
 	}
-	return max(busy-1, 0)
+	if at.device {
+		if sent, err = w.out.drain(); err != nil {
+			return none, deviceError(err)
+		}
+	}
+	return max(received, sent), nil
 }
 
 // load is what a batch found.
