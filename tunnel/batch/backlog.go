@@ -3,7 +3,7 @@ package batch
 import (
 	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"uvxlan/tunnel/internal/arena"
 )
 
 const (
@@ -20,7 +20,8 @@ const (
 // backlog is what waits for blocked sockets, copied. Its memory is touched only
 // when needed, and given back when no socket has been full for a while.
 type backlog struct {
-	memory []byte
+	arena  *arena.Arena
+	memory []byte // all of it
 	dirty  bool
 	free   [blocks]int16 // blocks
 	blocks int           // that are free
@@ -40,13 +41,10 @@ func (q *queue) holds(to *Destination) bool { return q.to[to.slot()] != 0 }
 func (q *queue) empty() bool                { return q.first == none }
 
 func (k *backlog) open() (err error) {
-	k.memory, err = unix.Mmap(-1, 0, Backlog, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	if err != nil {
+	if k.arena, err = arena.Map(Backlog, false); err != nil {
 		return err
 	}
-	// The first touch is to cost one small page.
-	_ = unix.Madvise(k.memory, unix.MADV_NOHUGEPAGE)
+	k.memory = k.arena.Alloc(Backlog)
 	for i := range k.free {
 		k.free[i] = int16(blocks - 1 - i)
 	}
@@ -58,19 +56,10 @@ func (k *backlog) open() (err error) {
 	return nil
 }
 
-func (k *backlog) close() error {
-	if k.memory == nil {
-		return nil
-	}
-	memory := k.memory
-	k.memory = nil
-	return unix.Munmap(memory)
-}
-
-// release gives memory back to the system.
+// release gives memory back to the host.
 func (k *backlog) release() {
 	if k.dirty && k.blocks == blocks {
-		k.dirty = unix.Madvise(k.memory, unix.MADV_DONTNEED) != nil
+		k.dirty = k.arena.Trim(k.memory) != nil
 	}
 }
 

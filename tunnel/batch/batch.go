@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/mmsg"
 )
 
 const (
@@ -45,11 +47,11 @@ type Batch struct {
 
 	// What follows is of the messages that are being sent by one socket.
 	sending  [maxMessages]*message
-	headers  [maxMessages]mmsghdr
+	headers  [maxMessages]mmsg.Header
 	controls [maxMessages]runControl
 	gathered [maxPieces]unix.Iovec // of messages whose pieces don't lie together
 	datagram [4]unix.Iovec
-	alone    [1]mmsghdr
+	alone    [1]mmsg.Header
 
 	backlog  backlog
 	polls    []unix.PollFd
@@ -57,7 +59,7 @@ type Batch struct {
 	returned []returned
 	result   Result
 	counted  sent
-	sendmmsg func(fd int, msgs []mmsghdr) (int, unix.Errno)
+	sendmmsg func(fd int, msgs []mmsg.Header) (int, unix.Errno)
 	poll     func(fds []unix.PollFd)
 }
 
@@ -158,7 +160,7 @@ func (b *Batch) open(fds []int, ecn [4][]byte) pool {
 
 func (b *Batch) init() (*Batch, error) {
 	n := len(b.sockets)
-	b.sendmmsg, b.poll = sendmmsg, pollNow
+	b.sendmmsg, b.poll = mmsg.Send, pollNow
 	b.pending, b.polled = make([]int16, 0, n), make([]int16, 0, n)
 	b.polls = make([]unix.PollFd, 0, n)
 	for i := range b.controls {
@@ -175,7 +177,7 @@ func (b *Batch) init() (*Batch, error) {
 
 // Close gives the backlog's memory back, with what is in it. The sockets stay
 // open.
-func (b *Batch) Close() error { return b.backlog.close() }
+func (b *Batch) Close() error { return b.backlog.arena.Close() }
 
 // Fits tells whether a message of so many pieces has room. A datagram takes two
 // at most. If it hasn't, Flush makes room, also in the middle of a packet.

@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/mmsg"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -280,7 +282,7 @@ func TestNoAllocation(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations a flush", n)
 	}
-	full := func(int, []mmsghdr) (int, unix.Errno) { return 0, unix.EAGAIN }
+	full := func(int, []mmsg.Header) (int, unix.Errno) { return 0, unix.EAGAIN }
 	if n := testing.AllocsPerRun(100, func() {
 		now += int64(time.Millisecond)
 		b.sendmmsg = full
@@ -290,7 +292,7 @@ func TestNoAllocation(t *testing.T) {
 			}
 		}
 		b.Flush(now)
-		b.sendmmsg = sendmmsg
+		b.sendmmsg = mmsg.Send
 		b.Retry(now)
 	}); n != 0 {
 		t.Errorf("%v allocations a flush through the backlog", n)

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/mmsg"
 )
 
 // benchmark is a batch over 16 sockets. Its messages go to a receiver that drops
@@ -13,7 +15,7 @@ func benchmark(b *testing.B, kernel bool) (*Batch, *Destination) {
 	s, to, conn := loopback(b, 16, true, false)
 	_ = conn.SetReadBuffer(1)
 	if !kernel {
-		s.sendmmsg = func(_ int, msgs []mmsghdr) (int, unix.Errno) { return len(msgs), 0 }
+		s.sendmmsg = func(_ int, msgs []mmsg.Header) (int, unix.Errno) { return len(msgs), 0 }
 	}
 	return s, to
 }

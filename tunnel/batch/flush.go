@@ -86,7 +86,7 @@ func (b *Batch) divert(m *message) {
 func (b *Batch) layOut(s *socket, n int) {
 	gathered := 0
 	for i, m := range b.sending[:n] {
-		h := &b.headers[i].hdr
+		h := &b.headers[i].Hdr
 		h.Name, h.Namelen = &m.to.name[0], m.to.len
 		switch {
 		case m.kept:
@@ -201,7 +201,7 @@ func congested(errno unix.Errno) bool { return errno == unix.ENOBUFS || errno ==
 // singly sends a run's datagrams one by one. It tells whether any was taken, and
 // whether the buffer is full; then m is what is left of the run.
 func (b *Batch) singly(s *socket, m *message) (taken, full bool) {
-	h := &b.alone[0].hdr
+	h := &b.alone[0].Hdr
 	h.Name, h.Namelen = &m.to.name[0], m.to.len
 	control := s.ecn[m.ecn]
 	h.Control = unsafe.SliceData(control)
@@ -431,6 +431,18 @@ func (b *Batch) waiting() {
 			if n > 0 {
 				b.holding |= 1 << slot
 			}
+		}
+	}
+}
+
+// pollNow fills in which of fds are ready, without waiting for any.
+func pollNow(fds []unix.PollFd) {
+	var none unix.Timespec
+	_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))),
+		uintptr(len(fds)), uintptr(unsafe.Pointer(&none)), 0, 0, 0)
+	if errno != 0 {
+		for i := range fds {
+			fds[i].Revents = 0
 		}
 	}
 }

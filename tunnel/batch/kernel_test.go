@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/mmsg"
 )
 
 // kernel takes the place of the system calls.
@@ -66,10 +68,10 @@ func (k *kernel) drain(room int, fds ...int) {
 	}
 }
 
-func (k *kernel) send(fd int, msgs []mmsghdr) (int, unix.Errno) {
+func (k *kernel) send(fd int, msgs []mmsg.Header) (int, unix.Errno) {
 	k.calls++
 	for i := range msgs {
-		m := decode(fd, &msgs[i].hdr)
+		m := decode(fd, &msgs[i].Hdr)
 		errno := unix.Errno(0)
 		room, limited := k.room[fd]
 		if limited && room <= 0 {

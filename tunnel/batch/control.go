@@ -7,41 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mmsghdr is struct mmsghdr of sendmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	len uint32
-}
-
-// sendmmsg returns how many messages were taken; it fails only if the first
-// wasn't. The call never blocks, whatever has become of the descriptor's
-// O_NONBLOCK, so the scheduler need not hear of it.
-func sendmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) {
-	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
-			uintptr(unsafe.Pointer(unsafe.SliceData(msgs))), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), 0
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
-}
-
-// pollNow fills in which of fds are ready, without waiting for any.
-func pollNow(fds []unix.PollFd) {
-	var none unix.Timespec
-	_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))),
-		uintptr(len(fds)), uintptr(unsafe.Pointer(&none)), 0, 0, 0)
-	if errno != 0 {
-		for i := range fds {
-			fds[i].Revents = 0
-		}
-	}
-}
-
 // control is a control message without its data, and room for that.
 func control(level, kind int32, size int) []byte {
 	b := make([]byte, unix.CmsgSpace(size))
