@@ -44,3 +44,12 @@ func (o Offload) HeadersEnd(packet []byte) int {
 	}
 	return len(packet)
 }
+
+// Segments is how many packets a superpacket stands for, 1 for any other packet.
+func (o Offload) Segments(packet []byte) int {
+	if o.GSO == GSONone || o.SegmentSize == 0 {
+		return 1
+	}
+	size := int(o.SegmentSize)
+	return max((len(packet)-o.HeadersEnd(packet)+size-1)/size, 1)
+}

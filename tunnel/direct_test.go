@@ -59,7 +59,10 @@ func diversion(t *testing.T, joinUDP bool) (*outbound, *onlink.Paths, *net.UDPCo
 	table := newPeerTable()
 	table.replace([]*entry{e})
 	var c counters
-	o := newOutbound(nil, table, conn, onlink.NewSender(-1, joinUDP, 1450), newLocal(&Config{}), newArena(t, outboundMemory), &c)
+	sender, err := onlink.NewSender(-1, joinUDP, 1450) // refuses everything
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, sender.Close()) })
+	o := newOutbound(nil, table, conn, sender, newLocal(&Config{}), newArena(t, outboundMemory), &c)
 	o.now = monotonic()
 	return o, paths, peer
 }

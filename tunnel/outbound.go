@@ -59,7 +59,6 @@ type outbound struct {
 	table     *peerTable
 	conn      underlay.Conn
 	direct    *onlink.Sender // nil unless on-link peers are sent to directly
-	diverted  []*entry       // the peers of its frames, by their tags
 	local     *local
 	packets   []byte // the batch's, each behind its headroom
 	headers   []byte // of segments
@@ -68,7 +67,6 @@ type outbound struct {
 	parts     [1][]byte
 	answer    [encap.MaxICMPLen]byte
 	tally     tally
-	streak    streak
 	now       int64 // of the monotonic clock, about
 	total     *counters
 }
@@ -76,9 +74,8 @@ type outbound struct {
 func newOutbound(q device.Queue, t *peerTable, conn underlay.Conn, d *onlink.Sender, l *local, memory *arena.Arena, c *counters) *outbound {
 	return &outbound{
 		queue: q, table: t, conn: conn, direct: d, local: l, total: c,
-		diverted: make([]*entry, 0, txBatch),
-		packets:  memory.Alloc(txPackets),
-		headers:  memory.Alloc(txHeaders),
+		packets: memory.Alloc(txPackets),
+		headers: memory.Alloc(txHeaders),
 	}
 }
 
@@ -133,9 +130,7 @@ func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 		return
 	}
 	if via := peer.hop.Direct(); via != nil {
-		o.streak.sent(peer.traffic, segments(room[headroom:], offload), n)
-		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Room: room, ECN: ecn, Offload: offload, Tag: len(o.diverted)})
-		o.diverted = append(o.diverted, peer)
+		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Of: &peer.traffic.sent, Buffer: room, Offload: offload})
 		return
 	}
 	if o.direct != nil && o.direct.Holds(peer.hop) {
@@ -146,20 +141,17 @@ func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 }
 
 // sendDirect ends the batch of the packet socket.
-func (o *outbound) sendDirect() {
-	sent := o.direct.Send(o.divert)
-	o.diverted = o.diverted[:0]
-	o.tally.direct += uint64(sent.Packets)
-	o.tally.packets += uint64(sent.Packets)
-	o.tally.bytes += uint64(sent.Bytes)
-	if sent.Dropped > 0 {
-		o.tally.dropN(DropSend, sent.Dropped)
-	}
-}
+func (o *outbound) sendDirect() { o.tally.sentDirect(o.direct.Flush(o.now, o.divert)) }
 
 // divert sends by VXLAN what a link refused, at once.
-func (o *outbound) divert(f *onlink.Frame) {
-	o.encapsulate(o.diverted[f.Tag], f.Room, f.ECN, f.Offload)
+func (o *outbound) divert(room []byte, offload encap.Offload) {
+	dst, ecn, n := destination(room[headroom:])
+	peer := o.table.load().lookup(dst)
+	if n == 0 || peer == nil {
+		o.tally.drop(DropSend)
+		return
+	}
+	o.encapsulate(peer, room[:headroom+n], ecn, offload)
 	o.flush()
 }
 
@@ -176,7 +168,7 @@ func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload enca
 			o.tally.drop(DropMalformedOut)
 			return
 		}
-		count = segments(packet, offload)
+		count = offload.Segments(packet)
 	} else if offload.NeedsChecksum && !encap.FillChecksum(packet, offload) {
 		o.tally.drop(DropMalformedOut)
 		return
@@ -258,7 +250,6 @@ func (o *outbound) finish(packets int) {
 		o.sendDirect()
 	}
 	o.flush()
-	o.streak.addSent()
 	o.total.add(&o.total.tx, &o.tally)
 }
 
@@ -268,8 +259,22 @@ func (o *outbound) flush() {
 	o.used = 0
 }
 
-// retry sends what waits for room in the sockets' send buffers.
+// blocked tells whether packets wait for room in a send buffer.
+func (o *outbound) blocked() bool { return o.conn.Blocked() || o.direct != nil && o.direct.Blocked() }
+
+// appendBlocked appends the sockets that packets wait for.
+func (o *outbound) appendBlocked(fds []int) []int {
+	if o.direct != nil {
+		fds = o.direct.AppendBlocked(fds)
+	}
+	return o.conn.AppendBlocked(fds)
+}
+
+// retry sends what waits.
 func (o *outbound) retry() {
+	if o.direct != nil {
+		o.tally.sentDirect(o.direct.Retry(o.now, o.divert))
+	}
 	o.tally.sent(o.conn.Retry(o.now))
 	o.total.add(&o.total.tx, &o.tally)
 }

@@ -143,6 +143,17 @@ func (t *tally) sent(r batch.Result) {
 	}
 }
 
+// sentDirect adds what has become of a batch of the packet socket.
+func (t *tally) sentDirect(r batch.Result) {
+	t.direct += r.Packets
+	t.packets += r.Packets
+	t.bytes += r.Bytes
+	if r.Dropped() > 0 {
+		t.dropN(DropSendBuffer, int(r.Full))
+		t.dropN(DropSend, int(r.Congested+r.Refused))
+	}
+}
+
 // counters are one worker's totals: one writer, any reader. The padding keeps
 // two workers' totals out of one cache line.
 type counters struct {

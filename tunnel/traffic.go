@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"uvxlan/encap"
 	"uvxlan/tunnel/batch"
 )
 
@@ -52,26 +51,6 @@ type streak struct {
 	packets, bytes uint64
 }
 
-// sent counts a packet of n bytes to a peer.
-func (s *streak) sent(to *traffic, packets, n int) {
-	if s.of != to {
-		s.addSent()
-		s.of = to
-	}
-	s.packets += uint64(packets)
-	s.bytes += uint64(n)
-}
-
-// addSent adds to the peer's counters and starts anew.
-func (s *streak) addSent() {
-	if s.of == nil {
-		return
-	}
-	s.of.sent.Packets.Add(s.packets)
-	s.of.sent.Bytes.Add(s.bytes)
-	*s = streak{}
-}
-
 // received counts a packet of n bytes from a peer at about the time now. Nil is
 // a peer that isn't known.
 func (s *streak) received(from *traffic, n int, now int64) {
@@ -83,7 +62,7 @@ func (s *streak) received(from *traffic, n int, now int64) {
 	s.bytes += uint64(n)
 }
 
-// addReceived is addSent for the other direction.
+// addReceived adds to the peer's counters and starts anew.
 func (s *streak) addReceived(now int64) {
 	if s.of != nil {
 		s.of.rxPackets.Add(s.packets)
@@ -91,15 +70,6 @@ func (s *streak) addReceived(now int64) {
 		s.of.seen.Store(now)
 	}
 	*s = streak{}
-}
-
-// segments is how many packets on the wire a packet of the device makes.
-func segments(packet []byte, o encap.Offload) int {
-	if o.GSO == encap.GSONone || o.SegmentSize == 0 {
-		return 1
-	}
-	size := int(o.SegmentSize)
-	return max((len(packet)-o.HeadersEnd(packet)+size-1)/size, 1)
 }
 
 // Traffic is what was counted of the peer of a subnet, zero if there is none.

@@ -79,7 +79,7 @@ func TestSegments(t *testing.T) {
 		{encap.Offload{GSO: encap.GSOUDP, ChecksumStart: 0xffff, SegmentSize: 1}, 1},
 		{encap.Offload{GSO: encap.GSOTCPv4, ChecksumStart: 0xffff, SegmentSize: 1}, 1},
 	} {
-		if got := segments(packet, c.offload); got != c.want {
+		if got := c.offload.Segments(packet); got != c.want {
 			t.Errorf("%+v makes %d packets, want %d", c.offload, got, c.want)
 		}
 	}

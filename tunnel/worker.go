@@ -24,7 +24,8 @@ type worker struct {
 	in     *inbound
 	out    *outbound
 	conn   underlay.Conn
-	memory *arena.Arena // of the packets that are sent
+	direct *onlink.Sender // nil unless on-link peers are sent to by it
+	memory *arena.Arena   // of the packets that are sent
 	waker  wake.Waker
 	stop   atomic.Bool
 	total  counters
@@ -48,11 +49,12 @@ func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peer
 		return w, err
 	}
 	q, l := dev.Queues()[i], newLocal(c)
-	var d *onlink.Sender
 	if packet := c.OnLink.Sockets(); packet != nil {
-		d = onlink.NewSender(packet[i], dev.Offloads().Has(offload.UDP), c.Link.MTU)
+		if w.direct, err = onlink.NewSender(packet[i], dev.Offloads().Has(offload.UDP), c.Link.MTU); err != nil {
+			return w, err
+		}
 	}
-	w.out = newOutbound(q, t, w.conn, d, l, w.memory, &w.total)
+	w.out = newOutbound(q, t, w.conn, w.direct, l, w.memory, &w.total)
 	w.in = newInbound(c, w.conn, u.Locals()[0].Port(), q, dev.Offloads(), t, l, &w.total)
 	return w, nil
 }
@@ -69,7 +71,7 @@ func (w *worker) run() error {
 	s := newSpin(now)
 	for at := anywhere; !w.stop.Load(); {
 		w.in.now, w.out.now = now.UnixNano(), monotonic()
-		if w.conn.Blocked() {
+		if w.out.blocked() {
 			w.out.retry()
 		}
 		found, err := w.drain(at)
@@ -89,7 +91,7 @@ func (w *worker) run() error {
 			now, at = time.Now(), anywhere
 			s.yielded(now, took)
 		default:
-			p.blocked = w.conn.AppendBlocked(p.blocked[:0])
+			p.blocked = w.out.appendBlocked(p.blocked[:0])
 			if at, err = p.wait(now.Sub(s.since)); err != nil {
 				return fmt.Errorf("poll device and underlay: %w", err)
 			}
@@ -157,6 +159,9 @@ func (w *worker) close() error {
 	errs := []error{w.waker.Close()}
 	if w.conn != nil {
 		errs = append(errs, w.conn.Close())
+	}
+	if w.direct != nil {
+		errs = append(errs, w.direct.Close())
 	}
 	if w.memory != nil {
 		errs = append(errs, w.memory.Close())

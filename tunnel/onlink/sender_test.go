@@ -6,11 +6,11 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/internal/vnet"
 )
@@ -25,7 +25,15 @@ func onLink(n byte) *Hop {
 }
 
 func frameOf(h *Hop, packet []byte, o encap.Offload) Frame {
-	return Frame{Hop: h, Via: h.link.Load(), Room: slices.Concat(make([]byte, encap.FrameHeaderLen), packet), Offload: o}
+	return Frame{Hop: h, Via: h.link.Load(), Buffer: slices.Concat(make([]byte, encap.FrameHeaderLen), packet), Offload: o}
+}
+
+func newSender(t *testing.T, joinUDP bool) *Sender {
+	t.Helper()
+	d, err := NewSender(noSocket, joinUDP, 1450)
+	testhost.Must(t, err)
+	t.Cleanup(func() { testhost.Must(t, d.Close()) })
+	return d
 }
 
 // numberedPacket is one of a flow's, whose IDs count up.
@@ -36,9 +44,9 @@ func numberedPacket(i, size int) encap.IPv4 {
 	return p
 }
 
-// message is what direct would pass to the kernel.
+// message is what a Sender passes to the kernel.
 type message struct {
-	to          []byte
+	to          *batch.Destination
 	vnet, frame []byte
 }
 
@@ -73,25 +81,17 @@ func TestFramed(t *testing.T) {
 
 func (d *Sender) messages() (all []message) {
 	d.flushCoalescer()
-	for i := range d.count {
-		h := d.headers[i].Hdr
-		m := message{to: unsafe.Slice(h.Name, h.Namelen)}
-		for j, iov := range unsafe.Slice(h.Iov, h.Iovlen) {
-			part := unsafe.Slice(iov.Base, iov.Len)
-			if j == 0 {
-				m.vnet = part
-			} else {
-				m.frame = append(m.frame, part...)
-			}
-		}
-		all = append(all, m)
+	r := d.batch.Flush(1)
+	for i := range r.Returned {
+		b, to, _ := d.batch.Returned(i, nil)
+		all = append(all, message{to, b[:vnet.HeaderLen], b[vnet.HeaderLen:]})
 	}
 	return all
 }
 
 func TestDirectMessages(t *testing.T) {
 	e := onLink(2)
-	d := NewSender(noSocket, false, 1450)
+	d := newSender(t, false)
 	v6 := slices.Concat(make([]byte, 40), []byte("sixty"))
 	v6[0], v6[5], v6[6] = 0x60, 5, 59
 	tcp := testhost.TCPPacket("10.0.1.9", "10.0.2.9", 1, 3000)
@@ -102,10 +102,6 @@ func TestDirectMessages(t *testing.T) {
 	if len(got) != 3 {
 		t.Fatalf("%d messages", len(got))
 	}
-	address := make([]byte, unix.SizeofSockaddrLinklayer)
-	binary.NativeEndian.PutUint16(address, unix.AF_PACKET)
-	binary.NativeEndian.PutUint32(address[4:], 2)
-	copy(address[11:], []byte{6, 2, 0, 0, 0, 0, 0xb2})
 	for i, want := range []struct {
 		kind    []byte
 		packet  []byte
@@ -116,8 +112,8 @@ func TestDirectMessages(t *testing.T) {
 		{[]byte{8, 0}, tcp, framed(testhost.Superpacket(1000), tcp)},
 	} {
 		header := slices.Concat([]byte{2, 0, 0, 0, 0, 0xb2, 2, 0, 0, 0, 0, 0xa0}, want.kind)
-		if !bytes.Equal(got[i].frame, slices.Concat(header, want.packet)) || !bytes.Equal(got[i].to, address) {
-			t.Errorf("message %d: to % x, frame % x", i, got[i].to, got[i].frame[:min(40, len(got[i].frame))])
+		if !bytes.Equal(got[i].frame, slices.Concat(header, want.packet)) || got[i].to != e.link.Load().to {
+			t.Errorf("message %d: to %p, frame % x", i, got[i].to, got[i].frame[:min(40, len(got[i].frame))])
 		}
 		vnet := vnet.Header(got[i].vnet)
 		if vnet.Offload() != want.offload {
@@ -142,7 +138,7 @@ func TestDirectJoinsUDP(t *testing.T) {
 		{"unfilled", unfilled, []encap.Offload{{NeedsChecksum: true, ChecksumStart: 34, ChecksumOffset: 6, GSO: encap.GSOUDP, SegmentSize: 200, HeaderLen: 42}}},
 		{"a tunnel's", inner, []encap.Offload{framed(inner, nil), framed(inner, nil)}},
 	} {
-		d := NewSender(noSocket, true, 1450)
+		d := newSender(t, true)
 		for i := range 2 {
 			p := numberedPacket(i, 200)
 			if c.offload == unfilled {
