@@ -25,13 +25,19 @@ type CPU struct {
 	Busy time.Duration
 	// Steal is what a virtual machine's CPUs waited for the host's other guests.
 	Steal time.Duration
-	// All is Busy, Steal and the idle time.
+	// Idle is the time without work, in which disks may have been waited for. Where
+	// idle CPUs have no ticks (NO_HZ) the kernel measures it, while Busy is what ran
+	// when it looked: work that comes as regularly as the ticks may escape that.
+	Idle time.Duration
+	// All is the sum.
 	All time.Duration
+	// CPUs is how many there are.
+	CPUs int
 }
 
 // Since is the time between two readings.
 func (c CPU) Since(before CPU) CPU {
-	return CPU{Busy: c.Busy - before.Busy, Steal: c.Steal - before.Steal, All: c.All - before.All}
+	return CPU{Busy: c.Busy - before.Busy, Steal: c.Steal - before.Steal, Idle: c.Idle - before.Idle, All: c.All - before.All, CPUs: c.CPUs}
 }
 
 // Percent is a part of the time that the CPUs had, in per cent, 0 of none.
@@ -71,10 +77,15 @@ func Watch(ctx context.Context, d time.Duration) (CPU, error) {
 	return after.Since(before), err
 }
 
-// parseCPU reads the first line of /proc/stat (proc_stat(5)). Guests' time is in
+// Used is what all CPUs did in a time that is measured otherwise.
+func (c CPU) Used(took time.Duration) time.Duration {
+	return max(time.Duration(c.CPUs)*took-c.Idle-c.Steal, 0)
+}
+
+// parseCPU reads the first line of /proc/stat (proc_stat(5)) and counts the CPUs'. Guests' time is in
 // user and nice already.
 func parseCPU(stat []byte) (c CPU, err error) {
-	line, _, _ := bytes.Cut(stat, []byte("\n"))
+	line, rest, _ := bytes.Cut(stat, []byte("\n"))
 	fields := strings.Fields(string(line))
 	if len(fields) < 9 || fields[0] != "cpu" {
 		return c, ErrFormat
@@ -86,8 +97,13 @@ func parseCPU(stat []byte) (c CPU, err error) {
 		}
 		c.All += t[i]
 	}
-	c.Steal = t[7]
-	c.Busy = c.All - c.Steal - t[3] - t[4]
+	c.Steal, c.Idle = t[7], t[3]+t[4]
+	c.Busy = c.All - c.Steal - c.Idle
+	for line := range bytes.Lines(rest) {
+		if bytes.HasPrefix(line, []byte("cpu")) {
+			c.CPUs++
+		}
+	}
 	return c, nil
 }
 

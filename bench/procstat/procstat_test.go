@@ -14,7 +14,7 @@ func TestParseCPU(t *testing.T) {
 		want CPU
 		err  error
 	}{
-		{"cpu  100 1 20 9000 50 3 4 7 5 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n", CPU{1280 * ms, 70 * ms, 91850 * ms}, nil},
+		{"cpu  100 1 20 9000 50 3 4 7 5 0\ncpu0 1 2 3 4 5 6 7 8 9 10\ncpu1 1\nintr 7\n", CPU{1280 * ms, 70 * ms, 90500 * ms, 91850 * ms, 2}, nil},
 		{"cpu  100 1 20 9000 50 3 4\n", CPU{}, ErrFormat},
 		{"cpu  100 1 x 9000 50 3 4 7\n", CPU{}, ErrFormat},
 		{"", CPU{}, ErrFormat},
@@ -32,6 +32,16 @@ func TestPercent(t *testing.T) {
 	}
 	if got := (CPU{}).Percent(1); got != 0 {
 		t.Errorf("%g %% of no time", got)
+	}
+}
+
+func TestUsed(t *testing.T) {
+	c := CPU{Idle: 1200 * time.Millisecond, Steal: 100 * time.Millisecond, CPUs: 2}
+	if got, want := c.Used(time.Second), 700*time.Millisecond; got != want {
+		t.Errorf("used %s, want %s", got, want)
+	}
+	if got := c.Used(0); got != 0 {
+		t.Errorf("used %s in no time", got)
 	}
 }
 
@@ -71,7 +81,7 @@ func TestParseMemory(t *testing.T) {
 // The files of this machine are as the manual pages say.
 func TestThisMachine(t *testing.T) {
 	cpu, err := Watch(t.Context(), 20*time.Millisecond)
-	if err != nil || cpu.All < 0 || cpu.Busy > cpu.All {
+	if err != nil || cpu.All < 0 || cpu.Busy > cpu.All || cpu.CPUs < 1 {
 		t.Errorf("CPU %+v, %v", cpu, err)
 	}
 	if _, err := ReadLoad(); err != nil {
