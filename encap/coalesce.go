@@ -23,8 +23,10 @@ const (
 // stay in order; a superpacket takes the place of its first packet.
 //
 // A checksum that the sender's kernel left unfilled is finished by the device's
-// (Offload.NeedsChecksum). TCP packets longer than the MTU, as a kernel on this
-// machine sends its superpackets, become superpackets of MTU-sized segments.
+// (Offload.NeedsChecksum). A kernel on this machine also sends its superpackets
+// unsplit. Those of UDP come with the size of their datagrams
+// ([Coalescer.AddSuperpacket]). Those of TCP don't; their segments are to fill the
+// packets that the flow may have ([Coalescer.SetLimit]).
 //
 // IPv4 IDs of a superpacket count up, so that segmentation restores them. Where
 // DF makes the ID meaningless (RFC 6864 section 4.1) it may also stay the same,
@@ -35,6 +37,7 @@ const (
 // A Coalescer is for one goroutine.
 type Coalescer struct {
 	mtu      int
+	limit    func(packet []byte) int // nil if the MTU is the only one
 	tcp, udp bool
 	taken    int // packets since Reset
 	made     int // superpackets, lone packets included
@@ -59,36 +62,79 @@ type Coalesced struct {
 	Packets, Len int
 }
 
+// Segments is how many packets p stands for: those that were added to it, an
+// unsplit superpacket counted by its segments.
+func (p *Coalesced) Segments() int {
+	payload, size := p.Len-int(p.Offload.HeaderLen), int(p.Offload.SegmentSize)
+	if size == 0 || payload <= 0 {
+		return p.Packets
+	}
+	return (payload + size - 1) / size
+}
+
 // NewCoalescer returns an empty Coalescer for an inner network of the given
 // MTU. It has all the memory it will ever use, some 250 KiB.
 func NewCoalescer(mtu InnerMTU) *Coalescer {
 	return &Coalescer{mtu: int(mtu), tcp: true, udp: true, batch: 1}
 }
 
-// SetTCP tells whether TCP segments are to be joined, which is the default.
-// Those longer than the MTU are marked as superpackets all the same.
+// SetTCP tells whether TCP segments are to be joined, which is the default. What
+// comes as a superpacket stays one all the same.
 func (c *Coalescer) SetTCP(on bool) { c.tcp = on }
 
 // SetUDP tells whether UDP datagrams are to be joined, which is the default.
-// Kernels before Linux 6.2 take no UDP superpackets from a TUN device.
+// Kernels before Linux 6.2 take no UDP superpackets from a TUN device. What comes
+// as a superpacket stays one all the same.
 func (c *Coalescer) SetUDP(on bool) { c.udp = on }
 
+// SetLimit sets a function that tells the length in bytes of the longest packet
+// that may be made for a packet's flow; 0 or more than the MTU means the MTU. It
+// is asked about TCP packets only, those that may be unsplit superpackets: longer
+// than the MTU or with an unfilled checksum. They are cut by the answer.
+func (c *Coalescer) SetLimit(limit func(packet []byte) int) { c.limit = limit }
+
 // Add takes a whole IP packet, as [ParseIPv4] or [ParseIPv6] return it. It is
-// borrowed until Reset and its headers may be rewritten. Add returns false, and
-// has taken nothing, when the batch is full: write what is there, Reset, and add
-// the packet again.
-func (c *Coalescer) Add(packet []byte) bool {
+// borrowed until Reset and its headers may be rewritten. Add returns how many
+// packets it stands for: 1, or an unsplit superpacket's segments. It returns 0,
+// and has taken nothing, when the batch is full: write what is there, Reset, and
+// add the packet again.
+func (c *Coalescer) Add(packet []byte) (segments int) { return c.AddSuperpacket(packet, 0) }
+
+// AddSuperpacket is Add for a packet that may be an unsplit superpacket of UDP,
+// each of whose datagrams but the last has size bytes of payload. It joins no
+// other.
+func (c *Coalescer) AddSuperpacket(packet []byte, size int) (segments int) {
 	if c.taken >= maxBatch {
-		return false
+		return 0
 	}
-	var d candidate
+	d := candidate{size: size}
 	d.read(packet, c.mtu)
+	if d.divisible && (d.state == ChecksumPartial || len(packet) > c.mtu) {
+		c.divide(&d)
+	}
 	if !d.fits || !c.wants(d.tcp) {
 		c.pass(&d)
 	} else if !c.join(c.last, &d) {
 		c.place(&d)
 	}
-	return true
+	return d.segments()
+}
+
+// divide makes d a superpacket if it is longer than a packet of TCP may be.
+func (c *Coalescer) divide(d *candidate) {
+	limit := c.mtu
+	if c.limit != nil {
+		if n := c.limit(d.packet); n > 0 {
+			limit = min(limit, n)
+		}
+	}
+	switch {
+	case len(d.packet) <= limit:
+	case d.headers < limit:
+		d.segment = limit - d.headers
+	default:
+		d.fits = false
+	}
 }
 
 func (c *Coalescer) wants(tcp bool) bool { return tcp && c.tcp || !tcp && c.udp }
@@ -133,8 +179,8 @@ func (c *Coalescer) add(d *candidate) int {
 		l4: uint16(d.l4), headers: uint16(d.headers), field: uint8(d.field),
 		partial: d.state == ChecksumPartial,
 	}
-	if d.oversized {
-		c.supers[i].size = uint16(c.mtu - d.headers)
+	if d.segment > 0 {
+		c.supers[i].size = uint16(d.segment)
 	}
 	c.made++
 	c.taken++

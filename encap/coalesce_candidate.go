@@ -14,6 +14,8 @@ const (
 // candidate is a packet on its way into a Coalescer and what it shows of itself.
 type candidate struct {
 	packet    []byte
+	size      int // payload bytes of a datagram, if it is told
+	segment   int // payload bytes a segment, if this is an unsplit superpacket
 	l4        int // offset of the transport header
 	headers   int // length of all headers
 	field     int // the checksum field's offset from l4
@@ -21,8 +23,16 @@ type candidate struct {
 	tcp       bool
 	plain     bool // TCP or UDP right behind a sound IP header
 	stray     bool // TCP or UDP perhaps, but of which flow wasn't looked for
-	oversized bool // a TCP superpacket already
+	divisible bool // TCP with payload, to be cut if it is too long
 	fits      bool // may be part of a superpacket
+}
+
+// segments is how many packets d stands for.
+func (d *candidate) segments() int {
+	if d.segment == 0 {
+		return 1
+	}
+	return (len(d.packet) - d.headers + d.segment - 1) / d.segment
 }
 
 // read fills in d from packet.
@@ -39,7 +49,7 @@ func (d *candidate) read(packet []byte, mtu int) {
 		d.tcp = packet[6] == ProtoTCP
 		pseudo = IPv6(packet).PseudoHeaderSum(packet[6], len(packet)-IPv6HeaderLen)
 	default:
-		d.readStray(mtu)
+		d.readStray()
 		return
 	}
 	d.plain = true
@@ -86,7 +96,7 @@ func (d *candidate) readTCP(pseudo uint64, mtu int) {
 	length := int(h[12]>>4) * 4
 	d.headers = d.l4 + length
 	sound := length >= tcpHeaderLen && length <= len(segment)
-	big := sound && len(d.packet) > mtu && d.headers < mtu
+	big := len(d.packet) > mtu
 	// Another kernel's superpacket hardly ever has a checksum; don't compute one
 	// over all of it to find that out.
 	if big && binary.BigEndian.Uint16(h[tcpChecksumOffset:]) == Fold(pseudo) {
@@ -95,9 +105,8 @@ func (d *candidate) readTCP(pseudo uint64, mtu int) {
 		d.state = judge(segment, tcpChecksumOffset, pseudo)
 	}
 	whole := d.state == ChecksumGood || d.state == ChecksumPartial
-	d.oversized = big && whole
-	d.fits = whole && sound && length < len(segment) && (big || len(d.packet) <= mtu) &&
-		h[13]&^tcpPSH == tcpACK && h[12]&0xf == 0
+	d.divisible = whole && sound && length < len(segment)
+	d.fits = d.divisible && h[13]&^tcpPSH == tcpACK && h[12]&0xf == 0
 }
 
 func (d *candidate) readUDP(pseudo uint64, mtu int) {
@@ -109,25 +118,46 @@ func (d *candidate) readUDP(pseudo uint64, mtu int) {
 		d.state = ChecksumBad
 	case unsummed(segment, udpChecksumOffset):
 		d.state = ChecksumNone
+	case d.size > 0 && len(segment)-udpHeaderLen > d.size:
+		d.readSuperpacket(pseudo)
 	default:
 		d.state = judge(segment, udpChecksumOffset, pseudo)
 		d.fits = d.state != ChecksumBad && len(segment) > udpHeaderLen && len(d.packet) <= mtu
 	}
 }
 
+// readSuperpacket reads the checksum of a UDP superpacket, which other kernels
+// leave unfilled; none is computed to find that out.
+func (d *candidate) readSuperpacket(pseudo uint64) {
+	segment := d.packet[d.l4:]
+	if binary.BigEndian.Uint16(segment[udpChecksumOffset:]) == Fold(pseudo) {
+		d.state = ChecksumPartial
+	} else {
+		d.state = judge(segment, udpChecksumOffset, pseudo)
+	}
+	if d.state != ChecksumBad {
+		d.segment = d.size
+	}
+}
+
 // readStray reads what is not plain. It never joins another packet, but it may
 // be a superpacket or want a checksum.
-func (d *candidate) readStray(mtu int) {
+func (d *candidate) readStray() {
 	d.stray = ofUnknownFlow(d.packet)
 	d.state, d.l4, d.field = TransportChecksum(d.packet)
-	whole := d.state == ChecksumGood || d.state == ChecksumPartial
-	if !whole || d.field != tcpChecksumOffset {
+	if d.state != ChecksumGood && d.state != ChecksumPartial {
+		return
+	}
+	if d.field == udpChecksumOffset {
+		d.headers = d.l4 + udpHeaderLen
+		if d.size > 0 && len(d.packet)-d.headers > d.size {
+			d.segment = d.size
+		}
 		return
 	}
 	length := int(d.packet[d.l4+12]>>4) * 4
 	d.headers = d.l4 + length
-	d.oversized = len(d.packet) > mtu && d.headers < mtu &&
-		length >= tcpHeaderLen && d.headers <= len(d.packet)
+	d.divisible = length >= tcpHeaderLen && d.headers < len(d.packet)
 }
 
 // ofUnknownFlow reports whether p, which is not plain, may be of a flow with

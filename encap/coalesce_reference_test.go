@@ -29,6 +29,8 @@ type sample struct {
 	extensions   []byte // IPv6, a chain that ends in no next header; see build
 	payload      int
 	fill         byte
+	size         int // of a UDP superpacket's datagrams
+	limit        int // of the flow's packets, 0 for the MTU
 	partial      bool
 	bad, badIP   bool
 	unsummed     bool
@@ -209,25 +211,53 @@ func slowHeaders(p []byte, o encap.Offload, number, at int, last bool) {
 	}
 }
 
-// oversizedOffload is what a TCP packet longer than the MTU asks for.
-func oversizedOffload(s sample) encap.Offload {
-	start, gso := 20+len(s.ipOptions), encap.GSOTCPv4
+// cut is what an unsplit superpacket asks for, zero if s is none.
+func (s sample) cut() (o encap.Offload) {
+	start := 20 + len(s.ipOptions)
 	if s.v6 {
-		start, gso = 40+len(s.extensions), encap.GSOTCPv6
+		start = 40 + len(s.extensions)
 	}
-	headers := start + 20 + len(s.options)
-	return encap.Offload{
-		NeedsChecksum: true, ChecksumStart: uint16(start), ChecksumOffset: 16,
-		GSO: gso, SegmentSize: uint16(coalesceMTU - headers), HeaderLen: uint16(headers),
+	switch {
+	case s.bad, s.shortUDP, s.fragment&0x3fff != 0, s.headerLength != 0:
+		return o
+	case s.udp:
+		if s.size > 0 && s.payload > s.size && !s.unsummed {
+			o = encap.Offload{GSO: encap.GSOUDP, ChecksumOffset: 6, SegmentSize: uint16(s.size), HeaderLen: uint16(start + 8)}
+		}
+	default:
+		headers, limit := start+20+len(s.options), coalesceMTU
+		if s.limit > 0 {
+			limit = min(limit, s.limit)
+		}
+		length := headers + s.payload
+		if length > limit && headers < limit && s.payload > 0 && (length > coalesceMTU || s.unfilled()) {
+			o = encap.Offload{GSO: encap.GSOTCPv4, ChecksumOffset: 16, SegmentSize: uint16(limit - headers), HeaderLen: uint16(headers)}
+		}
+		if s.v6 && o.GSO != encap.GSONone {
+			o.GSO = encap.GSOTCPv6
+		}
 	}
+	o.NeedsChecksum, o.ChecksumStart = o.GSO != encap.GSONone, uint16(start)
+	return o
+}
+
+// unfilled tells whether the checksum is seen to be unfilled: it may be right by
+// chance.
+func (s sample) unfilled() bool {
+	arrives, complete := s.build()
+	return s.partial && !bytes.Equal(arrives, complete)
 }
 
 // expected are the packets that a receiver without any offload would see.
-func (s sample) expected(complete []byte) [][]byte {
-	if s.udp || len(complete) <= coalesceMTU || s.bad || s.fragment&0x3fff != 0 || s.headerLength != 0 {
-		return [][]byte{complete}
+func (s sample) expected(complete []byte) [][]byte { return slowSegments(complete, s.cut()) }
+
+// add adds p, which was made of s, and checks how many packets it is said to be.
+func (s sample) add(t testing.TB, c *encap.Coalescer, p, complete []byte) {
+	t.Helper()
+	c.SetLimit(func([]byte) int { return s.limit })
+	if got, want := c.AddSuperpacket(p, s.size), len(s.expected(complete)); got != want {
+		t.Fatalf("a packet of %d bytes stands for %d, want %d", len(p), got, want)
 	}
-	return slowSegments(complete, oversizedOffload(s))
 }
 
 // flowQueue holds what a receiver has yet to see of a flow.
@@ -244,6 +274,9 @@ func judge(t *testing.T, c *encap.Coalescer, flows []flowQueue) {
 		headID := binary.BigEndian.Uint16(whole[4:])
 		segments := slowSegments(whole, p.Offload)
 		checkSegmenter(t, whole, p.Offload, segments)
+		if p.Segments() != len(segments) {
+			t.Fatalf("%d segments, but says %d", len(segments), p.Segments())
+		}
 		for _, segment := range segments {
 			if !take(flows, segment, headID) {
 				t.Fatalf("packet %d (%+v) holds what no flow expects next:\n% x", i, p.Offload, segment[:min(80, len(segment))])

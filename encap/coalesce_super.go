@@ -27,12 +27,10 @@ type super struct {
 // start opens o, made of d alone, for others to join.
 func (o *super) start(d *candidate) {
 	n := len(d.packet) - d.headers
-	segments := 1
+	segments := d.segments()
 	o.open = true
-	if d.oversized {
-		size := int(o.size)
-		segments = (n + size - 1) / size
-		o.open = n%size == 0 // no shorter segment within
+	if d.segment > 0 {
+		o.open = n%d.segment == 0 // no shorter segment within
 	} else {
 		o.size = uint16(n)
 	}
@@ -55,8 +53,8 @@ func (c *Coalescer) join(i int, d *candidate) bool {
 		return false
 	}
 	size := int(o.size)
-	// A longer one is cut by the MTU.
-	if n > size && size+d.headers != c.mtu {
+	// An unsplit superpacket joins another's segments of the same size.
+	if d.segment != size && (n > size || d.segment > 0) {
 		return false
 	}
 	if !o.continues(d) {

@@ -22,8 +22,8 @@ func stream(s sample, n, size int) []sample {
 // after is the packet that follows s.
 func after(s sample) sample {
 	segments := 1
-	if o := oversizedOffload(s); !s.udp && s.payload > int(o.SegmentSize) {
-		segments = (s.payload + int(o.SegmentSize) - 1) / int(o.SegmentSize)
+	if size := int(s.cut().SegmentSize); size > 0 {
+		segments = (s.payload + size - 1) / size
 	}
 	s.seq += uint32(s.payload)
 	s.id += uint16(segments)
@@ -38,6 +38,19 @@ var (
 	tcp6       = sample{host: 1, v6: true, ttl: 64, flags: 0x10, window: 500, label: 7, options: timestamps}
 	udp6       = sample{host: 1, v6: true, udp: true, ttl: 64, label: 7}
 )
+
+// limited is a stream of unfilled packets of a flow whose packets may have limit
+// bytes.
+func limited(s sample, limit, n, size int) []sample {
+	s.limit, s.partial = limit, true
+	return stream(s, n, size)
+}
+
+// superpackets is n of UDP, payload bytes each, of datagrams of size bytes.
+func superpackets(s sample, size, n, payload int) []sample {
+	s.size, s.partial = size, true
+	return stream(s, n, payload)
+}
 
 // with changes packet i.
 func with(all []sample, i int, change func(s *sample)) []sample {
@@ -150,6 +163,27 @@ func TestCoalescer(t *testing.T) {
 		{"oversized behind normal", shift(bulk, 1, func(s *sample) { s.payload = 5 * size4 }), joined},
 		{"normal behind oversized", shift(bulk, 0, func(s *sample) { s.payload = 5 * size4 }), joined},
 		{"oversized behind small", shift(shift(bulk, 0, func(s *sample) { s.payload = 100 }), 1, func(s *sample) { s.payload = 5 * size4 }), []int{1, 3}},
+		{"oversized, small segments", limited(tcp4, 900, 3, 10*(900-52)), []int{3}},
+		{"oversized, small segments, IPv6", limited(tcp6, 1300, 3, 10*(1300-72)), []int{3}},
+		{"oversized, small segments behind one", shift(limited(tcp4, 900, 3, 10*(900-52)), 0, func(s *sample) { s.payload = 900 - 52 }), []int{3}},
+		{"oversized for its flow", limited(tcp4, 900, 1, 900), []int{1}},
+		{"oversized for its flow, joined", limited(tcp4, 700, 4, 2*(700-52)), joined},
+		{"oversized for its flow, filled", func() []sample { s := tcp4; s.limit = 900; return stream(s, 2, 900) }(), []int{2}},
+		{"oversized, other segments", shift(limited(tcp4, 900, 4, 10*(900-52)), 2, func(s *sample) { s.limit = 800 }), []int{2, 1, 1}},
+		{"oversized, smaller segments", with(limited(tcp4, 1450, 2, size4), 1, func(s *sample) { s.limit = 800 }), []int{1, 1}},
+		{"oversized, limit above the MTU", limited(tcp4, 9000, 1, 9000), []int{1}},
+		{"oversized, limit below the headers", limited(tcp4, 50, 2, 9000), []int{1, 1}},
+		{"oversized, IPv4 options, small segments", func() []sample { s := tcp4; s.ipOptions = []byte{1, 1, 1, 0}; return limited(s, 600, 1, 1000) }(), []int{1}},
+		{"UDP superpackets", superpackets(udp4, 500, 2, 5000), []int{1, 1}},
+		{"UDP superpackets, short end", superpackets(udp4, 500, 2, 5001), []int{1, 1}},
+		{"UDP superpackets, filled", with(superpackets(udp4, 500, 1, 5001), 0, func(s *sample) { s.partial = false }), []int{1}},
+		{"UDP superpacket below the MTU", superpackets(udp4, 5, 1, 54), []int{1}},
+		{"UDP superpacket, IPv6", superpackets(udp6, 500, 1, 50001), []int{1}},
+		{"UDP superpacket, extension", with(superpackets(udp6, 500, 1, 5001), 0, func(s *sample) { s.extensions = []byte{0, 0, 1, 4, 0, 0, 0, 0} }), []int{1}},
+		{"UDP superpacket, IPv4 options", with(superpackets(udp4, 500, 1, 5001), 0, func(s *sample) { s.ipOptions = []byte{1, 1, 1, 0} }), []int{1}},
+		{"UDP superpacket, bad", with(superpackets(udp4, 500, 1, 5001), 0, func(s *sample) { s.bad, s.partial = true, false }), []int{1}},
+		{"UDP superpacket of one", superpackets(udp4, 500, 2, 500), []int{2}},
+		{"UDP superpacket among others", shift(with(stream(udp4, 5, 64), 2, func(s *sample) { s.size, s.partial = 64, true }), 2, func(s *sample) { s.payload = 640 }), []int{2, 1, 2}},
 		{"oversized, PSH", with(stream(tcp4, 2, 5*size4), 0, func(s *sample) { s.flags |= 8 }), []int{1, 1}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -158,9 +192,8 @@ func TestCoalescer(t *testing.T) {
 				flows := make([]flowQueue, 1)
 				for _, s := range tt.in {
 					p, complete := s.build()
-					if flows[0] = append(flows[0], s.expected(complete)...); !c.Add(p) {
-						t.Fatal("no room")
-					}
+					flows[0] = append(flows[0], s.expected(complete)...)
+					s.add(t, c, p, complete)
 				}
 				var got []int
 				for i := range c.Len() {
@@ -254,7 +287,7 @@ func TestCoalescerFull(t *testing.T) {
 		all := stream(udp4, 5000, size)
 		var n int
 		for ; n < len(all); n++ {
-			if p, _ := all[n].build(); !c.Add(p) {
+			if p, _ := all[n].build(); c.Add(p) == 0 {
 				break
 			}
 		}
@@ -378,9 +411,10 @@ func newPlayer() *player {
 	return p
 }
 
-// play makes the next packet of a flow: what happens to it, in one byte, and by
+// play adds the next packet of a flow to c: what happens to it, in one byte, and by
 // how much, in another.
-func (p *player) play(flow, event, amount byte) []byte {
+func (p *player) play(t testing.TB, c *encap.Coalescer, flow, event, amount byte) {
+	t.Helper()
 	i := int(flow) % len(p.flows)
 	s := p.flows[i]
 	p.change(&s, event%48, amount)
@@ -388,7 +422,7 @@ func (p *player) play(flow, event, amount byte) []byte {
 	p.queues[i] = append(p.queues[i], s.expected(complete)...)
 	next := after(s)
 	p.flows[i].seq, p.flows[i].id, p.flows[i].fill = next.seq, next.id, next.fill
-	return in
+	s.add(t, c, in, complete)
 }
 
 // change applies an event; most change nothing.
@@ -445,6 +479,11 @@ func (p *player) change(s *sample, event, amount byte) {
 		s.badIP = true
 	case 22:
 		s.id--
+	case 23:
+		s.limit = []int{0, 88, 552, 1300}[amount%4]
+		p.flows[s.port].limit = s.limit // the port is the flow's number
+	case 24, 25:
+		s.size, s.payload, s.partial = int(amount)+1, int(amount)*50, amount%4 != 0
 	}
 	if s.payload > 65000 {
 		s.payload = 65000
@@ -463,9 +502,7 @@ func TestCoalescerMix(t *testing.T) {
 		p := newPlayer()
 		flows := random.IntN(8) + 1
 		for range random.IntN(200) {
-			if !c.Add(p.play(byte(random.IntN(flows)), byte(random.Uint32()), byte(random.Uint32()))) {
-				t.Fatal("full")
-			}
+			p.play(t, c, byte(random.IntN(flows)), byte(random.Uint32()), byte(random.Uint32()))
 		}
 		for i := range c.Len() {
 			joined += c.Packet(i).Packets - 1
@@ -491,7 +528,7 @@ func FuzzCoalescer(f *testing.F) {
 		c.Reset()
 		p := newPlayer()
 		for b = b[:min(len(b), 600)]; len(b) >= 3; b = b[3:] {
-			c.Add(p.play(b[0], b[1], b[2]))
+			p.play(t, c, b[0], b[1], b[2])
 		}
 		judge(t, c, p.queues)
 		for i, q := range p.queues {

@@ -108,7 +108,7 @@ func ExampleCoalescer() {
 		packet.UpdateChecksum()
 		sum := encap.Checksum(packet.Payload(), packet.PseudoHeaderSum(encap.ProtoTCP, 25))
 		binary.BigEndian.PutUint16(packet[36:], sum)
-		if !coalescer.Add(packet) {
+		if coalescer.Add(packet) == 0 {
 			fmt.Println("the batch is full")
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/flowlimit"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/nexthop"
 	"uvxlan/tunnel/onlink"
@@ -62,7 +63,7 @@ func diversion(t *testing.T, joinUDP bool) (*outbound, *onlink.Paths, *net.UDPCo
 	sender, err := onlink.NewSender(-1, joinUDP, 1450) // refuses everything
 	testhost.Must(t, err)
 	t.Cleanup(func() { testhost.Must(t, sender.Close()) })
-	o := newOutbound(nil, table, conn, sender, newLocal(&Config{}), newArena(t, outboundMemory), &c)
+	o := newOutbound(nil, table, conn, sender, flowlimit.New(1450), newLocal(&Config{}), newArena(t, outboundMemory), &c)
 	o.now = monotonic()
 	return o, paths, peer
 }

@@ -9,6 +9,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/flowlimit"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/underlay"
 )
@@ -17,7 +18,8 @@ import (
 //
 //  1. drain receives as many messages as have arrived, up to a batch.
 //  2. receive splits a message into its datagrams: the kernel hands over those
-//     of one sender together.
+//     of one sender together. A kernel that speaks VXLAN on this machine sends a
+//     superpacket in one datagram, unsplit, which then is the packet.
 //  3. take checks the frame: our VNI, from a known peer, to our VTEP. Questions
 //     about our own address are answered on the spot.
 //  4. deliver4 and deliver6 check that the inner source belongs to that peer and
@@ -43,6 +45,7 @@ type inbound struct {
 	source    source
 	frame     encap.Frame
 	coalescer *encap.Coalescer
+	cutUDP    bool // the device is to get no UDP superpackets
 	single    single
 	answer    answer
 	now       int64 // about, in nanoseconds of Unix time
@@ -51,12 +54,14 @@ type inbound struct {
 	total     *counters
 }
 
-func newInbound(c *Config, conn underlay.Conn, port uint16, q device.Queue, granted offload.Set, t *peerTable, l *local, total *counters) *inbound {
+func newInbound(c *Config, conn underlay.Conn, port uint16, q device.Queue, granted offload.Set, t *peerTable, limits *flowlimit.Table, l *local, total *counters) *inbound {
 	in := &inbound{
 		conn: conn, queue: q, table: t, local: l, total: total,
 		port: port, vni: c.VNI, mac: c.MAC, anySrc: c.AnySource,
 		coalescer: encap.NewCoalescer(c.Link.MTU),
+		cutUDP:    !granted.Has(offload.UDP),
 	}
+	in.coalescer.SetLimit(limits.Limit)
 	in.coalescer.SetTCP(granted.Has(offload.TCP))
 	in.coalescer.SetUDP(granted.Has(offload.UDP))
 	return in
@@ -104,9 +109,12 @@ func (in *inbound) receive(peers *table, m *underlay.Message) {
 		in.tally.drop(DropTruncated)
 		return
 	}
-	data := m.Data
+	data, size := m.Data, m.SegmentSize
+	if size < len(data) && unsplit(data) {
+		in.source.size, size = size, len(data)
+	}
 	for ok := true; ok; ok = len(data) > 0 { // an empty datagram is one too
-		n := min(m.SegmentSize, len(data))
+		n := min(size, len(data))
 		if reason := in.take(peers, data[:n:n]); reason != accepted {
 			in.tally.drop(reason)
 		}
@@ -115,11 +123,27 @@ func (in *inbound) receive(peers *table, m *underlay.Message) {
 	}
 }
 
+// unsplit tells whether a message that the kernel gives a segment size is one frame
+// all the same: a kernel VXLAN peer's superpacket of UDP, passed unsplit, whose size
+// is that of the datagrams inside.
+func unsplit(message []byte) bool {
+	if len(message) < encap.FrameHeaderLen {
+		return false
+	}
+	packet := message[encap.FrameHeaderLen:]
+	if p, err := encap.ParseIPv4(packet); err == nil {
+		return len(p) == len(packet)
+	}
+	p, err := encap.ParseIPv6(packet)
+	return err == nil && len(p) == len(packet)
+}
+
 // source is what a message's datagrams have in common.
 type source struct {
 	from  netip.Addr
 	known bool // a peer's address
 	ecn   uint8
+	size  int // of the datagrams inside an unsplit superpacket of UDP
 	// inner is the inner source that was last found to belong to the peer, and
 	// traffic that peer's.
 	inner   netip.Addr
@@ -234,52 +258,68 @@ func (in *inbound) admit(peers *table, src netip.Addr, inner uint8) (ecn uint8, 
 // src: its own subnet's or its own address.
 func (in *inbound) owns(peers *table, src netip.Addr) bool {
 	s := &in.source
-	if in.anySrc || src == s.inner || src == s.from {
+	if src == s.inner || src == s.from {
 		return true
 	}
 	peer := peers.lookup(src)
-	if peer == nil || peer.Underlay != s.from {
+	switch {
+	case peer != nil && (in.anySrc || peer.Underlay == s.from):
+		s.inner, s.traffic = src, peer.traffic
+	case in.anySrc:
+		s.inner, s.traffic = src, nil
+	default:
 		return false
 	}
-	s.inner, s.traffic = src, peer.traffic
 	return true
 }
 
 // gather keeps a packet for the end of the batch.
 func (in *inbound) gather(packet []byte) {
-	in.streak.received(in.source.traffic, len(packet), in.now)
-	if in.coalescer.Add(packet) {
-		return
+	segments := in.coalescer.AddSuperpacket(packet, in.source.size)
+	if segments == 0 {
+		in.write()
+		segments = in.coalescer.AddSuperpacket(packet, in.source.size)
 	}
-	in.write()
-	in.coalescer.Add(packet)
+	in.streak.received(in.source.traffic, segments, len(packet), in.now)
+	in.tally.datagrams += uint64(segments - 1) // receive counts one
 }
 
 // write hands what was gathered to the device.
 func (in *inbound) write() {
+	written := 0
 	for i := range in.coalescer.Len() {
 		p := in.coalescer.Packet(i)
-		err := in.queue.Write(p.Offload, p.Parts)
-		if errors.Is(err, unix.EINVAL) && p.Offload.GSO != encap.GSONone {
-			err = in.single.write(in.queue, p.Offload, p.Parts)
-			in.tally.fallbacks++
-		}
-		if err != nil {
-			in.tally.dropN(DropDevice, p.Packets)
+		if err := in.put(p.Offload, p.Parts); err != nil {
+			in.tally.dropN(DropDevice, p.Segments())
 			continue
 		}
-		in.tally.packets++
+		written++
 		in.tally.bytes += uint64(p.Len)
 	}
 	if lost := device.Flush(in.queue); lost > 0 {
 		in.tally.dropN(DropDevice, lost)
-		in.tally.packets -= uint64(lost)
+		written = max(written-lost, 0) // a superpacket may be lost in many pieces
 	}
+	in.tally.packets += uint64(written)
 	in.coalescer.Reset()
 }
 
+// put writes one packet to the device, a superpacket that it doesn't take segment by
+// segment.
+func (in *inbound) put(o encap.Offload, parts [][]byte) error {
+	if o.GSO == encap.GSOUDP && in.cutUDP {
+		return in.single.write(in.queue, o, parts)
+	}
+	err := in.queue.Write(o, parts)
+	if errors.Is(err, unix.EINVAL) && o.GSO != encap.GSONone {
+		in.tally.fallbacks++
+		return in.single.write(in.queue, o, parts)
+	}
+	return err
+}
+
 // single writes superpackets segment by segment, for kernels that refuse some
-// of them (Linux 6.6.44 and its neighbours).
+// of them (Linux 6.6.44 and its neighbours) or take none of UDP.
 type single struct {
 	segmenter encap.Segmenter
 	packet    []byte
@@ -288,11 +328,15 @@ type single struct {
 }
 
 func (s *single) write(q device.Queue, o encap.Offload, parts [][]byte) error {
-	s.packet = s.packet[:0]
-	for _, p := range parts {
-		s.packet = append(s.packet, p...)
+	packet := parts[0]
+	if len(parts) > 1 {
+		s.packet = s.packet[:0]
+		for _, p := range parts {
+			s.packet = append(s.packet, p...)
+		}
+		packet = s.packet
 	}
-	if err := s.segmenter.Start(s.packet, o); err != nil {
+	if err := s.segmenter.Start(packet, o); err != nil {
 		return err
 	}
 	for {

@@ -10,6 +10,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/arena"
+	"uvxlan/tunnel/internal/flowlimit"
 	"uvxlan/tunnel/onlink"
 	"uvxlan/tunnel/underlay"
 )
@@ -59,6 +60,7 @@ type outbound struct {
 	table     *peerTable
 	conn      underlay.Conn
 	direct    *onlink.Sender // nil unless on-link peers are sent to directly
+	limits    *flowlimit.Table
 	local     *local
 	packets   []byte // the batch's, each behind its headroom
 	headers   []byte // of segments
@@ -71,9 +73,9 @@ type outbound struct {
 	total     *counters
 }
 
-func newOutbound(q device.Queue, t *peerTable, conn underlay.Conn, d *onlink.Sender, l *local, memory *arena.Arena, c *counters) *outbound {
+func newOutbound(q device.Queue, t *peerTable, conn underlay.Conn, d *onlink.Sender, limits *flowlimit.Table, l *local, memory *arena.Arena, c *counters) *outbound {
 	return &outbound{
-		queue: q, table: t, conn: conn, direct: d, local: l, total: c,
+		queue: q, table: t, conn: conn, direct: d, limits: limits, local: l, total: c,
 		packets: memory.Alloc(txPackets),
 		headers: memory.Alloc(txHeaders),
 	}
@@ -129,6 +131,7 @@ func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 		o.refuse(packet, dst)
 		return
 	}
+	o.limits.Learn(packet)
 	if via := peer.hop.Direct(); via != nil {
 		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Of: &peer.traffic.sent, Buffer: room, Offload: offload})
 		return

@@ -16,6 +16,7 @@ import (
 	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/family"
+	"uvxlan/tunnel/internal/flowlimit"
 	"uvxlan/tunnel/internal/leasepeer"
 	"uvxlan/tunnel/internal/lifecycle"
 	"uvxlan/tunnel/link"
@@ -122,8 +123,9 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 	if r.paths != nil {
 		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger})
 	}
+	limits := flowlimit.New(c.Link.MTU)
 	for i := range dev.Queues() {
-		w, err := newWorker(&r.config, dev, u, i, r.peers)
+		w, err := newWorker(&r.config, dev, u, i, r.peers, limits)
 		if err != nil {
 			return nil, errors.Join(err, r.closeWorkers())
 		}

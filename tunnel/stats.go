@@ -82,8 +82,10 @@ type Stats struct {
 	Peers int
 	// Offloads are those in use.
 	Offloads offload.Set
-	// Datagrams are VXLAN frames on the wire, that were sent or taken; Bytes are
-	// those of the IP packets inside, a superpacket's headers counted once.
+	// Datagrams are VXLAN frames on the wire, that were sent or taken; a superpacket
+	// that a kernel on the same machine sends unsplit counts as those of its
+	// segments. Bytes are those of the IP packets inside, a superpacket's headers
+	// counted once.
 	TxDatagrams, RxDatagrams uint64
 	TxBytes, RxBytes         uint64
 	// Packets are what was read from or written to the device in one call, and

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/flowlimit"
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/underlay"
@@ -203,7 +204,7 @@ func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := &refusingQueue{loopQueue{packets: [][]byte{packet}}, err, good}
 				var c counters
-				o := newOutbound(q, newPeerTable(), openMemory(t), nil, newLocal(&Config{}), newArena(t, outboundMemory), &c)
+				o := newOutbound(q, newPeerTable(), openMemory(t), nil, flowlimit.New(1450), newLocal(&Config{}), newArena(t, outboundMemory), &c)
 				start := time.Now()
 				l, drainErr := o.drain()
 				if rested := time.Since(start) > 0; l != full || drainErr != nil || rested != rests {

@@ -53,12 +53,12 @@ type streak struct {
 
 // received counts a packet of n bytes from a peer at about the time now. Nil is
 // a peer that isn't known.
-func (s *streak) received(from *traffic, n int, now int64) {
+func (s *streak) received(from *traffic, packets, n int, now int64) {
 	if s.of != from {
 		s.addReceived(now)
 		s.of = from
 	}
-	s.packets++
+	s.packets += uint64(packets)
 	s.bytes += uint64(n)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/arena"
+	"uvxlan/tunnel/internal/flowlimit"
 	"uvxlan/tunnel/internal/wake"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/onlink"
@@ -31,7 +32,7 @@ type worker struct {
 	total  counters
 }
 
-func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peerTable) (w *worker, err error) {
+func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peerTable, limits *flowlimit.Table) (w *worker, err error) {
 	w = &worker{waker: wake.Waker{FD: -1}}
 	defer func() {
 		if err != nil {
@@ -54,8 +55,8 @@ func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peer
 			return w, err
 		}
 	}
-	w.out = newOutbound(q, t, w.conn, w.direct, l, w.memory, &w.total)
-	w.in = newInbound(c, w.conn, u.Locals()[0].Port(), q, dev.Offloads(), t, l, &w.total)
+	w.out = newOutbound(q, t, w.conn, w.direct, limits, l, w.memory, &w.total)
+	w.in = newInbound(c, w.conn, u.Locals()[0].Port(), q, dev.Offloads(), t, limits, l, &w.total)
 	return w, nil
 }
 

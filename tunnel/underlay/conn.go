@@ -80,7 +80,9 @@ type Message struct {
 	// next batch.
 	Data []byte
 	// SegmentSize is the length in bytes of each datagram but the last; that of
-	// Data if there is one datagram.
+	// Data if there is one datagram. Where a kernel on this machine sends a tunnel's
+	// superpacket of UDP unsplit, Data is one datagram and SegmentSize the payload
+	// of each datagram inside.
 	SegmentSize int
 	// ECN is the outer ECN field.
 	ECN uint8
