@@ -89,7 +89,7 @@ func (k *backlog) keep(b *Batch, s *socket, m *message) bool {
 	if to == nil {
 		i := k.unused
 		if i == none {
-			k.settle(q)
+			k.removeDone(q)
 			return false
 		}
 		to = &k.kept[i]
@@ -158,9 +158,9 @@ func (k *backlog) fit(q *queue, bytes int) bool {
 	return true
 }
 
-// settle takes the messages that are done with off the queue, and gives its
+// removeDone takes the messages that are done with off the queue, and gives its
 // block back if there are none left.
-func (k *backlog) settle(q *queue) {
+func (k *backlog) removeDone(q *queue) {
 	first, last := int16(none), int16(none)
 	for i := q.first; i != none; {
 		m := &k.kept[i]

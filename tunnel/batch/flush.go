@@ -293,14 +293,14 @@ type sent struct {
 
 func (t *sent) add(of *Counters, packets, bytes uint64) {
 	if t.of != of {
-		t.settle()
+		t.count()
 		t.of = of
 	}
 	t.packets += packets
 	t.bytes += bytes
 }
 
-func (t *sent) settle() {
+func (t *sent) count() {
 	if t.of != nil {
 		t.of.Packets.Add(t.packets)
 		t.of.Bytes.Add(t.bytes)
@@ -310,7 +310,7 @@ func (t *sent) settle() {
 
 // finish returns what was counted and starts anew.
 func (b *Batch) finish() Result {
-	b.counted.settle()
+	b.counted.count()
 	r := b.result
 	r.Returned = len(b.returned)
 	b.result = Result{}
@@ -405,7 +405,7 @@ func (b *Batch) resume(s *socket) {
 		n := b.takeKept(s)
 		b.layOut(s, n)
 		full := b.transmit(s, n)
-		b.backlog.settle(&s.kept)
+		b.backlog.removeDone(&s.kept)
 		if full {
 			return
 		}

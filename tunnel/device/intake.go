@@ -151,7 +151,7 @@ func (in *intake) FD() int { return in.waker.FD }
 // device could not read unix.EBADMSG, and its end unix.EBADFD.
 func (in *intake) Read(buf []byte) (int, encap.Offload, error) {
 	for in.next == len(in.taken) {
-		if err := in.take(); err != nil {
+		if err := in.refill(); err != nil {
 			return 0, encap.Offload{}, err
 		}
 	}
@@ -160,9 +160,9 @@ func (in *intake) Read(buf []byte) (int, encap.Offload, error) {
 	return copy(buf, a.packet), encap.Offload{}, a.err
 }
 
-// take exchanges what the worker has read for all that is ready, or returns what
+// refill exchanges what the worker has read for all that is ready, or returns what
 // there is instead.
-func (in *intake) take() error {
+func (in *intake) refill() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for _, a := range in.taken {

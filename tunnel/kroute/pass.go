@@ -86,14 +86,14 @@ func (p *pass) put(r Route) error {
 		there := p.competing(r.Subnet)
 		switch {
 		case len(there) > 0 && there[0].Route == r && p.set.kernel.ours(there[0]):
-			return p.settle(r, false)
+			return p.record(r, false)
 		case len(there) > 0 && p.complete:
 			return p.resolve(r, there)
 		case len(there) == 0:
 			err := p.set.kernel.add(r)
 			if err == nil {
 				p.changed++
-				return p.settle(r, false)
+				return p.record(r, false)
 			}
 			if !errors.Is(err, unix.EEXIST) || p.listings >= maxListings {
 				return p.fail(r, p.set.kernel.refused(r, err))
@@ -132,7 +132,7 @@ func (p *pass) resolve(r Route, there []entry) error {
 	case k.ours(first):
 		return p.replace(r, first)
 	case first.unicast && first.sameWay(r):
-		return p.settle(r, true)
+		return p.record(r, true)
 	}
 	command := "ip route"
 	if !r.Via.Is4() {
@@ -148,12 +148,12 @@ func (p *pass) replace(r Route, old entry) error {
 	err := p.set.kernel.replace(r)
 	if err == nil {
 		p.changed++
-		return p.settle(r, false)
+		return p.record(r, false)
 	}
 	return errors.Join(p.fail(r, p.set.kernel.refused(r, err)), p.set.kernel.remove(old))
 }
 
-func (p *pass) settle(r Route, foreign bool) error {
+func (p *pass) record(r Route, foreign bool) error {
 	p.set.placed[r.Subnet] = placement{r, foreign}
 	return nil
 }

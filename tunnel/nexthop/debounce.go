@@ -3,9 +3,9 @@ package nexthop
 import "time"
 
 const (
-	// settle is how long no event may come before the kernel is asked again,
+	// quietFor is how long no event may come before the kernel is asked again,
 	// and longest how long events may put that off.
-	settle  = 20 * time.Millisecond
+	quietFor  = 20 * time.Millisecond
 	longest = 100 * time.Millisecond
 )
 
@@ -28,7 +28,7 @@ func (d *debounce) due() (at time.Time, ok bool) {
 	if d.first.IsZero() {
 		return at, false
 	}
-	at = d.last.Add(settle)
+	at = d.last.Add(quietFor)
 	if most := d.first.Add(longest); at.After(most) {
 		at = most
 	}

@@ -66,7 +66,7 @@ func (w *Watcher) work(now time.Time) {
 	if w.ticks() && !now.Before(w.nextTick) {
 		w.tick(now)
 	}
-	for _, a := range take(&w.asking, chunk) {
+	for _, a := range dequeue(&w.asking, chunk) {
 		w.request(a, now)
 	}
 	w.report(now)
@@ -133,7 +133,7 @@ func (w *Watcher) endRound() {
 // decideSome decides at most so many addresses of the queue and returns how many
 // more may be.
 func (w *Watcher) decideSome(queue *[]*address, most int) (left int) {
-	some := take(queue, most)
+	some := dequeue(queue, most)
 	for _, a := range some {
 		if !a.gone {
 			w.decide(a)
@@ -142,8 +142,8 @@ func (w *Watcher) decideSome(queue *[]*address, most int) (left int) {
 	return most - len(some)
 }
 
-// take removes at most so many addresses from the front of the queue.
-func take(queue *[]*address, most int) []*address {
+// dequeue removes at most so many addresses from the front of the queue.
+func dequeue(queue *[]*address, most int) []*address {
 	n := min(most, len(*queue))
 	some := (*queue)[:n]
 	*queue = (*queue)[n:]

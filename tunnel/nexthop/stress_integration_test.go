@@ -103,7 +103,7 @@ func TestIntegrationRoutesBurst(t *testing.T) {
 	w.until("Routes", func() bool { _, routes := w.counts(); return routes > routesBefore })
 	changes, routes := w.counts()
 	t.Logf("%d calls of Routes for 1001 routes in %v", routes-routesBefore, took.Round(time.Millisecond))
-	if most := int(took/settle) + 3; routes-routesBefore > most {
+	if most := int(took/quietFor) + 3; routes-routesBefore > most {
 		t.Errorf("%d calls of Routes in %v", routes-routesBefore, took)
 	}
 	if changes != changesBefore {

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// linger is when all addresses are decided once more after a link went down or
+// recheckAfter is when all addresses are decided once more after a link went down or
 // an address of ours was removed: the kernel says so first, drops routes after,
 // and for IPv4 doesn't report those. It is also when a failed request is
 // repeated.
-const linger = time.Second
+const recheckAfter = time.Second
 
 var errShort = errors.New("short message")
 
@@ -131,8 +131,8 @@ func (w *Watcher) affectAll() {
 	w.debounce.event(time.Now())
 }
 
-// again has all addresses decided anew after linger.
-func (w *Watcher) again() { w.repeat = time.Now().Add(linger) }
+// again has all addresses decided anew after recheckAfter.
+func (w *Watcher) again() { w.repeat = time.Now().Add(recheckAfter) }
 
 // path asks the kernel for the way to an address.
 func (w *Watcher) path(a netip.Addr) Hop {

@@ -21,24 +21,24 @@ type change struct {
 	only   netip.Prefix // of the host's subnets, if valid
 }
 
-// notable tells a turn that changes how packets travel.
-func (t change) notable() bool { return t.hop.path.Direct || t.before.Direct || t.hop.path.Unreachable }
+// notable tells a change that changes how packets travel.
+func (c change) notable() bool { return c.hop.path.Direct || c.before.Direct || c.hop.path.Unreachable }
 
-// turnLocked records a path, and adds it to turns if it is another than before.
-func (p *Paths) recordLocked(turns []change, h *Hop, path Path) []change {
+// turnLocked records a path, and adds it to changes if it is another than before.
+func (p *Paths) recordLocked(changes []change, h *Hop, path Path) []change {
 	if h.path.same(path) {
-		return turns
+		return changes
 	}
 	path.Since = time.Now()
 	before := h.path
 	h.path = path
-	return append(turns, change{hop: h, before: before})
+	return append(changes, change{hop: h, before: before})
 }
 
-// tellLocked logs turns that happened at once.
-func (p *Paths) logLocked(turns []change) {
+// tellLocked logs changes that happened at once.
+func (p *Paths) logLocked(changes []change) {
 	var direct, vxlan, unreachable int
-	for _, t := range turns {
+	for _, t := range changes {
 		switch {
 		case t.hop.path.Direct:
 			direct++
@@ -54,12 +54,12 @@ func (p *Paths) logLocked(turns []change) {
 	} else if many {
 		p.log.Info("paths changed", "direct", direct, "vxlan", vxlan)
 	}
-	for _, t := range turns {
+	for _, t := range changes {
 		p.logOne(t, many)
 	}
 }
 
-// tellOne logs a host's turn, for each subnet behind it.
+// tellOne logs a host's change, for each subnet behind it.
 func (p *Paths) logOne(t change, many bool) {
 	level := slog.LevelInfo
 	switch {

@@ -240,11 +240,11 @@ func (p *Paths) Run(ctx context.Context) error {
 func (p *Paths) giveUp() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var turns []change
+	var changes []change
 	for _, h := range p.hops {
-		turns = p.moveLocked(turns, h, nexthop.Hop{Reason: "the underlay can't be followed"})
+		changes = p.moveLocked(changes, h, nexthop.Hop{Reason: "the underlay can't be followed"})
 	}
-	p.logLocked(turns)
+	p.logLocked(changes)
 	if p.routes == nil || p.closed {
 		return
 	}
@@ -359,16 +359,16 @@ func (p *Paths) Update(members []Member, gone []netip.Prefix) {
 }
 
 func (p *Paths) updateLocked(members []Member, gone []netip.Prefix) {
-	var changes routeChanges
+	var routes routeChanges
 	var left []*Hop
 	for _, subnet := range gone {
 		if h := p.leaveLocked(subnet); h != nil {
 			left = append(left, h)
-			changes.remove = append(changes.remove, subnet)
+			routes.remove = append(routes.remove, subnet)
 		}
 	}
 	var fresh []netip.Addr
-	var turns []change
+	var changes []change
 	for _, m := range members {
 		m.Underlay = m.Underlay.Unmap() // as the watcher tells it
 		if p.owners[m.Subnet] == m.Underlay {
@@ -386,16 +386,16 @@ func (p *Paths) updateLocked(members []Member, gone []netip.Prefix) {
 		h.subnets[m.Subnet] = struct{}{}
 		p.owners[m.Subnet] = m.Underlay
 		if before != nil && !h.known {
-			changes.remove = append(changes.remove, m.Subnet)
+			routes.remove = append(routes.remove, m.Subnet)
 		}
-		changes.set(h, m.Subnet)
+		routes.set(h, m.Subnet)
 		if h.known {
-			turns = append(turns, change{hop: h, only: m.Subnet})
+			changes = append(changes, change{hop: h, only: m.Subnet})
 		}
 	}
-	p.logLocked(turns)
+	p.logLocked(changes)
 	p.watcher.Track(fresh, p.dropLocked(left))
-	p.applyLocked(changes)
+	p.applyLocked(routes)
 }
 
 // leaveLocked takes a subnet from its host and returns that, nil if it has none.
@@ -493,35 +493,35 @@ func (p *Paths) retryLocked(h *Hop, now time.Time) {
 }
 
 // Found takes over where hosts are. Run finds that out by itself.
-func (p *Paths) Found(changes []nexthop.Change) {
+func (p *Paths) Found(found []nexthop.Change) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var routes routeChanges
-	var turns []change
-	for _, c := range changes {
+	var changes []change
+	for _, c := range found {
 		h := p.hops[c.Addr]
 		if h == nil {
 			continue
 		}
-		turns = p.moveLocked(turns, h, c.Hop)
+		changes = p.moveLocked(changes, h, c.Hop)
 		for subnet := range h.subnets {
 			routes.set(h, subnet)
 		}
 	}
-	p.logLocked(turns)
+	p.logLocked(changes)
 	p.applyLocked(routes)
 	p.removeStaleLocked()
 }
 
-// moveLocked puts a host on the path that next allows, and adds that to turns if
+// moveLocked puts a host on the path that next allows, and adds that to changes if
 // it is another than before.
-func (p *Paths) moveLocked(turns []change, h *Hop, next nexthop.Hop) []change {
+func (p *Paths) moveLocked(changes []change, h *Hop, next nexthop.Hop) []change {
 	h.known, h.next = true, next
 	h.retry, h.wait = time.Time{}, 0
-	return p.applyHopLocked(turns, h)
+	return p.applyHopLocked(changes, h)
 }
 
-func (p *Paths) applyHopLocked(turns []change, h *Hop) []change {
+func (p *Paths) applyHopLocked(changes []change, h *Hop) []change {
 	reason := p.objection(h.next)
 	h.refusal.Store(nil) // first, lest it be the next link's
 	if p.routes == nil && reason == "" {
@@ -530,9 +530,9 @@ func (p *Paths) applyHopLocked(turns []change, h *Hop) []change {
 		h.link.Store(nil)
 	}
 	if reason != "" {
-		return p.recordLocked(turns, h, Path{Reason: reason, Unreachable: p.alone})
+		return p.recordLocked(changes, h, Path{Reason: reason, Unreachable: p.alone})
 	}
-	return p.recordLocked(turns, h, Path{Direct: true, Link: h.next.Link, MAC: h.next.MAC})
+	return p.recordLocked(changes, h, Path{Direct: true, Link: h.next.Link, MAC: h.next.MAC})
 }
 
 // objection is why a host can't be reached directly; empty if it can.

@@ -42,7 +42,7 @@ func Adopt(s []Sockets, want offload.Set) (*UDP, error) {
 	u := &UDP{offloads: want & (offload.GSO | offload.GRO)}
 	err := u.adopt(s)
 	if err == nil {
-		err = u.settle()
+		err = u.setOptions()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt underlay: %w", err)
@@ -169,20 +169,20 @@ func checkSender(fd, first int, local netip.AddrPort) error {
 	return nil
 }
 
-// settle gives the sockets the options that Listen sets.
-func (u *UDP) settle() error {
+// setOptions gives the sockets the options that Listen sets.
+func (u *UDP) setOptions() error {
 	for f, s := range u.sockets {
 		if s == nil {
 			continue
 		}
-		if err := u.settleSet(s, family.Family(f)); err != nil {
+		if err := u.setFamilyOptions(s, family.Family(f)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (u *UDP) settleSet(s *socketSet, f family.Family) error {
+func (u *UDP) setFamilyOptions(s *socketSet, f family.Family) error {
 	senders := slices.Concat(s.tx...)
 	if err := descriptor.Own(slices.Concat(s.rx, senders)); err != nil {
 		return err
