@@ -244,6 +244,9 @@ func TestIntegrationDirectLinkGoes(t *testing.T) {
 			if s := n.Stats(); s.TxDirect != 40 || s.TxDatagrams != 40 || s.Dropped() != 0 {
 				t.Errorf("counted %+v", s)
 			}
+			if got := n.Traffic(n.peer.Subnet); got.TxPackets != 80 || got.TxDropped != 0 {
+				t.Errorf("of the peer there is %+v", got)
+			}
 		})
 	}
 }
@@ -270,6 +273,12 @@ func TestIntegrationDirectRefusal(t *testing.T) {
 	n.expect(n.eth0, true, packet(3), packet(4))
 	if s := n.Stats(); s.TxDirect != 4 || s.TxDatagrams != 3 || s.TxPackets != 7 || s.Dropped() != 0 {
 		t.Errorf("counted %+v", s)
+	}
+	if got := n.Traffic(n.peer.Subnet); got.TxPackets != 5 || got.TxDropped != 0 {
+		t.Errorf("of the peer there is %+v", got)
+	}
+	if got := n.Traffic(other.Subnet); got.TxPackets != 2 || got.TxDropped != 0 {
+		t.Errorf("of the other peer there is %+v", got)
 	}
 	n.batch(packet(5))
 	n.expect(n.eth0, true, packet(5))

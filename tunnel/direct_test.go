@@ -128,6 +128,10 @@ func TestDirectDiverts(t *testing.T) {
 		if o.total.direct.Load() != 0 || o.total.tx.datagrams.Load() != 9 || o.total.drops[DropSend].Load() != 0 {
 			t.Errorf("counted %d direct, %d datagrams, %d dropped", o.total.direct.Load(), o.total.tx.datagrams.Load(), o.total.drops[DropSend].Load())
 		}
+		want := PeerTraffic{TxPackets: 9, TxBytes: 599 + 6*28 + uint64(len(super)) + 2*52} // a header a segment
+		if got := o.table.load().lookup(netip.MustParseAddr("10.0.2.9")).traffic.load(); got != want {
+			t.Errorf("joined: %t: of the peer there is %+v, want %+v", join, got, want)
+		}
 	}
 }
 

@@ -13,8 +13,9 @@ import (
 // own direct route, comes to the kernel and is not in it.
 type PeerTraffic struct {
 	// Packets are IP packets, each segment of a superpacket one, and Bytes are
-	// theirs, a superpacket's headers counted once. Tx is what was sent to
-	// the peer, by either path, Rx what was taken from it.
+	// theirs; a superpacket that travels whole, as by a direct path, has its headers
+	// counted once. Tx is what the kernel took for the peer, by either path, Rx what
+	// was taken from it.
 	TxPackets, TxBytes uint64
 	// TxDropped is how many of the packets to the peer the kernel didn't take.
 	TxDropped          uint64
@@ -44,8 +45,7 @@ func (t *traffic) load() PeerTraffic {
 	return p
 }
 
-// streak is packets of a batch that follow each other and have a peer in
-// common.
+// streak is packets of a batch that follow each other and came from one peer.
 type streak struct {
 	of             *traffic
 	packets, bytes uint64

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -83,4 +84,19 @@ func TestSegments(t *testing.T) {
 			t.Errorf("%+v makes %d packets, want %d", c.offload, got, c.want)
 		}
 	}
+}
+
+// Whose packets are taken from any source are counted of the peer whose subnet they
+// come from, and what comes from no peer's of none.
+func TestAnySourceCountsByPeer(t *testing.T) {
+	a := startNode(t, 1, testhost.FreePort(t), func(c *Config) { c.AnySource = true })
+	elsewhere := Peer{netip.MustParsePrefix("10.0.8.0/24"), netip.MustParseAddr("127.0.0.8"), testMAC(8)}
+	addPeers(t, a, testPeer9, elsewhere)
+	w := newWire(t, 9, a)
+	for _, src := range []string{"10.0.9.1", "10.0.9.1", "10.0.8.1", "10.0.7.1", "10.0.9.2"} {
+		w.send(t, encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4), testhost.UDPPacket(src, "10.0.1.9", 100))
+		a.queue.Receive(t)
+	}
+	awaitTraffic(t, a, testPeer9, PeerTraffic{RxPackets: 3, RxBytes: 3 * 128})
+	awaitTraffic(t, a, elsewhere, PeerTraffic{RxPackets: 1, RxBytes: 128})
 }
