@@ -209,11 +209,11 @@ const maxFailures = 1000
 
 // judge tells what a failed call means. What ICMP says of a datagram that was sent
 // comes back as the error of a later call (ip(7), IP_RECVERR) and is no end. A socket
-// that was destroyed has no port any more.
+// that was destroyed (ss -K) says ECONNABORTED, or has no port any more.
 func (c *conn) judge(fd int, err error) error {
 	c.failures++
 	local, lookup := boundTo(fd)
-	if lookup != nil || local.Port() == 0 || c.failures > maxFailures {
+	if errors.Is(err, unix.ECONNABORTED) || lookup != nil || local.Port() == 0 || c.failures > maxFailures {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	return nil
