@@ -5,8 +5,8 @@ import "time"
 const (
 	// quietFor is how long no event may come before the kernel is asked again,
 	// and longest how long events may put that off.
-	quietFor  = 20 * time.Millisecond
-	longest = 100 * time.Millisecond
+	quietFor = 20 * time.Millisecond
+	longest  = 100 * time.Millisecond
 )
 
 // debounce times what follows events that come in bursts. Its zero value waits
