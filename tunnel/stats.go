@@ -1,6 +1,9 @@
 package tunnel
 
 import (
+	"encoding/json"
+	"fmt"
+	"strings"
 	"sync/atomic"
 
 	"uvxlan/tunnel/batch"
@@ -66,6 +69,9 @@ func (d DropReason) String() string {
 	return dropNames[d]
 }
 
+// MarshalText implements [encoding.TextMarshaler], with String's name.
+func (d DropReason) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
 // DropReasons lists every reason.
 func DropReasons() []DropReason {
 	all := make([]DropReason, dropReasons)
@@ -84,8 +90,8 @@ type Stats struct {
 	Offloads offload.Set
 	// Datagrams are VXLAN frames on the wire, that were sent or taken; a superpacket
 	// that a kernel on the same machine sends unsplit counts as those of its
-	// segments. Bytes are those of the IP packets inside, a superpacket's headers
-	// counted once.
+	// segments. Bytes are those of the IP packets inside; a superpacket that passes
+	// whole, to the device or by a direct path, has its headers counted once.
 	TxDatagrams, RxDatagrams uint64
 	TxBytes, RxBytes         uint64
 	// Packets are what was read from or written to the device in one call, and
@@ -103,7 +109,35 @@ type Stats struct {
 	// Answers counts ARP replies, neighbour advertisements and ICMP errors.
 	Answers uint64
 	// Drops counts by DropReason.
-	Drops [dropReasons]uint64
+	Drops Drops
+}
+
+// Drops are numbers of packets, by [DropReason]. They print by name, as they are in
+// JSON.
+type Drops [dropReasons]uint64
+
+// String names the reasons for which there were any, such as "no_route:3 send:1";
+// "none" without any.
+func (d Drops) String() string {
+	var all []string
+	for reason, n := range d {
+		if n > 0 {
+			all = append(all, fmt.Sprintf("%s:%d", DropReason(reason), n))
+		}
+	}
+	if len(all) == 0 {
+		return "none"
+	}
+	return strings.Join(all, " ")
+}
+
+// MarshalJSON implements [json.Marshaler]: an object of every reason's number.
+func (d Drops) MarshalJSON() ([]byte, error) {
+	all := make(map[string]uint64, len(d))
+	for reason, n := range d {
+		all[DropReason(reason).String()] = n
+	}
+	return json.Marshal(all)
 }
 
 // Drop is how many packets were dropped for reason d.
