@@ -398,3 +398,39 @@ func TestRetryPolls(t *testing.T) {
 	}
 	expect(t, conn, d)
 }
+
+// A socket's buffer follows the time that half of it takes to go.
+func TestSendBufferFollowsRate(t *testing.T) {
+	b := newBatch(t, UDPConfig{IPv4: sockets[:1]})
+	k := newKernel(b)
+	now := int64(1)
+	fill := func(took time.Duration) int {
+		k.fill(sockets[0])
+		put(b, host(1), 0, numbered(0, 1, 100)[0])
+		b.Flush(now)
+		now += int64(took)
+		k.drain(1<<20, sockets[0])
+		b.Retry(now)
+		return k.sizes[sockets[0]]
+	}
+	for i, c := range []struct {
+		took time.Duration
+		want int
+	}{
+		{5 * time.Millisecond, 0}, // not touched
+		{time.Second, 128 << 10},
+		{time.Second, 64 << 10},
+		{time.Second, 64 << 10},
+		{10 * time.Millisecond, 64 << 10},
+		{time.Millisecond, 128 << 10},
+		{time.Millisecond, 256 << 10},
+		{time.Millisecond, 512 << 10},
+		{time.Millisecond, 1 << 20},
+		{time.Millisecond, 1 << 20},
+		{21 * time.Millisecond, 512 << 10},
+	} {
+		if got := fill(c.took); got != c.want {
+			t.Errorf("%d: after %s: %d bytes, want %d", i, c.took, got, c.want)
+		}
+	}
+}

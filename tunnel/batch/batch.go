@@ -61,6 +61,7 @@ type Batch struct {
 	counted  sent
 	sendmmsg func(fd int, msgs []mmsg.Header) (int, unix.Errno)
 	poll     func(fds []unix.PollFd)
+	resize   func(fd, size int) int
 }
 
 // pool is the sockets that a destination's flows are spread over.
@@ -79,6 +80,8 @@ type socket struct {
 	// or was until a while ago.
 	avoid      bool
 	avoidUntil int64
+	since      int64 // when it was blocked
+	size       int   // of the send buffer
 
 	first, last int16 // its messages of the batch
 	reserved    int   // bytes of the batch that the backlog is to take
@@ -121,7 +124,7 @@ type message struct {
 // UDPConfig describes the batch of [NewUDP].
 type UDPConfig struct {
 	// IPv4 and IPv6 are the sockets by family, none for a family without peers.
-	// The Batch uses but doesn't own them.
+	// The Batch uses but doesn't own them; it sizes their send buffers.
 	IPv4, IPv6 []int
 	// Segment says that the sockets take runs.
 	Segment bool
@@ -152,7 +155,8 @@ func (b *Batch) open(fds []int, ecn [4][]byte) pool {
 	p := pool{len(b.sockets), len(fds), (len(fds) + shards - 1) / shards}
 	for _, fd := range fds {
 		b.sockets = append(b.sockets, socket{
-			fd: fd, index: int16(len(b.sockets)), ecn: &ecn, first: none, last: none, kept: queue{block: none, first: none, last: none},
+			fd: fd, index: int16(len(b.sockets)), ecn: &ecn, size: sendBuffer(fd),
+			first: none, last: none, kept: queue{block: none, first: none, last: none},
 		})
 	}
 	return p
@@ -160,7 +164,7 @@ func (b *Batch) open(fds []int, ecn [4][]byte) pool {
 
 func (b *Batch) init() (*Batch, error) {
 	n := len(b.sockets)
-	b.sendmmsg, b.poll = mmsg.Send, pollNow
+	b.sendmmsg, b.poll, b.resize = mmsg.Send, pollNow, resizeSendBuffer
 	b.pending, b.polled = make([]int16, 0, n), make([]int16, 0, n)
 	b.polls = make([]unix.PollFd, 0, n)
 	for i := range b.controls {

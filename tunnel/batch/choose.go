@@ -61,7 +61,7 @@ func (b *Batch) member(p *pool, to *Destination, i int) *socket {
 
 // block notes that a socket's buffer is full.
 func (b *Batch) block(s *socket) {
-	s.blocked = true
+	s.blocked, s.since = true, b.now
 	b.blocked++
 	if !s.avoid {
 		s.avoid = true
@@ -73,6 +73,7 @@ func (b *Batch) unblock(s *socket) {
 	s.blocked = false
 	b.blocked--
 	s.avoidUntil = b.now + int64(ConfinedFor)
+	b.tune(s)
 }
 
 // stopAvoiding gives sockets back to all that haven't been full for a while.

@@ -59,5 +59,6 @@
 //
 // # Send buffers
 //
-// See [SendBuffer] and [ReceiveBuffer].
+// A socket's send buffer follows the rate at which its link takes what it has, so
+// that a slow link's queue stays short: see [SendBuffer].
 package batch

@@ -20,6 +20,7 @@ type kernel struct {
 	ready  map[int]bool
 	refuse func(fd int, m wire) unix.Errno
 	calls  int
+	sizes  map[int]int // send buffers
 	sent   []wire
 }
 
@@ -41,8 +42,15 @@ func (m wire) datagrams() [][]byte {
 }
 
 func newKernel(b *Batch) *kernel {
-	k := &kernel{room: map[int]int{}, ready: map[int]bool{}}
+	k := &kernel{room: map[int]int{}, ready: map[int]bool{}, sizes: map[int]int{}}
 	b.sendmmsg, b.poll = k.send, k.poll
+	b.resize = func(fd, size int) int {
+		k.sizes[fd] = size
+		return size
+	}
+	for i := range b.sockets {
+		b.sockets[i].size = SendBuffer
+	}
 	return k
 }
 
