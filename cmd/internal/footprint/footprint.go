@@ -3,20 +3,84 @@ package footprint
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Trim gives back what the program's start needed and its work doesn't: the free
-// part of the heap, and the executable's pages, most of which are there for the
-// packages' initialization. They stay in the page cache; those that are used again
+const (
+	// interval is between two looks: less than it takes an idle daemon to allocate
+	// as much as starts a collection.
+	interval = 20 * time.Second
+	// slack is what may become resident before it is worth a collection, which
+	// costs some milliseconds of a CPU while no more than largeHeap is live. In a
+	// larger heap that share is small.
+	slack     = 1 << 20
+	largeHeap = 32 << 20
+)
+
+// Keep trims the process, and again whenever it has grown, until ctx ends or that
+// isn't possible.
+func Keep(ctx context.Context) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for trimmed := 0; ; {
+		now, err := resident()
+		if err == nil && now > trimmed+slack && liveHeap() <= largeHeap {
+			if err = Trim(); err == nil {
+				trimmed, err = resident()
+			}
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// resident is how many bytes the process has resident (proc_pid_statm(5)).
+func resident() (int, error) {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("read /proc/self/statm: %q", text)
+	}
+	pages, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return 0, fmt.Errorf("read /proc/self/statm: %w", err)
+	}
+	return pages * os.Getpagesize(), nil
+}
+
+// liveHeap is how many bytes the last collection left.
+func liveHeap() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	if sample[0].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return sample[0].Value.Uint64()
+}
+
+// Trim gives back what isn't in use: the heap's garbage, and the executable's
+// pages, most of which only the initialization of its packages or a collection has
+// touched, or lie near such. They stay in the page cache; those that are used again
 // are mapped again by minor faults.
 func Trim() error {
 	debug.FreeOSMemory()

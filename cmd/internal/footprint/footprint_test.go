@@ -2,11 +2,17 @@ package footprint
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 	"unsafe"
 )
 
@@ -33,9 +39,9 @@ Anonymous:             0 kB
 	}
 }
 
-// resident is how much of the executable's unchanged mappings is mapped, and how
+// mappedOf is how much of the executable's unchanged mappings is mapped, and how
 // large they are, in KiB.
-func resident(t *testing.T, own []mapping) (rss, size int) {
+func mappedOf(t *testing.T, own []mapping) (rss, size int) {
 	t.Helper()
 	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
@@ -85,16 +91,45 @@ func TestTrim(t *testing.T) {
 			sum += *(*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&at))) // no object of Go's
 		}
 	}
-	rss, size := resident(t, own)
+	rss, size := mappedOf(t, own)
 	if rss < size/2 {
 		t.Fatalf("%d of %d KiB are mapped after all was read (%d)", rss, size, sum)
 	}
 	if err := Trim(); err != nil {
 		t.Fatal(err)
 	}
-	if after, _ := resident(t, own); after > rss*3/4 {
+	if after, _ := mappedOf(t, own); after > rss*3/4 {
 		t.Errorf("%d KiB of the executable are mapped, %d before", after, rss)
 	} else {
 		t.Logf("%d KiB of the executable are mapped, %d before", after, rss)
 	}
+}
+
+// What has grown is given back.
+func TestKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- Keep(ctx) }()
+		collections := func() int {
+			synctest.Wait()
+			var s debug.GCStats
+			debug.ReadGCStats(&s)
+			return int(s.NumGC)
+		}
+		defer debug.SetGCPercent(debug.SetGCPercent(-1)) // no collection but ours
+		collections()
+		garbage := bytes.Repeat([]byte{1}, 8<<20)
+		before := collections()
+		time.Sleep(interval)
+		after := collections()
+		runtime.KeepAlive(garbage)
+		if after == before {
+			t.Error("after 8 MiB more there is no collection")
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
