@@ -130,7 +130,7 @@ func TestRouterTakesLittleHeap(t *testing.T) {
 	before := heap()
 	a := newNode(t, 1, testhost.FreePort(t), nil)
 	defer a.Close()
-	if n := heap() - before; n > 3<<20 {
+	if n := heap() - before; n > 1<<20 {
 		t.Errorf("a router with one worker takes %d KiB of Go's heap", n>>10)
 	} else {
 		t.Logf("a router with one worker takes %d KiB of Go's heap", n>>10)

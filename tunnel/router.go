@@ -47,8 +47,8 @@ type Config struct {
 	// goes by VXLAN.
 	OnLink *onlink.Paths
 	// HugePages has packets lie on transparent huge pages where the kernel has them:
-	// a little faster, for some 4 MiB a worker that are resident from the first
-	// packet on.
+	// at most a little faster, for up to 6 MiB a worker that become resident 2 MiB at
+	// a time.
 	HugePages bool
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger

@@ -77,6 +77,7 @@ type flags struct {
 	workers     int
 	driver      string
 	sourceCheck bool
+	hugePages   bool
 	offload     string
 	noOffload   string
 	verbosity   int
@@ -118,6 +119,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, within the CPU quota of its control group, at most 8)")
 	fs.StringVar(&f.driver, "device-driver", string(device.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
+	fs.BoolVar(&f.hugePages, "huge-pages", false, "keep packets on transparent huge pages, for more resident memory")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+offload.All.String())
 	fs.BoolVar(&f.ipMasq, "ip-masq", false, "give what containers send out of the overlay the host's address")
@@ -224,7 +226,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 	o := daemon.Options{
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
-		Overlay: overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck},
+		Overlay: overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck, HugePages: f.hugePages},
 		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 	}
 	if f.offload != "off" {

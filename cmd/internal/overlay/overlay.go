@@ -46,6 +46,8 @@ type Options struct {
 	Driver device.Driver
 	// AnySource takes packets whatever address they come from.
 	AnySource bool
+	// HugePages has packets lie on huge pages.
+	HugePages bool
 	// Offloads are those to use, where the kernel has them; with MustOffload it
 	// must.
 	Offloads    offload.Set
@@ -383,7 +385,7 @@ func (v *Overlay) startRouter() error {
 	c := v.link()
 	c.Routes = v.config.Allocatable() // those of outliers come and go
 	router, err := tunnel.New(v.device, v.underlay, tunnel.Config{
-		VNI: encap.VNI(v.config.Backend.VNI), MAC: v.mac, Link: c, AnySource: v.opts.AnySource,
+		VNI: encap.VNI(v.config.Backend.VNI), MAC: v.mac, Link: c, AnySource: v.opts.AnySource, HugePages: v.opts.HugePages,
 		OnLink: v.onLink, Logger: v.log,
 	})
 	if err != nil {
