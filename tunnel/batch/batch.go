@@ -198,6 +198,9 @@ func (b *Batch) Begin(to *Destination, of *Counters, flow uint32, ecn uint8, dat
 		b.drop(&b.result.Refused, of, datagrams)
 		return false
 	}
+	if !to.used.Load() { // workers share the line
+		to.used.Store(true)
+	}
 	home := &b.sockets[p.first+int(flow%uint32(p.n))]
 	s := home
 	if s.avoid || to.confined.Load() != 0 {
@@ -222,7 +225,7 @@ func (b *Batch) Append(head, tail []byte) {
 	m := b.extend(size)
 	if m == nil {
 		m = b.add(size)
-		m.full = !b.segment || !m.to.Runs(b.now)
+		m.full = !b.segment || size > m.to.MaxDatagram() || !m.to.Runs(b.now)
 	}
 	m.count++
 	m.packets += b.current.packets

@@ -2,6 +2,7 @@ package batch
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -39,12 +40,15 @@ type Destination struct {
 	runsOff  atomic.Int64  // no runs until then; 0 if none was refused
 	wait     atomic.Int64  // between the last refusal of a run and runsOff
 	tooBig   atomic.Bool
+	used     atomic.Bool
+	longest  atomic.Int32
 }
 
 // NewDestination returns the destination of datagrams to a UDP port, for the
 // sockets of the address's family.
 func NewDestination(to netip.AddrPort) *Destination {
 	d := &Destination{addr: to}
+	d.longest.Store(anyLength)
 	binary.BigEndian.PutUint16(d.name[2:], to.Port())
 	if to.Addr().Is4() {
 		binary.NativeEndian.PutUint16(d.name[:], unix.AF_INET)
@@ -70,6 +74,7 @@ func (d *Destination) AddrPort() netip.AddrPort { return d.addr }
 // protocol is left to the kernel, which reads it from the Ethernet header.
 func NewLinkDestination(index int, mac [6]byte) *Destination {
 	d := &Destination{len: unix.SizeofSockaddrLinklayer}
+	d.longest.Store(anyLength)
 	binary.NativeEndian.PutUint16(d.name[:], unix.AF_PACKET)
 	binary.NativeEndian.PutUint32(d.name[4:], uint32(index))
 	d.name[11] = byte(copy(d.name[12:], mac[:]))
@@ -102,6 +107,31 @@ func (d *Destination) slot() uint32 { return d.hash & 63 }
 // which is worth looking up again. Runs are refused for it even where single
 // datagrams may be fragmented.
 func (d *Destination) TooBig() bool { return d.tooBig.Load() && d.tooBig.Swap(false) }
+
+// anyLength is longer than any datagram.
+const anyLength = math.MaxInt32
+
+// MaxDatagram is how many bytes of payload a datagram to the destination may have to
+// travel in one piece, more than any has if that isn't known. There are no runs of
+// longer ones: the kernel would refuse them.
+func (d *Destination) MaxDatagram() int { return int(d.longest.Load()) }
+
+// SetMaxDatagram changes MaxDatagram to n bytes, 0 if it isn't known. Any goroutine
+// may call it.
+func (d *Destination) SetMaxDatagram(n int) {
+	if n <= 0 || n > anyLength {
+		n = anyLength
+	}
+	if int32(n) == d.longest.Load() {
+		return
+	}
+	d.longest.Store(int32(n))
+	d.wait.Store(0) // runs may have been refused for their datagrams' length
+	d.runsOff.Store(0)
+}
+
+// Used tells whether a packet to the destination was begun since it was last asked.
+func (d *Destination) Used() bool { return d.used.Load() && d.used.Swap(false) }
 
 // Runs tells whether datagrams to the destination may be sent as runs at the
 // time now, in the nanoseconds of [Batch.Flush].

@@ -69,6 +69,46 @@ func TestRunsComeBack(t *testing.T) {
 	}
 }
 
+// Datagrams that are too long for the path make no runs, which would be refused, and
+// don't keep shorter ones from making some. A changed MTU is a reason to try again.
+func TestLongDatagramsMakeNoRuns(t *testing.T) {
+	b, k := pooled(t)
+	to := host(1)
+	k.refuse = func(_ int, m wire) unix.Errno {
+		if m.segment > 100 {
+			return unix.EMSGSIZE
+		}
+		return 0
+	}
+	send := func(size int) Result {
+		d := numbered(0, 3, size)
+		for _, d := range d {
+			put(b, to, 5, d)
+		}
+		got := b.Flush(1)
+		same(t, "sent", k.take(), d)
+		return got
+	}
+	to.SetMaxDatagram(100)
+	if got := send(101); got.Messages != 3 || got.Fallbacks != 0 || to.TooBig() {
+		t.Errorf("long ones: counted %+v", got)
+	}
+	if got := send(100); got.Messages != 1 || got.Datagrams != 3 {
+		t.Errorf("shorter ones: counted %+v", got)
+	}
+	to.SetMaxDatagram(0)
+	if got := send(101); got.Fallbacks != 1 || !to.TooBig() || to.Runs(1) {
+		t.Errorf("of an unknown path: counted %+v", got)
+	}
+	to.SetMaxDatagram(100)
+	if !to.Runs(1) || to.MaxDatagram() != 100 {
+		t.Error("no runs although the MTU is known")
+	}
+	if !to.Used() || to.Used() {
+		t.Error("it doesn't tell of its use")
+	}
+}
+
 // A run whose single datagrams fail as well was not refused for being one.
 func TestPassingFaultKeepsRuns(t *testing.T) {
 	b, k := pooled(t)
