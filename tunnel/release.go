@@ -47,6 +47,9 @@ func (r *Router) Release() (d Descriptors, err error) {
 	err = r.paths.Release()
 	r.haltWorkers()
 	r.life.Wait()
+	if u, ok := r.underlay.(*underlay.UDP); ok {
+		err = errors.Join(err, u.Release())
+	}
 	if err := errors.Join(err, r.closeWorkers()); err != nil {
 		r.log.Warn("release router", "error", err)
 	}

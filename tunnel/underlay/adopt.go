@@ -37,15 +37,19 @@ type Sockets struct {
 // The underlay owns the descriptors from here on and closes them; they become
 // non-blocking and close-on-exec and get the options that [Listen] would set, but
 // for the sizes of their buffers: some MiB, which may take SO_RCVBUFFORCE, lose
-// less at high rates. After an error they are still the caller's.
+// less at high rates. After an error they are still the caller's. The paths' MTUs
+// are known only if the calling thread is in the sockets' network namespace.
 func Adopt(s []Sockets, want offload.Set) (*UDP, error) {
-	u := &UDP{offloads: want & (offload.GSO | offload.GRO)}
+	u := &UDP{offloads: want & (offload.GSO | offload.GRO), probe: newRouteProbe()}
 	err := u.adopt(s)
 	if err == nil {
 		err = u.setOptions()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt underlay: %w", err)
+	}
+	for _, local := range u.locals {
+		u.probe.adopt(local.Addr(), u.sockets[family.Of(local.Addr())].rx[0])
 	}
 	return u, nil
 }

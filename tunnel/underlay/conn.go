@@ -35,6 +35,9 @@ type Underlay interface {
 	Open(worker int, hugePages bool) (Conn, error)
 	// Offloads are those in use, of [offload.GSO] and [offload.GRO].
 	Offloads() offload.Set
+	// PathMTU is the longest IP packet that the path to a host takes in one piece, 0
+	// if that isn't known. Any goroutine may ask.
+	PathMTU(to netip.Addr) encap.OuterMTU
 	// Close closes everything. Each Conn was closed before.
 	io.Closer
 }

@@ -59,6 +59,7 @@ type UDP struct {
 	sockets  [family.Count]*socketSet // nil for a family without an address
 	locals   []netip.AddrPort
 	fewPorts fewPorts
+	probe    routeProbe
 }
 
 // socketSet is the sockets of one address family, by worker.
@@ -75,7 +76,7 @@ func Listen(c Config) (*UDP, error) {
 	if c.SourcePorts <= 0 {
 		c.SourcePorts = DefaultSourcePorts
 	}
-	u := &UDP{offloads: c.Offloads & (offload.GSO | offload.GRO)}
+	u := &UDP{offloads: c.Offloads & (offload.GSO | offload.GRO), probe: newRouteProbe()}
 	if err := u.open(c); err != nil {
 		return nil, errors.Join(fmt.Errorf("open underlay: %w", err), u.Close())
 	}
@@ -117,7 +118,11 @@ func (u *UDP) openFamily(c Config, address netip.Addr) error {
 		u.setGRO(fd)
 	}
 	u.tryGSO(f)
-	return s.openSenders(c, address)
+	if err := s.openSenders(c, address); err != nil {
+		return err
+	}
+	u.probe.open(address)
+	return nil
 }
 
 // setGRO turns UDP_GRO on if it is wanted, for good if the kernel refuses.
@@ -335,7 +340,7 @@ func (u *UDP) Offloads() offload.Set { return u.offloads }
 
 // Close closes every socket.
 func (u *UDP) Close() error {
-	var errs []error
+	errs := []error{u.probe.close()}
 	for _, s := range u.sockets {
 		if s != nil {
 			errs = append(errs, s.close())

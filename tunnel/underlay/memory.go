@@ -87,6 +87,9 @@ func (u *memoryUnderlay) Locals() []netip.AddrPort { return slices.Clone(u.local
 func (u *memoryUnderlay) Workers() int             { return len(u.conns) }
 func (u *memoryUnderlay) Offloads() offload.Set    { return 0 }
 
+// PathMTU isn't known: whatever is sent arrives in one piece.
+func (u *memoryUnderlay) PathMTU(netip.Addr) encap.OuterMTU { return 0 }
+
 func (u *memoryUnderlay) Open(worker int, _ bool) (Conn, error) { return u.conns[worker], nil }
 
 func (u *memoryUnderlay) Close() error {
