@@ -76,6 +76,17 @@ func (l *local) unreachable(out, packet []byte) int {
 	return encap.ICMPUnreachable(out, packet, l.v4, encap.ICMPNetUnreachable)
 }
 
+// tooBig is unreachable for a packet that is longer than mtu.
+func (l *local) tooBig(out, packet []byte, mtu encap.InnerMTU) int {
+	if !l.errors.take(time.Now()) {
+		return 0
+	}
+	if packet[0]>>4 == 6 {
+		return encap.ICMPv6PacketTooBig(out, packet, l.v6, mtu)
+	}
+	return encap.ICMPFragmentationNeeded(out, packet, l.v4, mtu)
+}
+
 // bucket is a token bucket that starts full.
 type bucket struct {
 	rate, burst float64

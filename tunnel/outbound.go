@@ -22,7 +22,8 @@ import (
 //     superpacket of up to 64 KiB.
 //  2. forward finds the peer whose subnet holds the destination, in the table as
 //     it is after the packet was read: what Apply has put in force counts for
-//     every packet sent since. Without a peer the sender is told.
+//     every packet sent since. Without a peer the sender is told; likewise if
+//     the packet is too long for the path and must not be fragmented (pathmtu.go).
 //  3. whole and cut make datagrams of it: the frame header goes into the room
 //     before a packet; a superpacket's segments get headers of their own and
 //     their payload stays where it is.
@@ -161,6 +162,9 @@ func (o *outbound) divert(room []byte, offload encap.Offload) {
 // encapsulate makes a packet datagrams to its peer.
 func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload encap.Offload) {
 	packet := room[headroom:]
+	if limit := peer.to.MaxDatagram() - headroom; len(packet) > limit && o.tooBig(peer, packet, offload, limit) {
+		return
+	}
 	header := &peer.header4
 	if packet[0]>>4 == 6 {
 		header = &peer.header6
@@ -232,7 +236,11 @@ func (o *outbound) refuse(packet []byte, dst netip.Addr) {
 		return
 	}
 	o.tally.drop(DropNoRoute)
-	n := o.local.unreachable(o.answer[:], packet)
+	o.tell(o.local.unreachable(o.answer[:], packet))
+}
+
+// tell gives the sender of a packet the answer of n bytes, if there is any.
+func (o *outbound) tell(n int) {
 	if n == 0 {
 		return
 	}

@@ -149,13 +149,14 @@ func (r *Router) Run(ctx context.Context) error {
 	defer stopped()
 	failed := make(chan error, len(r.workers))
 	var wg sync.WaitGroup
+	following, cancel := context.WithCancel(ctx)
+	var followers sync.WaitGroup
+	followers.Go(func() { r.newMTUFollower().run(following) })
 	if p := r.paths; p != nil {
-		ctx, cancel := context.WithCancel(ctx)
-		var following sync.WaitGroup
-		following.Go(func() { r.follow(ctx, p) })
-		defer following.Wait()
-		defer cancel()
+		followers.Go(func() { r.follow(following, p) })
 	}
+	defer followers.Wait()
+	defer cancel()
 	for _, w := range r.workers {
 		wg.Go(func() {
 			failed <- w.run()
@@ -290,6 +291,7 @@ func (r *Router) destination(a netip.Addr) *batch.Destination {
 	d := r.destinations[a]
 	if d == nil {
 		d = batch.NewDestination(netip.AddrPortFrom(a, r.locals[0].Port()))
+		updateMTU(d, r.underlay.PathMTU)
 		r.destinations[a] = d
 	}
 	return d

@@ -29,6 +29,9 @@ const (
 	// DropSendBuffer: the send buffers were full, and what may wait for them was
 	// full as well: the underlay is slower than what is sent by it.
 	DropSendBuffer
+	// DropTooBig: longer than the path to the peer takes, and not to be fragmented;
+	// the sender is told by ICMP.
+	DropTooBig
 	// DropTruncated: a datagram longer than [device.MaxPacket] and its headers.
 	DropTruncated
 	// DropShort: too short for the VXLAN and the inner Ethernet header.
@@ -57,7 +60,7 @@ const (
 )
 
 var dropNames = [dropReasons]string{
-	"no_route", "multicast", "malformed_out", "overflow", "send", "send_buffer", "truncated", "short", "no_vni", "foreign_vni",
+	"no_route", "multicast", "malformed_out", "overflow", "send", "send_buffer", "too_big", "truncated", "short", "no_vni", "foreign_vni",
 	"unknown_peer", "inner_mac", "ethertype", "malformed", "inner_source", "ecn", "device",
 }
 

@@ -17,7 +17,8 @@ type PeerTraffic struct {
 	// counted once. Tx is what the kernel took for the peer, by either path, Rx what
 	// was taken from it.
 	TxPackets, TxBytes uint64
-	// TxDropped is how many of the packets to the peer the kernel didn't take.
+	// TxDropped is how many of the packets to the peer were not sent: the kernel
+	// didn't take them, or they were too big for the path.
 	TxDropped          uint64
 	RxPackets, RxBytes uint64
 	// LastSeen is when the last of RxPackets came, zero if none has.
