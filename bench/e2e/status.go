@@ -163,6 +163,7 @@ type Peer struct {
 	PublicIP netip.Addr `json:"public_ip"`
 	MAC      string
 	Path     string
+	PathMTU  int `json:"path_mtu"`
 	Link     string
 	Reason   string
 	Since    time.Time

@@ -24,7 +24,7 @@ var (
 		},
 		{
 			Subnet: netip.MustParsePrefix("172.7.31.0/24"), PublicIP: netip.MustParseAddr("192.168.15.31"),
-			Path: control.PathVXLAN, Reason: "via gateway 192.168.14.1",
+			Path: control.PathVXLAN, PathMTU: 1350, Reason: "via gateway 192.168.14.1",
 		},
 	}
 )
@@ -35,9 +35,9 @@ func TestPrintPeers(t *testing.T) {
 	if err := p.peers(twoOthers, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `SUBNET         PUBLIC IP      PATH    SINCE  WHY
-172.7.22.0/24  192.168.14.22  direct  1m30s  via eth0 02:00:00:00:00:22
-172.7.31.0/24  192.168.15.31  vxlan   -      via gateway 192.168.14.1
+	want := `SUBNET         PUBLIC IP      PATH    MTU   SINCE  WHY
+172.7.22.0/24  192.168.14.22  direct  -     1m30s  via eth0 02:00:00:00:00:22
+172.7.31.0/24  192.168.15.31  vxlan   1350  -      via gateway 192.168.14.1
 `
 	if out.String() != want {
 		t.Errorf("it printed\n%swant\n%s", &out, want)
@@ -65,7 +65,7 @@ func TestPrintPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	var back []control.Peer
-	if err := json.Unmarshal(out.Bytes(), &back); err != nil || len(back) != 2 || back[0] != twoOthers[0] {
+	if err := json.Unmarshal(out.Bytes(), &back); err != nil || len(back) != 2 || back[0] != twoOthers[0] || back[1].PathMTU != 1350 {
 		t.Errorf("JSON %s, %v", &out, err)
 	}
 }

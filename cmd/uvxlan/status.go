@@ -144,13 +144,16 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 	if p.json {
 		return p.writeJSON(peers)
 	}
-	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "SINCE", "WHY"}}
+	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "MTU", "SINCE", "WHY"}}
 	for _, peer := range peers {
-		since := "-"
+		mtu, since := "-", "-"
+		if peer.PathMTU > 0 {
+			mtu = fmt.Sprint(peer.PathMTU)
+		}
 		if !peer.Since.IsZero() {
 			since = control.Round(now.Sub(peer.Since))
 		}
-		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), since, why(peer)})
+		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), mtu, since, why(peer)})
 	}
 	if err := p.table(rows); err != nil {
 		return err

@@ -189,6 +189,10 @@ type Peer struct {
 	NextMAC string `json:"next_mac,omitempty"`
 	// Reason says why the path isn't direct, if it might be.
 	Reason string `json:"reason,omitempty"`
+	// PathMTU is the longest packet, in bytes, that travels to the peer in one
+	// piece by VXLAN: the containers' MTU, or less where the network between the
+	// hosts takes less. 0 if the path isn't PathVXLAN.
+	PathMTU int `json:"path_mtu,omitempty"`
 	// Since is when the path became what it is, zero if it can't change.
 	Since time.Time `json:"since,omitzero"`
 	// Traffic is what passed between the hosts by way of the device, nil where

@@ -52,6 +52,9 @@ func (v *Overlay) Peers() []control.Peer {
 		if why := v.foreign(p.Subnet); why != "" {
 			peers[i].Path, peers[i].Reason, peers[i].Link, peers[i].NextMAC = control.PathForeign, why, "", ""
 		}
+		if peers[i].Path == control.PathVXLAN {
+			peers[i].PathMTU = int(router.PathMTU(p.Subnet))
+		}
 		t := router.Traffic(p.Subnet)
 		peers[i].Traffic = &control.PeerTraffic{
 			Sent:     control.Count{Packets: t.TxPackets, Bytes: t.TxBytes},
