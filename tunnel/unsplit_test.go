@@ -137,19 +137,6 @@ func TestRouterCutsUnsplitTCPByFlow(t *testing.T) {
 	}
 }
 
-// A router that takes any source counts those that it knows.
-func TestRouterOfAnySourceCountsByPeer(t *testing.T) {
-	a := startNode(t, 1, testhost.FreePort(t), func(c *Config) { c.AnySource = true })
-	addPeers(t, a, testPeer9)
-	header := encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4)
-	w := newWire(t, 8, a)
-	for _, src := range []string{"10.0.9.1", "10.0.77.1", "10.0.9.1"} {
-		w.send(t, header, testhost.UDPPacket(src, "10.0.1.9", 100))
-		a.queue.Receive(t)
-	}
-	awaitTraffic(t, a, testPeer9, PeerTraffic{RxPackets: 2, RxBytes: 2 * 128})
-}
-
 // losingQueue refuses superpackets and loses all that is written.
 type losingQueue struct {
 	device.Queue
