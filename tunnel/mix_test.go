@@ -314,8 +314,11 @@ func (c *cable) finish(t *testing.T) {
 	t.Helper()
 	if c.running {
 		for i, n := range c.ends {
-			sent := c.ends[1-i].Stats().TxDatagrams
-			waitStats(t, n, func(s Stats) bool { return s.RxDatagrams >= sent })
+			// A worker counts after it has sent, so the receiver may be ahead.
+			other := c.ends[1-i]
+			waitStats(t, n, func(s Stats) bool {
+				return s.RxDatagrams-c.start[i].rx == other.Stats().TxDatagrams-c.start[1-i].tx
+			})
 		}
 	} else {
 		c.advance(t)

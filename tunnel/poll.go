@@ -1,14 +1,13 @@
 package tunnel
 
 import (
-	"runtime"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
-	"uvxlan/tunnel/internal/descriptor"
-
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/descriptor"
+	"uvxlan/tunnel/internal/procs"
 )
 
 // doze is for how long after its last packet a worker sleeps without giving up
@@ -23,10 +22,6 @@ import (
 // waits for a P, and the signal ends the doze. With GODEBUG=asyncpreemptoff=1
 // there is none, and the collector may have to wait for the doze's end.
 const doze = 20 * time.Millisecond
-
-// polling is how many workers the process has. A worker dozes only while there
-// are more Ps than that: those who want one would otherwise wait for the signal.
-var polling atomic.Int32
 
 // readiness tells which of a worker's ends may have packets.
 type readiness struct{ underlay, device bool }
@@ -43,17 +38,17 @@ type poller struct {
 
 // newPoller makes a poller; whoever has it calls close.
 func newPoller(waker int, sockets []int, device int) *poller {
-	p := &poller{procs: runtime.GOMAXPROCS(0)}
+	p := &poller{procs: procs.Limit()}
 	p.add(waker)
 	for _, fd := range sockets {
 		p.add(fd)
 	}
 	p.add(device)
-	polling.Add(1)
+	procs.Enter()
 	return p
 }
 
-func (p *poller) close() { polling.Add(-1) }
+func (p *poller) close() { procs.Leave() }
 
 func (p *poller) add(fd int) {
 	p.fds = append(p.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
@@ -75,9 +70,10 @@ func (p *poller) wait(idle time.Duration) (readiness, error) {
 	return p.ready(descriptor.Poll(all, nil))
 }
 
-// dozes tells whether to doze after having been idle for a time.
+// dozes tells whether to doze after having been idle for a time: only while there are
+// more Ps than workers, since those who want one would otherwise wait for the signal.
 func (p *poller) dozes(idle time.Duration) bool {
-	return idle < doze && int(polling.Load()) < p.procs
+	return idle < doze && procs.Workers() < p.procs
 }
 
 // ready tells what a poll that found n descriptors means.

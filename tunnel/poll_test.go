@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel/internal/procs"
 	"uvxlan/tunnel/internal/wake"
 )
 
@@ -92,12 +93,12 @@ func TestPollerTellsTheReadyEnd(t *testing.T) {
 
 // A worker dozes only while there is a P for others.
 func TestPollerLeavesAP(t *testing.T) {
-	before := int(polling.Load())
+	before := procs.Workers()
 	p := newPoller(-1, nil, -1)
-	for procs, want := range map[int]bool{before + 1: false, before + 2: true} {
-		p.procs = procs
+	for limit, want := range map[int]bool{before + 1: false, before + 2: true} {
+		p.procs = limit
 		if got := p.dozes(0); got != want {
-			t.Errorf("%d workers and %d Ps: dozes: %t", before+1, procs, got)
+			t.Errorf("%d workers and %d Ps: dozes: %t", before+1, limit, got)
 		}
 	}
 	p.procs = before + 2
@@ -113,7 +114,7 @@ func TestPollerLeavesAP(t *testing.T) {
 		t.Error("doesn't doze after another worker's end")
 	}
 	p.close()
-	if after := int(polling.Load()); after != before {
+	if after := procs.Workers(); after != before {
 		t.Errorf("%d workers after their end, not %d", after, before)
 	}
 }
