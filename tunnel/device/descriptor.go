@@ -93,24 +93,58 @@ func (d *kernelDevice) Close() error {
 }
 
 // vector are the parts of a packet for readv(2) and writev(2).
-type vector [MaxParts + 1]unix.Iovec
-
-func (v *vector) set(i int, b []byte) {
-	v[i].Base = unsafe.SliceData(b)
-	v[i].SetLen(len(b))
+type vector struct {
+	parts [MaxParts + 1]unix.Iovec
+	// descriptionOnly says that the kernel's TUN takes no flags with a call (Linux
+	// before 5.11): then only O_NONBLOCK keeps it from blocking.
+	descriptionOnly bool
 }
 
-// do runs readv or writev over the first n parts. The descriptor never blocks,
-// so the scheduler need not hear of the call.
-func (v *vector) do(call uintptr, fd, n int) (int, error) {
+func (v *vector) set(i int, b []byte) {
+	v.parts[i].Base = unsafe.SliceData(b)
+	v.parts[i].SetLen(len(b))
+}
+
+// read reads one packet into the first n parts.
+func (v *vector) read(fd, n int) (int, error) { return v.do(unix.SYS_PREADV2, unix.SYS_READV, fd, n) }
+
+// write writes one packet of the first n parts.
+func (v *vector) write(fd, n int) (int, error) {
+	return v.do(unix.SYS_PWRITEV2, unix.SYS_WRITEV, fd, n)
+}
+
+// do runs one of two calls over the first n parts. It never blocks, so the scheduler
+// need not hear of it: O_NONBLOCK belongs to the open file description, which others
+// may share and change (fcntl(2)), RWF_NOWAIT to the call (preadv2(2)).
+func (v *vector) do(flagged, plain uintptr, fd, n int) (int, error) {
 	for {
-		r, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&v[0])), uintptr(n))
-		switch errno {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
+		r, errno := v.call(flagged, plain, fd, n)
+		switch {
+		case errno == 0:
+			return r, nil
+		case errno == unix.EINTR:
+		case !v.descriptionOnly && flagsRefused(errno):
+			v.descriptionOnly = true
 		default:
 			return 0, errno
 		}
 	}
+}
+
+func (v *vector) call(flagged, plain uintptr, fd, n int) (int, unix.Errno) {
+	if v.descriptionOnly {
+		r, _, errno := unix.RawSyscall(plain, uintptr(fd), uintptr(unsafe.Pointer(&v.parts[0])), uintptr(n))
+		return int(r), errno
+	}
+	const current = ^uintptr(0) // the file's own position, of which TUN has none
+	r, _, errno := unix.RawSyscall6(flagged, uintptr(fd), uintptr(unsafe.Pointer(&v.parts[0])), uintptr(n),
+		current, current, unix.RWF_NOWAIT)
+	return int(r), errno
+}
+
+// flagsRefused tells whether the kernel doesn't know the call (Linux 4.6), the flag
+// (4.14) or the flag for TUN (5.11), or a sandbox keeps the call from us. A refusal of
+// another cause comes again without the flag.
+func flagsRefused(errno unix.Errno) bool {
+	return errno == unix.EOPNOTSUPP || errno == unix.ENOSYS || errno == unix.EPERM
 }

@@ -81,7 +81,7 @@ func (q *nativeQueue) FD() int { return q.fd }
 func (q *nativeQueue) Read(buf []byte) (int, encap.Offload, error) {
 	q.vec.set(0, q.hdr[:])
 	q.vec.set(1, buf)
-	n, err := q.vec.do(unix.SYS_READV, q.fd, 2)
+	n, err := q.vec.read(q.fd, 2)
 	if err != nil {
 		return 0, encap.Offload{}, err
 	}
@@ -100,6 +100,6 @@ func (q *nativeQueue) Write(o encap.Offload, parts [][]byte) error {
 	for i, p := range parts {
 		q.vec.set(i+1, p)
 	}
-	_, err := q.vec.do(unix.SYS_WRITEV, q.fd, len(parts)+1)
+	_, err := q.vec.write(q.fd, len(parts)+1)
 	return err
 }

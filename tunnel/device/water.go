@@ -96,7 +96,7 @@ func (q *plainQueue) FD() int { return q.fd }
 
 func (q *plainQueue) Read(buf []byte) (int, encap.Offload, error) {
 	q.vec.set(0, buf)
-	n, err := q.vec.do(unix.SYS_READV, q.fd, 1)
+	n, err := q.vec.read(q.fd, 1)
 	return n, encap.Offload{}, err
 }
 
@@ -110,6 +110,6 @@ func (q *plainQueue) Write(o encap.Offload, parts [][]byte) error {
 	for i, p := range parts {
 		q.vec.set(i, p)
 	}
-	_, err := q.vec.do(unix.SYS_WRITEV, q.fd, len(parts))
+	_, err := q.vec.write(q.fd, len(parts))
 	return err
 }
