@@ -49,6 +49,6 @@
 // To follow a packet: outbound.go from the device to the wire, inbound.go from
 // the wire to the device, worker.go for the loop around both.
 //
-// The package runs on Linux. It has no globals that change, logs only to the
+// The package runs on Linux. It has no state but its routers', logs only to the
 // logger it is given and starts nothing before [Router.Run].
 package tunnel

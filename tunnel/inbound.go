@@ -20,7 +20,7 @@ import (
 //  2. receive splits a message into its datagrams: the kernel hands over those
 //     of one sender together. A kernel that speaks VXLAN on this machine sends a
 //     superpacket in one datagram, unsplit, which then is the packet.
-//  3. take checks the frame: our VNI, from a known peer, to our VTEP. Questions
+//  3. judge checks the frame: our VNI, from a known peer, to our VTEP. Questions
 //     about our own address are answered on the spot.
 //  4. deliver4 and deliver6 check that the inner source belongs to that peer and
 //     carry a congestion mark inward.
@@ -46,11 +46,11 @@ type inbound struct {
 	frame     encap.Frame
 	coalescer *encap.Coalescer
 	cutUDP    bool // the device is to get no UDP superpackets
-	single    single
+	segments  segmentWriter
 	answer    answer
 	now       int64 // about, in nanoseconds of Unix time
-	tally     tally
-	streak    streak
+	counts    batchCounts
+	run       peerRun
 	total     *counters
 }
 
@@ -69,7 +69,7 @@ func newInbound(c *Config, conn underlay.Conn, port uint16, q device.Queue, gran
 
 // drain delivers what has arrived, up to one batch. Its error means that the
 // underlay is of no more use.
-func (in *inbound) drain() (load, error) {
+func (in *inbound) drain() (amount, error) {
 	n, bytes := 0, 0
 	var full bool
 	for {
@@ -92,9 +92,9 @@ func (in *inbound) drain() (load, error) {
 		return none, nil
 	}
 	in.write()
-	in.streak.addReceived(in.now)
-	in.total.add(&in.total.rx, &in.tally)
-	return loadOf(n, full), nil
+	in.run.flush(in.now)
+	in.total.add(&in.total.rx, &in.counts)
+	return amountOf(n, full), nil
 }
 
 // accepted is no reason to drop.
@@ -104,9 +104,9 @@ const accepted = dropReasons
 func (in *inbound) receive(peers *table, m *underlay.Message) {
 	in.source = source{from: m.From.Addr(), ecn: m.ECN}
 	in.source.known = in.anySrc || peers.knows(in.source.from)
-	in.tally.messages++
+	in.counts.messages++
 	if m.Truncated {
-		in.tally.drop(DropTruncated)
+		in.counts.drop(DropTruncated)
 		return
 	}
 	data, size := m.Data, m.SegmentSize
@@ -115,10 +115,10 @@ func (in *inbound) receive(peers *table, m *underlay.Message) {
 	}
 	for ok := true; ok; ok = len(data) > 0 { // an empty datagram is one too
 		n := min(size, len(data))
-		if reason := in.take(peers, data[:n:n]); reason != accepted {
-			in.tally.drop(reason)
+		if reason := in.judge(peers, data[:n:n]); reason != accepted {
+			in.counts.drop(reason)
 		}
-		in.tally.datagrams++
+		in.counts.datagrams++
 		data = data[n:]
 	}
 }
@@ -150,8 +150,8 @@ type source struct {
 	traffic *traffic
 }
 
-// take judges one datagram and passes its packet on.
-func (in *inbound) take(peers *table, datagram []byte) DropReason {
+// judge decides on one datagram and passes its packet on.
+func (in *inbound) judge(peers *table, datagram []byte) DropReason {
 	if reason := in.check(datagram); reason != accepted {
 		return reason
 	}
@@ -198,8 +198,8 @@ func (in *inbound) resolve(n int) DropReason {
 	if in.conn.Begin(to, nil, 0, 0, 1, n-headroom) {
 		in.conn.Append(in.answer[:n], nil)
 	}
-	in.tally.sent(in.conn.Flush(monotonic()))
-	in.tally.answers++
+	in.counts.sent(in.conn.Flush(monotonic()))
+	in.counts.answers++
 	return accepted
 }
 
@@ -280,8 +280,8 @@ func (in *inbound) gather(packet []byte) {
 		in.write()
 		segments = in.coalescer.AddSuperpacket(packet, in.source.size)
 	}
-	in.streak.received(in.source.traffic, segments, len(packet), in.now)
-	in.tally.datagrams += uint64(segments - 1) // receive counts one
+	in.run.add(in.source.traffic, segments, len(packet), in.now)
+	in.counts.datagrams += uint64(segments - 1) // receive counts one
 }
 
 // write hands what was gathered to the device.
@@ -290,17 +290,17 @@ func (in *inbound) write() {
 	for i := range in.coalescer.Len() {
 		p := in.coalescer.Packet(i)
 		if err := in.put(p.Offload, p.Parts); err != nil {
-			in.tally.dropN(DropDevice, p.Segments())
+			in.counts.dropN(DropDevice, p.Segments())
 			continue
 		}
 		written++
-		in.tally.bytes += uint64(p.Len)
+		in.counts.bytes += uint64(p.Len)
 	}
 	if lost := device.Flush(in.queue); lost > 0 {
-		in.tally.dropN(DropDevice, lost)
+		in.counts.dropN(DropDevice, lost)
 		written = max(written-lost, 0) // a superpacket may be lost in many pieces
 	}
-	in.tally.packets += uint64(written)
+	in.counts.packets += uint64(written)
 	in.coalescer.Reset()
 }
 
@@ -308,26 +308,26 @@ func (in *inbound) write() {
 // segment.
 func (in *inbound) put(o encap.Offload, parts [][]byte) error {
 	if o.GSO == encap.GSOUDP && in.cutUDP {
-		return in.single.write(in.queue, o, parts)
+		return in.segments.write(in.queue, o, parts)
 	}
 	err := in.queue.Write(o, parts)
 	if errors.Is(err, unix.EINVAL) && o.GSO != encap.GSONone {
-		in.tally.fallbacks++
-		return in.single.write(in.queue, o, parts)
+		in.counts.fallbacks++
+		return in.segments.write(in.queue, o, parts)
 	}
 	return err
 }
 
-// single writes superpackets segment by segment, for kernels that refuse some
+// segmentWriter writes superpackets segment by segment, for kernels that refuse some
 // of them (Linux 6.6.44 and its neighbours) or take none of UDP.
-type single struct {
+type segmentWriter struct {
 	segmenter encap.Segmenter
 	packet    []byte
 	header    [encap.MaxHeaderLen]byte
 	parts     [2][]byte
 }
 
-func (s *single) write(q device.Queue, o encap.Offload, parts [][]byte) error {
+func (s *segmentWriter) write(q device.Queue, o encap.Offload, parts [][]byte) error {
 	packet := parts[0]
 	if len(parts) > 1 {
 		s.packet = s.packet[:0]

@@ -67,7 +67,7 @@ func (l *local) address(out *answer, n int, f *encap.Frame, etherType uint16) in
 // unreachable writes the ICMP error that tells packet's sender that there is no
 // route, and returns its length, 0 when none may be sent.
 func (l *local) unreachable(out, packet []byte) int {
-	if !l.errors.take(time.Now()) {
+	if !l.errors.allow(time.Now()) {
 		return 0
 	}
 	if packet[0]>>4 == 6 {
@@ -78,7 +78,7 @@ func (l *local) unreachable(out, packet []byte) int {
 
 // tooBig is unreachable for a packet that is longer than mtu.
 func (l *local) tooBig(out, packet []byte, mtu encap.InnerMTU) int {
-	if !l.errors.take(time.Now()) {
+	if !l.errors.allow(time.Now()) {
 		return 0
 	}
 	if packet[0]>>4 == 6 {
@@ -94,7 +94,7 @@ type bucket struct {
 	last        time.Time
 }
 
-func (b *bucket) take(now time.Time) bool {
+func (b *bucket) allow(now time.Time) bool {
 	b.spent = max(0, b.spent-now.Sub(b.last).Seconds()*b.rate)
 	b.last = now
 	if b.spent+1 > b.burst {

@@ -209,7 +209,7 @@ func (c *cable) advance(t *testing.T) {
 	}
 }
 
-func drained(t *testing.T, drain func() (load, error)) {
+func drained(t *testing.T, drain func() (amount, error)) {
 	t.Helper()
 	for l := some; l != none; {
 		var err error

@@ -24,14 +24,14 @@ import (
 //     it is after the packet was read: what Apply has put in force counts for
 //     every packet sent since. Without a peer the sender is told; likewise if
 //     the packet is too long for the path and must not be fragmented (pathmtu.go).
-//  3. whole and cut make datagrams of it: the frame header goes into the room
+//  3. whole and cut make datagrams of it: the frame header goes into the buffer
 //     before a packet; a superpacket's segments get headers of their own and
 //     their payload stays where it is.
 //  4. The datagrams join the batch, each at a sending socket that its flow chooses,
 //     and flush passes them to the kernel, in one call a socket.
 //
 // A peer on the same Ethernet may have a direct route: then 3 is left out, and
-// the packet joins the batch of the packet socket as it is (direct.go).
+// the packet joins the batch of the packet socket as it is (package onlink).
 
 const (
 	// txBatch is the most packets of a batch, txBytes the bytes they may take
@@ -69,7 +69,7 @@ type outbound struct {
 	segmenter encap.Segmenter
 	parts     [1][]byte
 	answer    [encap.MaxICMPLen]byte
-	tally     tally
+	counts    batchCounts
 	now       int64 // of the monotonic clock, about
 	total     *counters
 }
@@ -84,22 +84,22 @@ func newOutbound(q device.Queue, t *peerTable, conn underlay.Conn, d *onlink.Sen
 
 // drain sends what the device has, up to one batch. Its error means that the
 // device is of no more use.
-func (o *outbound) drain() (load, error) {
+func (o *outbound) drain() (amount, error) {
 	packets, refused, at := 0, 0, 0
 	for packets < txBatch && at <= txBytes {
 		n, offload, err := o.queue.Read(o.packets[at+headroom:][:device.MaxPacket])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			o.finish(packets)
-			return loadOf(packets, false), nil
+			return amountOf(packets, false), nil
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADMSG), errors.Is(err, unix.ENOMEM):
 			// The kernel gave up on this packet, not on the device.
-			o.tally.drop(DropMalformedOut)
+			o.counts.drop(DropMalformedOut)
 			packets++
 			refused++
 			continue
 		case errors.Is(err, unix.ENOBUFS):
-			o.tally.drop(DropOverflow)
+			o.counts.drop(DropOverflow)
 			packets++
 			continue
 		case err != nil:
@@ -119,14 +119,14 @@ func (o *outbound) drain() (load, error) {
 
 // forward puts one packet, which lies behind its headroom, where it is to go.
 // It stays where it is until the batch is sent.
-func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
-	dst, ecn, n := destination(room[headroom:])
+func (o *outbound) forward(peers *table, buffer []byte, offload encap.Offload) {
+	dst, ecn, n := destination(buffer[headroom:])
 	if n == 0 {
-		o.tally.drop(DropMalformedOut)
+		o.counts.drop(DropMalformedOut)
 		return
 	}
-	room = room[:headroom+n]
-	packet := room[headroom:]
+	buffer = buffer[:headroom+n]
+	packet := buffer[headroom:]
 	peer := peers.lookup(dst)
 	if peer == nil {
 		o.refuse(packet, dst)
@@ -134,34 +134,34 @@ func (o *outbound) forward(peers *table, room []byte, offload encap.Offload) {
 	}
 	o.limits.Learn(packet)
 	if via := peer.hop.Direct(); via != nil {
-		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Of: &peer.traffic.sent, Buffer: room, Offload: offload})
+		o.direct.Add(onlink.Frame{Hop: peer.hop, Via: via, Of: &peer.traffic.sent, Buffer: buffer, Offload: offload})
 		return
 	}
 	if o.direct != nil && o.direct.Holds(peer.hop) {
 		// The path changed within the batch: what came first goes first.
 		o.sendDirect()
 	}
-	o.encapsulate(peer, room, ecn, offload)
+	o.encapsulate(peer, buffer, ecn, offload)
 }
 
 // sendDirect ends the batch of the packet socket.
-func (o *outbound) sendDirect() { o.tally.sentDirect(o.direct.Flush(o.now, o.divert)) }
+func (o *outbound) sendDirect() { o.counts.sentDirect(o.direct.Flush(o.now, o.divert)) }
 
 // divert sends by VXLAN what a link refused, at once.
-func (o *outbound) divert(room []byte, offload encap.Offload) {
-	dst, ecn, n := destination(room[headroom:])
+func (o *outbound) divert(buffer []byte, offload encap.Offload) {
+	dst, ecn, n := destination(buffer[headroom:])
 	peer := o.table.load().lookup(dst)
 	if n == 0 || peer == nil {
-		o.tally.drop(DropSend)
+		o.counts.drop(DropSend)
 		return
 	}
-	o.encapsulate(peer, room[:headroom+n], ecn, offload)
+	o.encapsulate(peer, buffer[:headroom+n], ecn, offload)
 	o.flush()
 }
 
 // encapsulate makes a packet datagrams to its peer.
-func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload encap.Offload) {
-	packet := room[headroom:]
+func (o *outbound) encapsulate(peer *entry, buffer []byte, ecn uint8, offload encap.Offload) {
+	packet := buffer[headroom:]
 	if limit := peer.to.MaxDatagram() - headroom; len(packet) > limit && o.tooBig(peer, packet, offload, limit) {
 		return
 	}
@@ -172,12 +172,12 @@ func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload enca
 	count := 1
 	if offload.GSO != encap.GSONone {
 		if o.segmenter.Start(packet, offload) != nil {
-			o.tally.drop(DropMalformedOut)
+			o.counts.drop(DropMalformedOut)
 			return
 		}
 		count = offload.Segments(packet)
 	} else if offload.NeedsChecksum && !encap.FillChecksum(packet, offload) {
-		o.tally.drop(DropMalformedOut)
+		o.counts.drop(DropMalformedOut)
 		return
 	}
 	if !o.conn.Begin(peer.to, &peer.traffic.sent, encap.FlowHash(packet), ecn, count, len(packet)) {
@@ -187,7 +187,7 @@ func (o *outbound) encapsulate(peer *entry, room []byte, ecn uint8, offload enca
 		o.cut(header)
 		return
 	}
-	o.whole(header, room)
+	o.whole(header, buffer)
 }
 
 // destination is what an outgoing packet's path depends on, and the packet's
@@ -203,12 +203,12 @@ func destination(packet []byte) (dst netip.Addr, ecn uint8, n int) {
 }
 
 // whole makes one datagram of a packet, in place.
-func (o *outbound) whole(header *encap.FrameHeader, room []byte) {
+func (o *outbound) whole(header *encap.FrameHeader, buffer []byte) {
 	if !o.conn.Fits(datagramPieces) {
 		o.flush()
 	}
-	copy(room, header[:])
-	o.conn.Append(room, nil)
+	copy(buffer, header[:])
+	o.conn.Append(buffer, nil)
 }
 
 // cut makes a datagram of each segment of a superpacket.
@@ -232,10 +232,10 @@ func (o *outbound) cut(header *encap.FrameHeader) {
 // router does (RFC 1812, section 4.3.3.1; RFC 4443, section 3.1).
 func (o *outbound) refuse(packet []byte, dst netip.Addr) {
 	if dst.IsMulticast() || dst == broadcast {
-		o.tally.drop(DropMulticast)
+		o.counts.drop(DropMulticast)
 		return
 	}
-	o.tally.drop(DropNoRoute)
+	o.counts.drop(DropNoRoute)
 	o.tell(o.local.unreachable(o.answer[:], packet))
 }
 
@@ -246,7 +246,7 @@ func (o *outbound) tell(n int) {
 	}
 	o.parts[0] = o.answer[:n]
 	if o.queue.Write(encap.Offload{}, o.parts[:]) == nil && device.Flush(o.queue) == 0 {
-		o.tally.answers++
+		o.counts.answers++
 	}
 }
 
@@ -261,12 +261,12 @@ func (o *outbound) finish(packets int) {
 		o.sendDirect()
 	}
 	o.flush()
-	o.total.add(&o.total.tx, &o.tally)
+	o.total.add(&o.total.tx, &o.counts)
 }
 
 // flush passes the datagrams of the batch to the kernel.
 func (o *outbound) flush() {
-	o.tally.sent(o.conn.Flush(o.now))
+	o.counts.sent(o.conn.Flush(o.now))
 	o.used = 0
 }
 
@@ -284,8 +284,8 @@ func (o *outbound) appendBlocked(fds []int) []int {
 // retry sends what waits.
 func (o *outbound) retry() {
 	if o.direct != nil {
-		o.tally.sentDirect(o.direct.Retry(o.now, o.divert))
+		o.counts.sentDirect(o.direct.Retry(o.now, o.divert))
 	}
-	o.tally.sent(o.conn.Retry(o.now))
-	o.total.add(&o.total.tx, &o.tally)
+	o.counts.sent(o.conn.Retry(o.now))
+	o.total.add(&o.total.tx, &o.counts)
 }

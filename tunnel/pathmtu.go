@@ -172,7 +172,7 @@ func (o *outbound) tooBig(peer *entry, packet []byte, offload encap.Offload, lim
 		return false
 	}
 	n := offload.Segments(packet)
-	o.tally.dropN(DropTooBig, n)
+	o.counts.dropN(DropTooBig, n)
 	peer.traffic.sent.Dropped.Add(uint64(n))
 	o.tell(o.local.tooBig(o.answer[:], packet, mtu))
 	return true

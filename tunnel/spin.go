@@ -53,7 +53,7 @@ func newSpin(now time.Time) spin {
 
 // moved ends a wait: a batch was found at the time begin and moved by the time
 // end.
-func (s *spin) moved(begin, end time.Time, found load) {
+func (s *spin) moved(begin, end time.Time, found amount) {
 	wait := begin.Sub(s.since)
 	if !s.over {
 		s.budget -= max(wait-s.given-spinSaves, 0)

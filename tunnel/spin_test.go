@@ -17,7 +17,7 @@ type idler struct {
 func newIdler() *idler { return &idler{spin: newSpin(time.Time{})} }
 
 // receive waits for packets that come at a time, and moves them.
-func (d *idler) receive(at time.Time, found load) {
+func (d *idler) receive(at time.Time, found amount) {
 	const (
 		pass   = time.Microsecond // looks at both queues and yields
 		waking = 30 * time.Microsecond
@@ -119,7 +119,7 @@ func TestSpinLearns(t *testing.T) {
 }
 
 // spinning returns a spin within a wait that began at the clock's zero.
-func spinning(t *testing.T, found load) *spin {
+func spinning(t *testing.T, found amount) *spin {
 	t.Helper()
 	d := newIdler()
 	d.pace(20, 10*time.Microsecond)
@@ -135,7 +135,7 @@ func TestSpinGivesWay(t *testing.T) {
 	const took = 50 * time.Microsecond
 	now := time.Time{}.Add(took + time.Microsecond)
 	for _, c := range []struct {
-		found load
+		found amount
 		on    bool
 	}{{some, false}, {one, true}} {
 		s := spinning(t, c.found)

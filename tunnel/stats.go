@@ -154,23 +154,23 @@ func (s Stats) Dropped() (n uint64) {
 	return n
 }
 
-// tally is what one worker counts in one batch.
-type tally struct {
+// batchCounts are what one worker counts in one batch.
+type batchCounts struct {
 	packets, datagrams, messages, bytes uint64
 	fallbacks, answers, direct          uint64
 	dropped                             bool
 	drops                               [dropReasons]uint64
 }
 
-func (t *tally) drop(d DropReason) { t.dropN(d, 1) }
+func (t *batchCounts) drop(d DropReason) { t.dropN(d, 1) }
 
-func (t *tally) dropN(d DropReason, n int) {
+func (t *batchCounts) dropN(d DropReason, n int) {
 	t.dropped = true
 	t.drops[d] += uint64(n)
 }
 
 // sent adds what has become of a batch.
-func (t *tally) sent(r batch.Result) {
+func (t *batchCounts) sent(r batch.Result) {
 	t.packets += r.Packets
 	t.messages += r.Messages
 	t.datagrams += r.Datagrams
@@ -183,7 +183,7 @@ func (t *tally) sent(r batch.Result) {
 }
 
 // sentDirect adds what has become of a batch of the packet socket.
-func (t *tally) sentDirect(r batch.Result) {
+func (t *batchCounts) sentDirect(r batch.Result) {
 	t.direct += r.Packets
 	t.packets += r.Packets
 	t.bytes += r.Bytes
@@ -208,7 +208,7 @@ type direction struct {
 	packets, datagrams, messages, bytes, batches atomic.Uint64
 }
 
-func (d *direction) add(t *tally) {
+func (d *direction) add(t *batchCounts) {
 	d.packets.Add(t.packets)
 	d.datagrams.Add(t.datagrams)
 	d.messages.Add(t.messages)
@@ -216,8 +216,8 @@ func (d *direction) add(t *tally) {
 	d.batches.Add(1)
 }
 
-// add adds a batch of one direction and starts the tally anew.
-func (c *counters) add(d *direction, t *tally) {
+// add adds a batch of one direction and starts them anew.
+func (c *counters) add(d *direction, t *batchCounts) {
 	d.add(t)
 	if t.answers > 0 {
 		c.answers.Add(t.answers)
@@ -235,7 +235,7 @@ func (c *counters) add(d *direction, t *tally) {
 			}
 		}
 	}
-	*t = tally{}
+	*t = batchCounts{}
 }
 
 func (c *counters) addTo(s *Stats) {

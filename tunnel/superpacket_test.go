@@ -208,7 +208,7 @@ func TestOutboundRestsWhenEveryReadIsRefused(t *testing.T) {
 				start := time.Now()
 				l, drainErr := o.drain()
 				if rested := time.Since(start) > 0; l != full || drainErr != nil || rested != rests {
-					t.Errorf("%v after %d good packets: load %d, %v, rested: %t", err, good, l, drainErr, rested)
+					t.Errorf("%v after %d good packets: found %d, %v, rested: %t", err, good, l, drainErr, rested)
 				}
 				if n := c.drops[DropMalformedOut].Load(); n != uint64(txBatch-good) {
 					t.Errorf("counted %d", n)

@@ -46,31 +46,31 @@ func (t *traffic) load() PeerTraffic {
 	return p
 }
 
-// streak is packets of a batch that follow each other and came from one peer.
-type streak struct {
+// peerRun is packets of a batch that follow each other and came from one peer.
+type peerRun struct {
 	of             *traffic
 	packets, bytes uint64
 }
 
-// received counts a packet of n bytes from a peer at about the time now. Nil is
+// add counts packets of n bytes in all from a peer at about the time now. Nil is
 // a peer that isn't known.
-func (s *streak) received(from *traffic, packets, n int, now int64) {
+func (s *peerRun) add(from *traffic, packets, n int, now int64) {
 	if s.of != from {
-		s.addReceived(now)
+		s.flush(now)
 		s.of = from
 	}
 	s.packets += uint64(packets)
 	s.bytes += uint64(n)
 }
 
-// addReceived adds to the peer's counters and starts anew.
-func (s *streak) addReceived(now int64) {
+// flush adds to the peer's counters and starts anew.
+func (s *peerRun) flush(now int64) {
 	if s.of != nil {
 		s.of.rxPackets.Add(s.packets)
 		s.of.rxBytes.Add(s.bytes)
 		s.of.seen.Store(now)
 	}
-	*s = streak{}
+	*s = peerRun{}
 }
 
 // Traffic is what was counted of the peer of a subnet, zero if there is none.

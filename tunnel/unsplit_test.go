@@ -169,8 +169,8 @@ func TestInboundCountsWhatTheDeviceLoses(t *testing.T) {
 			in := newInbound(&Config{Link: link.Config{MTU: 1450}}, openMemory(t), 4789, q, offload.All, newPeerTable(), flowlimit.New(1450), nil, &total)
 			in.gather(testhost.TCPPacket("10.0.9.1", "10.0.1.9", 7, 10*1398))
 			in.write()
-			if in.tally.packets != 0 || in.tally.datagrams != 9 || in.tally.drops[DropDevice] != 10 {
-				t.Errorf("counted %d packets, %d more datagrams and %d drops", in.tally.packets, in.tally.datagrams, in.tally.drops[DropDevice])
+			if in.counts.packets != 0 || in.counts.datagrams != 9 || in.counts.drops[DropDevice] != 10 {
+				t.Errorf("counted %d packets, %d more datagrams and %d drops", in.counts.packets, in.counts.datagrams, in.counts.drops[DropDevice])
 			}
 		})
 	}

@@ -103,7 +103,7 @@ func (w *worker) run() error {
 }
 
 // drain moves a batch of each end that may have something.
-func (w *worker) drain(at readiness) (load, error) {
+func (w *worker) drain(at readiness) (amount, error) {
 	received, sent := none, none
 	var err error
 	if at.underlay {
@@ -119,18 +119,18 @@ func (w *worker) drain(at readiness) (load, error) {
 	return max(received, sent), nil
 }
 
-// load is what a batch found.
-type load uint8
+// amount is what a batch found.
+type amount uint8
 
 const (
-	none load = iota // nothing
-	one              // all there was, a single packet or message
-	some             // all there was, more than that
-	full             // a batch, and there may be more
+	none amount = iota // nothing
+	one                // all there was, a single packet or message
+	some               // all there was, more than that
+	full               // a batch, and there may be more
 )
 
-// loadOf classifies a batch of n packets or messages.
-func loadOf(n int, more bool) load {
+// amountOf classifies a batch of n packets or messages.
+func amountOf(n int, more bool) amount {
 	switch {
 	case n == 0:
 		return none
