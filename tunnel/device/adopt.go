@@ -19,7 +19,7 @@ var ErrUnfit = descriptor.ErrUnfit
 // Adopt makes a device of the queues of a TUN interface that the caller has
 // made. It may be in another network namespace, where it stays. Each descriptor was
 // attached (TUNSETIFF) with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR, several of them
-// with IFF_MULTI_QUEUE; what can be seen to be otherwise is [underlay.ErrUnfit]. It takes no
+// with IFF_MULTI_QUEUE; what can be seen to be otherwise is [ErrUnfit]. It takes no
 // privilege. [link.Configure] is for whoever is in that namespace.
 //
 // The device owns the descriptors from here on and closes them; they become

@@ -93,7 +93,7 @@ func (g *Gateway) List() []onlink.Member { return g.paths.Members() }
 func (g *Gateway) Path(subnet netip.Prefix) onlink.Path { return g.paths.Path(subnet.Masked()) }
 
 // Run keeps the routes as the peers and the underlay want them until ctx ends or
-// Close is called, and then returns nil; [tunnel.ErrClosed] on a closed gateway. Routes
+// Close is called, and then returns nil; [onlink.ErrClosed] on a closed gateway. Routes
 // that somebody removes or alters are put back. It returns early, and leaves the
 // routes as they are, when the kernel can't be followed any longer. Run is called
 // once.

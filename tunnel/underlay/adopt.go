@@ -32,7 +32,7 @@ type Sockets struct {
 // Adopt makes an underlay of sockets that the caller has opened, with
 // whatever privilege and in whatever network namespace. Of c it takes
 // Offloads; addresses, ports and numbers are the sockets' own, and packet sockets
-// are for [onlink.Open]. A socket that isn't as [tunnel.Sockets] says is [ErrUnfit].
+// are for [onlink.Open]. A socket that isn't as [Sockets] says is [ErrUnfit].
 //
 // The underlay owns the descriptors from here on and closes them; they become
 // non-blocking and close-on-exec and get the options that [Listen] would set, but

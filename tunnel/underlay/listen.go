@@ -14,7 +14,7 @@ import (
 	"uvxlan/tunnel/offload"
 )
 
-// Defaults of [tunnel.Config].
+// Defaults of [Config].
 const (
 	// DefaultSourcePorts is the number of outer source ports.
 	DefaultSourcePorts = 16

@@ -4,7 +4,6 @@ package descriptor
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,13 +40,6 @@ func Poll(fds []unix.PollFd, most *unix.Timespec) (int, error) {
 			return n, err
 		}
 	}
-}
-
-// Writable waits until fd takes more, at most for the given time.
-func Writable(fd int, most time.Duration) bool {
-	limit := unix.NsecToTimespec(int64(most))
-	n, err := Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, &limit)
-	return err == nil && n > 0
 }
 
 // ErrUnfit says that a descriptor is not what it has to be to be adopted.
