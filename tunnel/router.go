@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"uvxlan/encap"
 	"uvxlan/lease"
@@ -101,6 +102,10 @@ type Router struct {
 	peers    *peerTable
 	workers  []*worker
 
+	// what the kernel counts, when it was last asked
+	lostInQueue, lostAtSockets atomic.Uint64
+	lostBefore                 uint64 // in the device's queues before New; immutable
+
 	life lifecycle.Life
 
 	changing     sync.Mutex                        // held while the peers are changed
@@ -124,6 +129,7 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger})
 	}
 	limits := flowlimit.New(c.Link.MTU)
+	r.lostBefore, _ = device.Dropped(dev)
 	for i := range dev.Queues() {
 		w, err := newWorker(&r.config, dev, u, i, r.peers, limits)
 		if err != nil {
@@ -340,5 +346,20 @@ func (r *Router) Stats() Stats {
 	for _, w := range r.workers {
 		w.total.addTo(&s)
 	}
+	r.life.While(r.lookOutside)
+	s.Drops[DropTUNQueue] = r.lostInQueue.Load()
+	s.Drops[DropSocketBuffer] = r.lostAtSockets.Load()
 	return s
+}
+
+// lookOutside asks the kernel for what was lost before a worker saw it.
+func (r *Router) lookOutside() {
+	if n, ok := device.Dropped(r.device); ok {
+		r.lostInQueue.Store(n - min(n, r.lostBefore))
+	}
+	var lost uint64
+	for _, w := range r.workers {
+		lost += w.conn.Lost()
+	}
+	r.lostAtSockets.Store(lost)
 }

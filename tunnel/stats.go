@@ -55,6 +55,13 @@ const (
 	DropECN
 	// DropDevice: the TUN device refused the packet, as it does while it is down.
 	DropDevice
+	// DropTUNQueue: the device's queue was full before a worker read it. The kernel
+	// counts it, for the whole interface; a device of whose kind that isn't known has
+	// none.
+	DropTUNQueue
+	// DropSocketBuffer: a datagram found no room in a receiving socket (SO_MEMINFO,
+	// socket(7)).
+	DropSocketBuffer
 
 	dropReasons
 )
@@ -62,6 +69,7 @@ const (
 var dropNames = [dropReasons]string{
 	"no_route", "multicast", "malformed_out", "overflow", "send", "send_buffer", "too_big", "truncated", "short", "no_vni", "foreign_vni",
 	"unknown_peer", "inner_mac", "ethertype", "malformed", "inner_source", "ecn", "device",
+	"tun_queue", "socket_buffer",
 }
 
 // String is the reason in the form of a metric's label, such as "no_route".

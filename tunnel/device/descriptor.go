@@ -73,6 +73,7 @@ type kernelDevice struct {
 	kind     Driver
 	queues   []Queue
 	offloads offload.Set
+	counters *counters // nil if they can't be seen
 }
 
 func (d *kernelDevice) Name() string    { return d.name }
@@ -89,6 +90,7 @@ func (d *kernelDevice) Close() error {
 		}
 	}
 	d.queues = nil
+	Disown(d)
 	return errors.Join(errs...)
 }
 

@@ -111,6 +111,9 @@ func openFirst(name string, c Config, drivers []driver) (Device, error) {
 		}
 		device, err := d.open(name, c)
 		if err == nil {
+			if k, ok := device.(*kernelDevice); ok {
+				k.counters = openCounters(name)
+			}
 			return device, nil
 		}
 		if !errors.Is(err, ErrDriverRefused) {
