@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"unsafe"
 
 	"uvxlan/encap"
 	"uvxlan/tunnel/batch"
@@ -53,8 +52,8 @@ type Conn interface {
 	// socket; full says that the batch has no more room, so that there may be more.
 	// After an error, which is ErrGone or of the kernel, nothing more will come.
 	Receive(keep bool) (messages []Message, full bool, err error)
-	// Lost is how many datagrams found no room in the receive buffers (SO_MEMINFO,
-	// socket(7)). Any goroutine may ask.
+	// Lost is how many datagrams have found no room in the receive buffers since Open
+	// (SO_MEMINFO, socket(7)). Any goroutine may ask.
 	Lost() uint64
 
 	Sender
@@ -111,6 +110,7 @@ type conn struct {
 	current  int // the socket of the batch
 	n, bytes int // of the batch
 	failures int // calls that failed, one after the other
+	lost     lost
 	messages [rxBatch]Message
 }
 
@@ -144,6 +144,7 @@ func (u *UDP) Open(worker int, hugePages bool) (Conn, error) {
 		return nil, errors.Join(err, c.memory.Close())
 	}
 	c.inbox = newInbox(c.memory)
+	c.lost.start(c.fds)
 	return c, nil
 }
 
@@ -222,20 +223,5 @@ func (c *conn) judge(fd int, err error) error {
 	return nil
 }
 
-// memDrops is the place of SK_MEMINFO_DROPS in what SO_MEMINFO gives
-// (linux/sock_diag.h), memValues how many there are at least.
-const memDrops, memValues = 8, 9
-
 // Lost is what didn't fit into the receive buffers.
-func (c *conn) Lost() (n uint64) {
-	for _, fd := range c.fds {
-		var info [memValues]uint32
-		size := uint32(unsafe.Sizeof(info))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-		if errno == 0 {
-			n += uint64(info[memDrops])
-		}
-	}
-	return n
-}
+func (c *conn) Lost() uint64 { return c.lost.count(c.fds) }
