@@ -69,6 +69,9 @@ func (u *UDP) adopt(s []Sockets) error {
 		if err != nil {
 			return err
 		}
+		if len(u.locals) > 0 && u.locals[0].Port() != local.Port() {
+			return fmt.Errorf("%w: there are receiving sockets at %s and at %s, not with one port", ErrUnfit, u.locals[0], local)
+		}
 		u.locals = append(u.locals, local)
 	}
 	if u.Workers() == 0 {
@@ -92,7 +95,13 @@ func checkSockets(s Sockets) (*socketSet, family.Family, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("receiving socket %d: %w", s.Receive[0], err)
 	}
-	for _, fd := range s.Receive {
+	if local.Addr().IsUnspecified() {
+		return nil, 0, fmt.Errorf("receiving socket %d: %w: it is bound to no address", s.Receive[0], ErrUnfit)
+	}
+	for i, fd := range s.Receive {
+		if slices.Contains(s.Receive[:i], fd) {
+			return nil, 0, fmt.Errorf("receiving socket %d: %w: it is there twice", fd, ErrUnfit)
+		}
 		if err := checkReceiver(fd, local, len(s.Receive) > 1); err != nil {
 			return nil, 0, fmt.Errorf("receiving socket %d: %w", fd, err)
 		}

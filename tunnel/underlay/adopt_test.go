@@ -35,6 +35,9 @@ func TestAdoptRefusesSockets(t *testing.T) {
 		"pools missing":            udp(shared, []int{sender}),
 		"an empty pool":            udp(shared, []int{sender}, []int{}),
 		"ports differ":             udp(shared, []int{sender}, []int{testhost.OpenUDP(t, "127.0.0.5", 0, false)}),
+		"no one address":           udp([]int{testhost.OpenUDP(t, "0.0.0.0", port, true)}),
+		"the same twice":           udp([]int{shared[0], shared[0]}),
+		"families' ports differ":   {{Receive: []int{alone}}, {Receive: []int{testhost.OpenUDP(t, "::1", testhost.FreePort(t), false)}}},
 		"one family twice":         {{Receive: []int{alone}}, {Receive: []int{other}}},
 		"a descriptor that is not": udp([]int{1 << 20}),
 	} {

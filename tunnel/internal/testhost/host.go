@@ -274,13 +274,18 @@ func StaleRoute(h *Host, subnet, via string) {
 // if shared.
 func OpenUDP(t testing.TB, address string, port uint16, shared bool) int {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	a := netip.MustParseAddr(address)
+	family, local := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(port), Addr: a.As16()})
+	if a.Is4() {
+		family, local = unix.AF_INET, &unix.SockaddrInet4{Port: int(port), Addr: a.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM, 0)
 	Must(t, err)
 	t.Cleanup(func() { unix.Close(fd) }) // no error if it was closed before: see IsOpen
 	if shared {
 		Must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	}
-	Must(t, unix.Bind(fd, &unix.SockaddrInet4{Port: int(port), Addr: netip.MustParseAddr(address).As4()}))
+	Must(t, unix.Bind(fd, local))
 	return fd
 }
 
