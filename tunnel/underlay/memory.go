@@ -95,7 +95,9 @@ func (u *memoryUnderlay) Open(worker int, _ bool) (Conn, error) { return u.conns
 func (u *memoryUnderlay) Close() error {
 	u.network.mu.Lock()
 	for _, l := range u.locals {
-		delete(u.network.hosts, l)
+		if u.network.hosts[l] == u { // and not whoever came after an earlier Close
+			delete(u.network.hosts, l)
+		}
 	}
 	u.network.mu.Unlock()
 	return u.closeWakers()
