@@ -200,7 +200,10 @@ func (p *Paths) open(c Config) (err error) {
 }
 
 func (p *Paths) openSockets(c Config) error {
-	for _, fd := range c.Sockets {
+	for i, fd := range c.Sockets {
+		if slices.Contains(c.Sockets[:i], fd) {
+			return fmt.Errorf("packet socket %d: %w: it is there twice", fd, descriptor.ErrUnfit)
+		}
 		if v, err := unix.GetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR); err != nil || v == 0 {
 			return fmt.Errorf("packet socket %d: %w: it has no PACKET_VNET_HDR", fd, descriptor.ErrUnfit)
 		}
