@@ -198,8 +198,11 @@ func (in *inbound) resolve(n int) DropReason {
 	if in.conn.Begin(to, nil, 0, 0, 1, n-headroom) {
 		in.conn.Append(in.answer[:n], nil)
 	}
-	in.counts.sent(in.conn.Flush(monotonic()))
-	in.counts.answers++
+	r := in.conn.Flush(monotonic())
+	r.Packets = 0 // none of the device's
+	counts := batchCounts{answers: 1}
+	counts.sent(r)
+	in.total.add(&in.total.tx, &counts)
 	return accepted
 }
 

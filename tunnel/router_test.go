@@ -334,6 +334,13 @@ func TestRouterAnswersARP(t *testing.T) {
 	if s.Answers != 1 {
 		t.Fatalf("answered %d questions", s.Answers)
 	}
+	// The reply is a frame that was sent, of no packet of the device's.
+	if s.TxDatagrams != 1 || s.TxMessages != 1 || s.TxBytes != encap.ARPLen || s.TxPackets != 0 {
+		t.Errorf("the reply counts as sent: %d datagrams, %d messages, %d bytes, %d packets", s.TxDatagrams, s.TxMessages, s.TxBytes, s.TxPackets)
+	}
+	if s.RxDatagrams != 2 || s.RxMessages != 2 || s.RxBytes != 0 || s.RxPackets != 0 {
+		t.Errorf("two questions count as received: %d datagrams, %d messages, %d bytes, %d packets", s.RxDatagrams, s.RxMessages, s.RxBytes, s.RxPackets)
+	}
 }
 
 func TestRouterAnswersNeighborSolicitation(t *testing.T) {
