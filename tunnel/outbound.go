@@ -129,7 +129,7 @@ func (o *outbound) forward(peers *table, buffer []byte, offload encap.Offload) {
 	packet := buffer[headroom:]
 	peer := peers.lookup(dst)
 	if peer == nil {
-		o.refuse(packet, dst)
+		o.refuse(packet, dst, offload)
 		return
 	}
 	o.limits.Learn(packet)
@@ -152,7 +152,7 @@ func (o *outbound) divert(buffer []byte, offload encap.Offload) {
 	dst, ecn, n := destination(buffer[headroom:])
 	peer := o.table.load().lookup(dst)
 	if n == 0 || peer == nil {
-		o.counts.drop(DropSend)
+		o.counts.dropN(DropSend, offload.Segments(buffer[headroom:]))
 		return
 	}
 	o.encapsulate(peer, buffer[:headroom+n], ecn, offload)
@@ -230,12 +230,13 @@ func (o *outbound) cut(header *encap.FrameHeader) {
 
 // refuse drops a packet that no peer would take and tells its sender, as a
 // router does (RFC 1812, section 4.3.3.1; RFC 4443, section 3.1).
-func (o *outbound) refuse(packet []byte, dst netip.Addr) {
+func (o *outbound) refuse(packet []byte, dst netip.Addr, offload encap.Offload) {
+	n := offload.Segments(packet)
 	if dst.IsMulticast() || dst == broadcast {
-		o.counts.drop(DropMulticast)
+		o.counts.dropN(DropMulticast, n)
 		return
 	}
-	o.counts.drop(DropNoRoute)
+	o.counts.dropN(DropNoRoute, n)
 	o.tell(o.local.unreachable(o.answer[:], packet))
 }
 
@@ -287,5 +288,7 @@ func (o *outbound) retry() {
 		o.counts.sentDirect(o.direct.Retry(o.now, o.divert))
 	}
 	o.counts.sent(o.conn.Retry(o.now))
-	o.total.add(&o.total.tx, &o.counts)
+	if o.counts != (batchCounts{}) {
+		o.total.add(&o.total.tx, &o.counts)
+	}
 }

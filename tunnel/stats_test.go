@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/underlay"
 )
 
 // Reasons are names wherever they are printed.
@@ -38,5 +40,22 @@ func TestDropsByName(t *testing.T) {
 	dropped := func() Stats { return s }
 	if got := dropped().Dropped() + dropped().Drop(DropNoRoute); got != 7 {
 		t.Errorf("%d packets", got)
+	}
+}
+
+// unready is a conn whose blocked sockets have no room yet.
+type unready struct{ underlay.Conn }
+
+func (unready) Retry(int64) batch.Result { return batch.Result{} }
+
+// A worker that looks for room in vain has moved nothing.
+func TestRetryInVainIsNoBatch(t *testing.T) {
+	var c counters
+	o := &outbound{conn: unready{}, total: &c}
+	o.retry()
+	var s Stats
+	c.addTo(&s)
+	if s != (Stats{}) {
+		t.Errorf("counted %+v", s)
 	}
 }

@@ -51,6 +51,20 @@ func TestRouterCarriesSuperpackets(t *testing.T) {
 	}
 }
 
+// A superpacket that no peer takes is as many dropped packets as it has segments.
+func TestRouterCountsDroppedSegments(t *testing.T) {
+	a := withAllOffloads(t, 1, testhost.FreePort(t))
+	const size, segments = 1398, 10
+	for _, dst := range []string{"10.0.99.9", "224.0.0.1"} {
+		sent := testhost.TCPPacket("10.0.1.9", dst, 1000, segments*size)
+		testhost.Must(t, a.queue.Write(testhost.Superpacket(size), [][]byte{sent}))
+	}
+	s := waitStats(t, a, func(s Stats) bool { return s.Drop(DropMulticast) > 0 })
+	if s.Drop(DropNoRoute) != segments || s.Drop(DropMulticast) != segments {
+		t.Errorf("of two superpackets of %d segments there are dropped %v", segments, s.Drops)
+	}
+}
+
 // receiveFlow reads superpackets until they have the bytes of one of the given
 // length. How many there are depends on how the datagrams were received.
 func receiveFlow(t *testing.T, n *node, length int) ([]byte, encap.Offload) {
