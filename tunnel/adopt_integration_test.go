@@ -169,6 +169,33 @@ func TestIntegrationReleaseLosesNothing(t *testing.T) {
 	}
 }
 
+// Descriptors may be asked for while the router is closed.
+func TestIntegrationDescriptorsOfAClosingRouter(t *testing.T) {
+	v := &vtep{Host: testhost.New(t), n: 1}
+	testhost.Join(v.Host, testhost.New(t), "eth0", "10.66.0")
+	v.start(2, onlink.Off)
+	asked, closed := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(closed)
+		<-asked
+		if err := v.router.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	d, err := v.router.Descriptors()
+	if err != nil || len(d.Queues) != 2 {
+		t.Errorf("an open router has %+v, %v", d, err)
+	}
+	close(asked)
+	for err == nil {
+		_, err = v.router.Descriptors()
+	}
+	if !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	<-closed
+}
+
 // takeAll gives a socket room for all that a test sends: what it has no room for
 // while the test is busy isn't the router's loss.
 func takeAll(t *testing.T, conn *net.UDPConn) {

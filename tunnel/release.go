@@ -59,11 +59,10 @@ func (r *Router) Release() (d Descriptors, err error) {
 
 // Descriptors are those that Release would return, for a process that is to inherit
 // them before. They stay the router's. The errors are Release's.
-func (r *Router) Descriptors() (Descriptors, error) {
-	if r.life.Closed() {
-		return Descriptors{}, ErrClosed
-	}
-	return r.descriptors()
+func (r *Router) Descriptors() (d Descriptors, err error) {
+	err = ErrClosed
+	r.life.While(func() { d, err = r.descriptors() })
+	return d, err
 }
 
 func (r *Router) descriptors() (Descriptors, error) {
