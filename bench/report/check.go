@@ -72,8 +72,8 @@ var Targets = []Target{
 	{What: "packets in that are lost beside a slow peer", Underlay: ugro, Scenario: "slow-peer", Metric: scenario.InboundLost, System: "uvxlan", Limit: 0},
 	{What: "gap between packets in behind a slow link, p99.9, to kernel VXLAN", Underlay: ugro, Scenario: "slow-link", Metric: scenario.GapP999, System: "uvxlan", To: "kernel", Limit: 1.5},
 	{What: "packets in that are lost behind a slow link", Underlay: ugro, Scenario: "slow-link", Metric: scenario.InboundLost, System: "uvxlan", Limit: 0},
-	{What: "resident, 2 workers, fresh", Underlay: ugro, Scenario: "memory", Metric: scenario.MemoryIdle, System: "uvxlan-2-workers", Limit: 20},
-	{What: "resident, 8 workers loaded, beyond 1 worker fresh", Underlay: ugro, Scenario: "memory", Metric: scenario.MemoryLoaded, System: "uvxlan-8-workers", To: "uvxlan-1-worker", From: scenario.MemoryIdle, Limit: 48},
+	{What: "resident, 2 workers, idle", Underlay: ugro, Scenario: "memory", Metric: scenario.MemoryIdle, System: "uvxlan-2-workers", Limit: 20},
+	{What: "resident, 8 workers loaded, beyond 1 worker idle", Underlay: ugro, Scenario: "memory", Metric: scenario.MemoryLoaded, System: "uvxlan-8-workers", To: "uvxlan-1-worker", From: scenario.MemoryIdle, Limit: 48},
 }
 
 // show is the target's figure as text.

@@ -13,6 +13,8 @@ const (
 	// memoryFlows is the number of streams each way, first of TCP and then of UDP: with
 	// so many, each worker has some.
 	memoryFlows = 16
+	// memoryIdle is for how long a daemon has been idle when it is looked at first.
+	memoryIdle = 5 * time.Second
 	// memoryInterval is between two looks at a process.
 	memoryInterval = 50 * time.Millisecond
 )
@@ -20,7 +22,7 @@ const (
 func memoryScenarios() []Scenario {
 	return []Scenario{{
 		Name:  "memory",
-		About: "Memory of a daemon, fresh and then under 16 flows each way, first TCP, then UDP of 64 bytes; the larger of the two hosts'",
+		About: "Memory of a daemon, 5 s after its start and then under 16 flows each way, first TCP, then UDP of 64 bytes; the larger of the two hosts'",
 		Main:  MemoryLoaded, Fresh: true, Least: 6 * time.Second, Run: memory,
 	}}
 }
@@ -28,6 +30,11 @@ func memoryScenarios() []Scenario {
 func memory(ctx context.Context, p Path, d time.Duration) (Sample, error) {
 	if len(p.PIDs) == 0 {
 		return nil, errors.New("no process carries the packets")
+	}
+	select {
+	case <-time.After(memoryIdle):
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	var idle, loaded procstat.Memory
 	if err := largest(p.PIDs, &idle); err != nil {

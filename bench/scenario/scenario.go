@@ -46,8 +46,8 @@ var (
 	FastP50     = Metric{Name: "fast peer, p50", Unit: "us", Lower: true}
 	FastP99     = Metric{Name: "fast peer, p99", Unit: "us", Lower: true}
 
-	MemoryIdle          = Metric{Name: "resident, fresh", Unit: "MiB", Lower: true, Plain: true}
-	MemoryAnonymousIdle = Metric{Name: "anonymous, fresh", Unit: "MiB", Lower: true, Plain: true}
+	MemoryIdle          = Metric{Name: "resident, idle", Unit: "MiB", Lower: true, Plain: true}
+	MemoryAnonymousIdle = Metric{Name: "anonymous, idle", Unit: "MiB", Lower: true, Plain: true}
 	MemoryLoaded        = Metric{Name: "resident, loaded", Unit: "MiB", Lower: true, Plain: true}
 	MemoryAnonymous     = Metric{Name: "anonymous, loaded", Unit: "MiB", Lower: true, Plain: true}
 	MemoryHuge          = Metric{Name: "huge pages, loaded", Unit: "MiB", Lower: true, Plain: true}

@@ -19,8 +19,10 @@ import (
 
 const (
 	// interval is between two looks: less than it takes an idle daemon to allocate
-	// as much as starts a collection.
-	interval = 20 * time.Second
+	// as much as starts a collection. The first looks follow each other sooner, the
+	// second after firstInterval: what a start has used is left over soon after it.
+	interval      = 20 * time.Second
+	firstInterval = time.Second
 	// slack is what may become resident before it is worth a collection, which
 	// costs some milliseconds of a CPU while no more than largeHeap is live. In a
 	// larger heap that share is small.
@@ -31,9 +33,8 @@ const (
 // Keep trims the process, and again whenever it has grown, until ctx ends or that
 // isn't possible.
 func Keep(ctx context.Context) error {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for trimmed := 0; ; {
+	wait := firstInterval
+	for trimmed := 0; ; wait = min(2*wait, interval) {
 		now, err := resident()
 		if err == nil && now > trimmed+slack && liveHeap() <= largeHeap {
 			if err = Trim(); err == nil {
@@ -46,7 +47,7 @@ func Keep(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 	}
 }
