@@ -10,7 +10,7 @@ import (
 	"uvxlan/bench/scale"
 )
 
-// scale measures what many leases cost, instead of all else.
+// runScale measures what many leases cost, instead of all else.
 func (o *options) runScale(ctx context.Context) (err error) {
 	if os.Geteuid() != 0 {
 		return errRoot

@@ -25,8 +25,8 @@
 //
 // Opening and configuring a device needs CAP_NET_ADMIN, and the direct modes need
 // what [onlink.Mode] says; the UDP sockets need nothing. What opens something does so
-// in the network namespace of the calling thread, so that a goroutine which has entered
-// another is to be locked to its thread; what is open stays where it was opened.
+// in the network namespace of the calling thread, so a goroutine that has entered
+// another must be locked to its thread. What is open stays where it was opened.
 //
 // The device is the kernel's, by one of several drivers (see [device.Open]), or
 // anything else that is a [device.Device]: [device.WrapWireGuard] makes one of a TCP/IP

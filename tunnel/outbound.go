@@ -39,11 +39,11 @@ const (
 	// stay in the cache.
 	txBatch = 64
 	txBytes = 512 << 10
-	// txHeaders is room for the segments' headers: of txBytes at an ordinary MTU.
+	// txHeaders is the memory for the segments' headers: of txBytes at an ordinary MTU.
 	// A batch that needs more is sent in parts.
 	txHeaders = 64 << 10
-	// txPackets is room for a batch's packets, and outboundMemory what an outbound
-	// takes of the worker's arena.
+	// txPackets is the memory for a batch's packets, and outboundMemory all that an
+	// outbound takes of the worker's arena.
 	txPackets      = txBytes + headroom + device.MaxPacket
 	outboundMemory = txPackets + txHeaders
 	// refusalPause is how long a worker sleeps after a batch in which the device

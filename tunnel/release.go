@@ -28,13 +28,14 @@ type Descriptors struct {
 
 // ErrNotReleased says that a device or an underlay has no descriptors that could be
 // adopted.
-var ErrNotReleased = errors.New("a device of this driver can't be handed over")
+var ErrNotReleased = errors.New("the device or the underlay can't be handed over")
 
 // Release ends Run like Close, between two packets, but closes neither device nor
 // sockets and removes no route: they are the caller's, to be adopted by another
 // router, in this process or in another one. Until then packets wait in the
 // kernel's queues. It returns [ErrNotReleased] for a device of another driver than
-// [device.DriverNative] and for an underlay that isn't [underlay.UDP], and [ErrClosed] on a closed router; then nothing has happened.
+// [device.DriverNative] and for an underlay that isn't [underlay.UDP], and [ErrClosed]
+// on a closed router; then nothing has happened.
 func (r *Router) Release() (d Descriptors, err error) {
 	err = r.life.HandOver(func() error {
 		d, err = r.descriptors()

@@ -148,7 +148,7 @@ func (q *loopQueue) Write(_ encap.Offload, parts [][]byte) error {
 	return nil
 }
 
-// loop is a worker that sends what a loopQueue gives to itself.
+// newLoop makes a worker that sends what a loopQueue gives to itself.
 func newLoop(t testing.TB, q *loopQueue) *worker {
 	t.Helper()
 	n := newNodeOn(t, testhost.NewMemoryDevice(t, 1, offload.All), 1, testhost.FreePort(t), offload.All, func(c *Config) { c.AnySource = true })

@@ -142,9 +142,9 @@ func NewUDP(c UDPConfig) (*Batch, error) {
 }
 
 // NewPacket returns a batch for packet sockets, over which the destinations are
-// spread: all messages to one leave by the same socket. Messages that are refused, other than for
-// want of room, are not dropped but returned, with all later ones to the same
-// destination, for another way: see [Batch.Returned].
+// spread: all messages to one leave by the same socket. A message that is refused,
+// other than for want of room, isn't dropped: it is returned, with all later ones to
+// the same destination, so that they can go another way. See [Batch.Returned].
 func NewPacket(fds ...int) (*Batch, error) {
 	b := &Batch{returns: true}
 	b.pools[0] = b.open(fds, [4][]byte{})
@@ -187,11 +187,11 @@ func (b *Batch) Close() error { return b.backlog.arena.Close() }
 // at most. If it hasn't, Flush makes room, also in the middle of a packet.
 func (b *Batch) Fits(pieces int) bool { return b.used < maxMessages && b.pieces+pieces <= maxPieces }
 
-// Begin starts a packet to a destination, which Append is given the datagrams
-// of: its flow chooses the socket, ecn is the outer ECN field, datagrams and
-// bytes are what the packet is going to make. False means that it is dropped,
-// and counted: there is no room for it, nor will there soon be. Counters may be
-// nil.
+// Begin starts a packet to a destination, whose datagrams are then given to
+// Append. Its flow chooses the socket, ecn is the outer ECN field, and the packet
+// is going to make so many datagrams and bytes. False means that the packet is
+// dropped, and counted: neither the socket nor its backlog has room for it.
+// Counters may be nil.
 func (b *Batch) Begin(to *Destination, of *Counters, flow uint32, ecn uint8, datagrams, bytes int) bool {
 	p := &b.pools[to.pool]
 	if p.n == 0 {
@@ -298,10 +298,10 @@ func (b *Batch) put(m *message, p []byte) {
 	b.pieces++
 }
 
-// Whole starts a packet that leaves as one message, which Part is given the
-// parts of: with a packet socket the vnet header, the Ethernet header and the
-// packet, of which the kernel makes so many segments, of so many bytes. False
-// means that it is dropped, and counted, as Begin's. The caller has asked Fits.
+// Whole starts a packet that leaves as one message, whose parts are then given to
+// Part: with a packet socket the vnet header, the Ethernet header and the packet.
+// The packet has so many bytes, and the kernel makes so many segments of it. False
+// means what Begin's does. The caller has asked Fits.
 func (b *Batch) Whole(to *Destination, of *Counters, segments, bytes int) bool {
 	if !b.Begin(to, of, to.hash, 0, segments, bytes) {
 		return false

@@ -111,9 +111,9 @@ func (d *Destination) TooBig() bool { return d.tooBig.Load() && d.tooBig.Swap(fa
 // anyLength is longer than any datagram.
 const anyLength = math.MaxInt32
 
-// MaxDatagram is how many bytes of payload a datagram to the destination may have to
-// travel in one piece, more than any has if that isn't known. There are no runs of
-// longer ones: the kernel would refuse them.
+// MaxDatagram is the longest payload, in bytes, with which a datagram travels to the
+// destination in one piece; where that isn't known, it is more than any datagram has.
+// There are no runs of longer ones: the kernel would refuse them.
 func (d *Destination) MaxDatagram() int { return int(d.longest.Load()) }
 
 // SetMaxDatagram changes MaxDatagram to n bytes, 0 if it isn't known. Any goroutine

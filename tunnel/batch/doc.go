@@ -32,9 +32,9 @@
 // # A slow link slows no other
 //
 // All destinations share a pool of sockets, over which their flows are spread.
-// The kernel doesn't say whose packets fill a buffer, and it isn't those of whom
-// most was sent: what goes by a fast link is gone at once. So nobody is found
-// guilty. Instead no destination can fill them all:
+// The kernel doesn't say whose packets fill a buffer. They needn't be those of
+// the destination that most is sent to: what goes by a fast link is gone at once.
+// So nobody is blamed; instead, no destination can fill all the buffers:
 //
 //   - A destination that meets a full buffer is confined for [ConfinedFor], and
 //     anew whenever it meets one: its flows share a quarter of the sockets, which
@@ -42,8 +42,8 @@
 //   - A socket that was full is left alone for as long by all destinations that
 //     aren't confined: their flows go by the next socket.
 //
-// Whoever fills buffers is so left with 4 sockets of 16, and all others have the
-// rest to themselves. That holds while the slow destinations' sockets are not the
+// So whoever fills buffers has 4 sockets of 16 left, and all others have the rest
+// to themselves. That holds while the slow destinations' sockets are not the
 // whole pool: for three of them always. With more of them, fast flows share
 // buffers with slow ones, on whatever socket has room. A fast destination that
 // met a buffer which a slow one had filled is confined by mistake for

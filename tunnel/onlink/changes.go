@@ -24,7 +24,7 @@ type change struct {
 // notable tells a change that changes how packets travel.
 func (c change) notable() bool { return c.hop.path.Direct || c.before.Direct || c.hop.path.Unreachable }
 
-// turnLocked records a path, and adds it to changes if it is another than before.
+// recordLocked records a path, and adds it to changes if it is another than before.
 func (p *Paths) recordLocked(changes []change, h *Hop, path Path) []change {
 	if h.path.same(path) {
 		return changes
@@ -35,7 +35,7 @@ func (p *Paths) recordLocked(changes []change, h *Hop, path Path) []change {
 	return append(changes, change{hop: h, before: before})
 }
 
-// tellLocked logs changes that happened at once.
+// logLocked logs changes that happened at once.
 func (p *Paths) logLocked(changes []change) {
 	var direct, vxlan, unreachable int
 	for _, t := range changes {
@@ -59,7 +59,7 @@ func (p *Paths) logLocked(changes []change) {
 	}
 }
 
-// tellOne logs a host's change, for each subnet behind it.
+// logOne logs a host's change, for each subnet behind it.
 func (p *Paths) logOne(t change, many bool) {
 	level := slog.LevelInfo
 	switch {
@@ -88,7 +88,7 @@ func (p *Paths) logOne(t change, many bool) {
 	}
 }
 
-// tellRoutes logs which routes can't be there and which can again.
+// logRoutes logs which routes can't be there and which can again.
 func (p *Paths) logRoutes(failed []*kroute.Error, healed []kroute.Route) {
 	bad, good := slog.LevelWarn, slog.LevelInfo
 	if len(failed) > manyChanges {

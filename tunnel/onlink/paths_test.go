@@ -130,7 +130,7 @@ func TestPathsFollowHops(t *testing.T) {
 	}
 }
 
-// tracked are the addresses that the watcher has been told.
+// known tells whether host n has a hop.
 func (f *followed) known(n int) bool { return f.Hop(underlayOf(n)) != nil }
 
 func TestPathsMembers(t *testing.T) {
@@ -228,7 +228,7 @@ func TestPathsGiveUp(t *testing.T) {
 	f.expect(1, "vxlan: the underlay can't be followed")
 }
 
-// Many hosts that turn at once are one line in the log.
+// Many hosts whose paths change at once are one line in the log.
 func TestPathsTellOfManyTogether(t *testing.T) {
 	const hosts = 10000
 	turnAll := func(f *followed, n int, next nexthop.Hop) {

@@ -14,7 +14,7 @@ type routeChanges struct {
 	remove []netip.Prefix
 }
 
-// settle makes a subnet's route what its host's path says. As long as nobody
+// set makes a subnet's route what its host's path says. As long as nobody
 // has looked at the path, a route that is there stays.
 func (c *routeChanges) set(h *Hop, subnet netip.Prefix) {
 	switch {

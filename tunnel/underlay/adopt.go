@@ -18,8 +18,9 @@ var ErrUnfit = descriptor.ErrUnfit
 
 // Sockets are the sockets of one address family.
 type Sockets struct {
-	// Receive are bound to one address and the VXLAN port, one for each queue of
-	// the device. If there are several, each was bound with SO_REUSEPORT.
+	// Receive are bound to one address, not the unspecified one, and the VXLAN port,
+	// one for each queue of the device. If there are several, each was bound with
+	// SO_REUSEPORT.
 	Receive []int `json:"receive"`
 	// Send only send, a pool for each of Receive. The pools have the same ports,
 	// in the same order and shared by SO_REUSEPORT, so that a flow keeps its port
@@ -29,16 +30,16 @@ type Sockets struct {
 	Send [][]int `json:"send,omitempty"`
 }
 
-// Adopt makes an underlay of sockets that the caller has opened, with
-// whatever privilege and in whatever network namespace. Of c it takes
-// Offloads; addresses, ports and numbers are the sockets' own, and packet sockets
-// are for [onlink.Open]. A socket that isn't as [Sockets] says is [ErrUnfit].
+// Adopt makes an underlay of sockets that the caller has opened, with whatever
+// privilege and in whatever network namespace. There is one set for each address
+// family, and both have the same VXLAN port and as many receiving sockets. A socket
+// that isn't as [Sockets] says is [ErrUnfit].
 //
-// The underlay owns the descriptors from here on and closes them; they become
+// The underlay owns the descriptors from here on and closes them. They become
 // non-blocking and close-on-exec and get the options that [Listen] would set, but
-// for the sizes of their buffers: some MiB, which may take SO_RCVBUFFORCE, lose
-// less at high rates. After an error they are still the caller's. The paths' MTUs
-// are known only if the calling thread is in the sockets' network namespace.
+// for the receive buffers: some MiB, which may take SO_RCVBUFFORCE, lose less at
+// high rates. After an error they are still the caller's. The paths' MTUs are known
+// only if the calling thread is in the sockets' network namespace.
 func Adopt(s []Sockets, want offload.Set) (*UDP, error) {
 	u := &UDP{offloads: want & (offload.GSO | offload.GRO), probe: newRouteProbe()}
 	err := u.adopt(s)

@@ -29,8 +29,8 @@ type Underlay interface {
 	Locals() []netip.AddrPort
 	// Workers is how many of them Open may be called for.
 	Workers() int
-	// Open readies one worker's share of the underlay, once at a time. With
-	// hugePages what it receives lies on huge pages where the kernel has them.
+	// Open readies one worker's share of the underlay, which nobody else has open.
+	// With hugePages what it receives lies on huge pages where the kernel has them.
 	Open(worker int, hugePages bool) (Conn, error)
 	// Offloads are those in use, of [offload.GSO] and [offload.GRO].
 	Offloads() offload.Set
@@ -48,8 +48,8 @@ type Conn interface {
 	FDs() []int
 	// Receive returns messages that have arrived, and never waits: with nothing to
 	// receive there are none. They hold until Receive is called without keep. With
-	// keep it adds to the batch that the messages before are of, by the same
-	// socket; full says that the batch has no more room, so that there may be more.
+	// keep it goes on with the batch of the messages before, at the same socket. full
+	// says that the batch is full, so that there may be more.
 	// After an error, which is ErrGone or of the kernel, nothing more will come.
 	Receive(keep bool) (messages []Message, full bool, err error)
 	// Lost is how many datagrams have found no room in the receive buffers since Open

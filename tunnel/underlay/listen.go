@@ -39,9 +39,9 @@ type Config struct {
 	Workers int
 	// SourcePorts is the number of sending sockets a worker has, each on another
 	// port of the kernel's local range, the same for all workers; 0 means
-	// DefaultSourcePorts. They are fewer where that range is narrow, of which no
-	// more than a quarter is taken, or used up; without any, everything leaves from
-	// the VXLAN port.
+	// DefaultSourcePorts. There are fewer where that range is used up, or so narrow
+	// that they would take more than a quarter of it. Where there are none, everything
+	// leaves from the VXLAN port.
 	SourcePorts int
 	// Offloads are those wanted of the sockets, offload.GSO and offload.GRO; what
 	// the kernel refuses is left out.

@@ -1,5 +1,5 @@
 // Package arena has memory for packets outside of Go's heap: it doesn't count
-// when the collector decides how much garbage may gather, takes room only where
+// when the collector decides how much garbage may gather, is resident only where
 // it has been written to, and goes back to the host when it is closed.
 package arena
 

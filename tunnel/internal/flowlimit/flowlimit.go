@@ -1,12 +1,12 @@
 // Package flowlimit remembers how long the packets of TCP flows may be: those
-// into containers whose MTU is below the device's, or behind a link inside whose
-// MTU is.
+// into containers whose MTU is below the device's, or that a link with a smaller
+// MTU leads to.
 //
 // It is asked when an unsplit superpacket of another kernel is to be cut, which
 // doesn't tell its segment size. What is remembered was read from the packets that
 // go the other way (see [encap.ReadPacketLimit]): a receiver's MSS tells its MTU,
 // and where the handshake was missed the kernel answers the first superpacket that
-// it can't pass on with an ICMP error, which it doesn't limit the rate of.
+// it can't pass on with an ICMP error, a kind whose rate it doesn't limit.
 package flowlimit
 
 import (

@@ -19,5 +19,5 @@ func Leave() { workers.Add(-1) }
 // Workers is how many have entered and not left.
 func Workers() int { return int(workers.Load()) }
 
-// Limit is GOMAXPROCS, which is only asked for.
+// Limit is GOMAXPROCS, which is read and never set.
 func Limit() int { return runtime.GOMAXPROCS(0) }

@@ -1,5 +1,5 @@
 // Package testhost makes hosts in network namespaces for the tests of package
-// tunnel and its rooms.
+// tunnel and the packages below it.
 package testhost
 
 import (
