@@ -56,7 +56,7 @@ func describe(constant prometheus.Labels) *descs {
 		batches:       desc("batches_total", "Rounds in which a worker moved something.", "direction"),
 		directPackets: desc("direct_packets_total", "Packets sent without VXLAN by a packet socket."),
 		fallbacks:     desc("offload_fallbacks_total", "Superpackets that the kernel refused and that were passed on one by one."),
-		answers:       desc("answers_total", "ARP replies, neighbour advertisements and ICMP errors sent to the containers."),
+		answers:       desc("answers_total", "ARP replies and neighbour advertisements to peers, ICMP errors to containers."),
 		drops:         desc("drops_total", "Dropped packets.", "reason"),
 		ways:          desc("offload_enabled", "Whether a way to move many packets at once is in use.", "offload"),
 	}

@@ -45,7 +45,7 @@ func TestCollector(t *testing.T) {
 		`uvxlan_direct_packets_total{network="a"} 8`,
 		"# HELP uvxlan_offload_fallbacks_total Superpackets that the kernel refused and that were passed on one by one.", "# TYPE uvxlan_offload_fallbacks_total counter",
 		`uvxlan_offload_fallbacks_total{network="a"} 9`,
-		"# HELP uvxlan_answers_total ARP replies, neighbour advertisements and ICMP errors sent to the containers.", "# TYPE uvxlan_answers_total counter",
+		"# HELP uvxlan_answers_total ARP replies and neighbour advertisements to peers, ICMP errors to containers.", "# TYPE uvxlan_answers_total counter",
 		`uvxlan_answers_total{network="a"} 12`,
 		"# HELP uvxlan_drops_total Dropped packets.", "# TYPE uvxlan_drops_total counter",
 		"# HELP uvxlan_offload_enabled Whether a way to move many packets at once is in use.", "# TYPE uvxlan_offload_enabled gauge",
