@@ -10,6 +10,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/arena"
 	"uvxlan/tunnel/internal/wake"
 )
 
@@ -39,18 +40,21 @@ type intake struct {
 	next  int      // the first of them that is still to be read
 }
 
+// intakeSlots is how many buffers an intake has.
+func intakeSlots(batchSize int) int { return batchSize + 2*intakePackets }
+
 // handed is a packet, in a buffer of the intake's, or why there is none.
 type handed struct {
 	packet []byte
 	err    error
 }
 
-func newIntake(batchSize int) (*intake, error) {
+func newIntake(batchSize int, memory *arena.Arena) (*intake, error) {
 	waker, err := wake.Open()
 	if err != nil {
 		return nil, err
 	}
-	slots := packetSlots(batchSize+2*intakePackets, MaxPacket)
+	slots := packetSlots(memory, intakeSlots(batchSize), MaxPacket)
 	in := &intake{waker: waker, reading: slots[:batchSize:batchSize], free: slots[batchSize:], sizes: make([]int, batchSize)}
 	in.room.L = &in.mu
 	return in, nil

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -8,6 +9,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/arena"
 	"uvxlan/tunnel/offload"
 )
 
@@ -15,7 +17,8 @@ import (
 // which needs neither privilege nor kernel device. The device has one queue and
 // takes part in no offloads: wireguard-go's keep superpackets to themselves.
 //
-// WrapWireGuard starts to read at once, and passes over events. Close closes
+// WrapWireGuard starts to read at once, and passes over events. dev keeps no buffer
+// once its Read or Write has returned: the memory is unmapped by Close. Close closes
 // dev and waits until its Read has returned, as every tun.Device's does then, and
 // its channel of events is closed. When WrapWireGuard returns an error, dev is
 // still the caller's.
@@ -28,12 +31,17 @@ func WrapWireGuard(dev tun.Device) (Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the device for its name: %w", err)
 	}
-	in, err := newIntake(max(dev.BatchSize(), 1))
+	batch := max(dev.BatchSize(), 1)
+	memory, err := arena.Map(slotsSize(intakeSlots(batch), MaxPacket)+slotsSize(batch, wireguardOffset+MaxPacket), false)
 	if err != nil {
 		return nil, fmt.Errorf("wrap device %s: %w", name, err)
 	}
-	d := &wireguardDevice{dev: dev, name: name, in: in}
-	d.queues[0] = newWireguardQueue(dev, in)
+	in, err := newIntake(batch, memory)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("wrap device %s: %w", name, err), memory.Close())
+	}
+	d := &wireguardDevice{dev: dev, name: name, in: in, memory: memory}
+	d.queues[0] = newWireguardQueue(dev, in, packetSlots(memory, batch, wireguardOffset+MaxPacket))
 	d.running.Go(func() { in.run(dev) })
 	d.running.Go(func() { ignore(dev.Events()) })
 	return d, nil
@@ -55,6 +63,7 @@ type wireguardDevice struct {
 	name   string
 	queues [1]Queue
 	in     *intake
+	memory *arena.Arena // of all packets
 
 	running sync.WaitGroup
 	once    sync.Once // Close
@@ -72,6 +81,7 @@ func (d *wireguardDevice) Close() (err error) {
 		err = d.dev.Close()
 		d.running.Wait()
 		unix.Close(d.in.waker.FD)
+		err = errors.Join(err, d.memory.Close())
 	})
 	if err != nil {
 		return fmt.Errorf("close device %s: %w", d.name, err)
@@ -122,8 +132,7 @@ type wireguardQueue struct {
 	lost   int
 }
 
-func newWireguardQueue(dev tun.Device, in *intake) *wireguardQueue {
-	slots := packetSlots(max(dev.BatchSize(), 1), wireguardOffset+MaxPacket)
+func newWireguardQueue(dev tun.Device, in *intake, slots [][]byte) *wireguardQueue {
 	return &wireguardQueue{
 		intake: in, dev: dev, urgent: dev.File() == nil, slots: slots, full: make([][]byte, 0, len(slots)),
 	}
@@ -178,15 +187,18 @@ func (q *wireguardQueue) pass() {
 	q.full = q.full[:0]
 }
 
-// packetSlots makes n slots for packets of at most size bytes. They lie at an
-// odd distance: at a power of two their first lines would contend for the same
+// packetSlots makes n slots for packets of at most size bytes, of an arena. They lie
+// at an odd distance: at a power of two their first lines would contend for the same
 // few places of the cache.
-func packetSlots(n, size int) [][]byte {
-	stride := size + 2048 + 64
-	memory := make([]byte, n*stride)
+func packetSlots(a *arena.Arena, n, size int) [][]byte {
+	stride := slotsSize(1, size)
+	memory := a.Alloc(slotsSize(n, size))
 	slots := make([][]byte, n)
 	for i := range slots {
 		slots[i] = memory[i*stride:][:size:size]
 	}
 	return slots
 }
+
+// slotsSize is how many bytes n slots take.
+func slotsSize(n, size int) int { return n * (size + 2048 + 64) }
