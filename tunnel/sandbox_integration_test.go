@@ -27,26 +27,34 @@ import (
 	"uvxlan/tunnel/underlay"
 )
 
-// The test binary plays three parts: the test, an unprivileged container runtime
-// and the sandbox that the runtime makes. The latter two are told by the
-// environment.
+// The test binary plays four parts: the test, an unprivileged container runtime,
+// the sandbox that the runtime makes, and an embedder that keeps what it donates.
+// All but the first are told by the environment.
 const (
 	roleVariable = "UVXLAN_TEST_ROLE"
 	planVariable = "UVXLAN_TEST_PLAN"
 )
 
-// sandboxPlan is what the parts must know of each other.
-type sandboxPlan struct {
+// partPlan is what the parts must know of each other.
+type partPlan struct {
 	TUN    string // the device node
-	Target string // where the sandbox finds an echo
+	Target string // where an echo is
 	Bytes  int
+}
+
+// planOf is a plan as the environment carries it.
+func planOf(t *testing.T, plan partPlan) string {
+	t.Helper()
+	b, err := json.Marshal(plan)
+	testhost.Must(t, err)
+	return string(b)
 }
 
 // sandboxSocket is the sandbox's end of the socket to its runtime.
 const sandboxSocket = 3
 
 func play(role string) int {
-	var plan sandboxPlan
+	var plan partPlan
 	err := json.Unmarshal([]byte(os.Getenv(planVariable)), &plan)
 	switch {
 	case err != nil:
@@ -54,6 +62,8 @@ func play(role string) int {
 		err = playRuntime()
 	case role == "sandbox":
 		err = playSandbox(plan)
+	case role == "donor":
+		err = playDonor(plan)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, role+":", err)
@@ -167,7 +177,7 @@ func receiveDescriptor(c *net.UnixConn) (int, error) {
 }
 
 // playSandbox makes the device, gives its queue away and talks to the peer.
-func playSandbox(plan sandboxPlan) error {
+func playSandbox(plan partPlan) error {
 	fd, err := testhost.AttachTUN(plan.TUN, "overlay0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 	if err != nil {
 		return err
@@ -240,13 +250,12 @@ func TestIntegrationRootlessSandbox(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	plan, err := json.Marshal(sandboxPlan{TUN: tunNode(t), Target: l.Addr().String(), Bytes: 16 << 20})
-	testhost.Must(t, err)
+	plan := planOf(t, partPlan{TUN: tunNode(t), Target: l.Addr().String(), Bytes: 16 << 20})
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	var out bytes.Buffer
 	c := exec.CommandContext(ctx, "/proc/self/exe")
-	c.Env = append(os.Environ(), roleVariable+"=runtime", planVariable+"="+string(plan))
+	c.Env = append(os.Environ(), roleVariable+"=runtime", planVariable+"="+plan)
 	c.Stdout, c.Stderr = &out, &out
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	testhost.Inside(host, func() (struct{}, error) { return struct{}{}, c.Start() })
