@@ -27,9 +27,10 @@ import (
 // vtep is a host of 10.66.0.0/24 with 10.99.n.1 as its overlay address.
 type vtep struct {
 	*testhost.Host
-	n       byte
-	router  *Router
-	running sync.WaitGroup
+	n         byte
+	anySource bool // as of Config
+	router    *Router
+	running   sync.WaitGroup
 }
 
 func vtepMAC(n byte) encap.MAC { return encap.MAC{2, 0, 0, 0, 9, n} }
@@ -77,7 +78,7 @@ func (v *vtep) follow(mode onlink.Mode, c onlink.Config) *onlink.Paths {
 func (v *vtep) run(d device.Device, u *underlay.UDP, p *onlink.Paths, peers ...Peer) {
 	v.T.Helper()
 	c := vtepConfig(v.n)
-	c.OnLink = p
+	c.OnLink, c.AnySource = p, v.anySource
 	r, err := New(d, u, c)
 	testhost.Must(v.T, err)
 	testhost.Must(v.T, r.ReplacePeers(peers))
