@@ -22,12 +22,27 @@ import (
 type channelFar struct {
 	t *testing.T
 	c *tuntest.ChannelTUN
+	// gone is closed with the device, which then takes no more.
+	gone <-chan struct{}
+}
+
+// announcedTUN tells when it is closed.
+type announcedTUN struct {
+	tun.Device
+	gone chan struct{}
+}
+
+func (d announcedTUN) Close() error {
+	defer close(d.gone)
+	return d.Device.Close()
 }
 
 func (f channelFar) send(p []byte) error {
 	select {
 	case f.c.Outbound <- p:
 		return nil
+	case <-f.gone:
+		return os.ErrClosed
 	case <-time.After(testhost.Patience):
 		return os.ErrDeadlineExceeded
 	}
@@ -51,9 +66,10 @@ func TestWrapWireGuardConforms(t *testing.T) {
 	conform(t, func(t *testing.T) *subject {
 		c := tuntest.NewChannelTUN()
 		c.Inbound = make(chan []byte, 1<<16)
-		d, err := device.WrapWireGuard(c.TUN())
+		gone := make(chan struct{})
+		d, err := device.WrapWireGuard(announcedTUN{c.TUN(), gone})
 		testhost.Must(t, err)
-		return &subject{t: t, device: d, far: channelFar{t, c}, mtu: 1500}
+		return &subject{t: t, device: d, far: channelFar{t, c, gone}, mtu: 1500}
 	})
 }
 
