@@ -48,6 +48,7 @@ func (r *Router) Release() (d Descriptors, err error) {
 	err = r.paths.Release()
 	r.haltWorkers()
 	r.life.Wait()
+	r.lookOutside() // for the last time
 	device.Disown(r.device)
 	if u, ok := r.underlay.(*underlay.UDP); ok {
 		err = errors.Join(err, u.Release())

@@ -199,6 +199,7 @@ func (r *Router) haltWorkers() {
 // calls do nothing.
 func (r *Router) Close() error {
 	return r.life.Close(r.haltWorkers, func() error {
+		r.lookOutside() // for the last time
 		return errors.Join(r.closeWorkers(), r.paths.Close(), r.underlay.Close(), r.device.Close())
 	})
 }

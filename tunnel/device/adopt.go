@@ -52,7 +52,9 @@ func Adopt(queues []int, want offload.Set) (Device, error) {
 		return nil, fmt.Errorf("adopt TUN device %s: %w", d.name, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err))
 	}
 	d.offloads = setOffloads(queues[0], want)
-	d.counters = openCounters(d.name)
+	if isHere(queues[0]) {
+		d.counters = openCounters(d.name)
+	}
 	return d, nil
 }
 

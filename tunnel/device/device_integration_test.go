@@ -224,3 +224,27 @@ func segmentSize(size uint16) []byte {
 	binary.NativeEndian.PutUint16(b[unix.CmsgLen(0):], size)
 	return b
 }
+
+// The counters of an interface that only has the device's name aren't the device's.
+func TestIntegrationDroppedIsOfTheRightNamespace(t *testing.T) {
+	there, here := testhost.New(t), testhost.New(t)
+	open := func(h *testhost.Host) int {
+		return testhost.Inside(h, func() (int, error) {
+			return testhost.AttachTUN(testhost.TUNPath, "tun7", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+		})
+	}
+	foreign := open(there)
+	adopt := func(fd int) (known bool) {
+		d := testhost.Inside(here, func() (device.Device, error) { return device.Adopt([]int{fd}, offload.All) })
+		_, known = device.Dropped(d)
+		testhost.Must(t, d.Close())
+		return known
+	}
+	own := open(here)
+	if adopt(foreign) {
+		t.Error("a device of another network namespace has the drops of one here")
+	}
+	if !adopt(own) {
+		t.Error("the drops of a device of this network namespace aren't known")
+	}
+}

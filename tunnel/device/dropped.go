@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // counters is the kernel's table of interface counters (proc_pid_net(5)) of the
@@ -12,8 +14,20 @@ import (
 // waits for nobody who changes interfaces.
 type counters struct{ file *os.File }
 
-// openCounters opens the calling thread's, if the interface is in it: one that was
-// adopted may be elsewhere.
+// isHere tells whether a queue's interface is in the calling thread's network
+// namespace. Another may have an interface of the same name.
+func isHere(queue int) bool {
+	fd, err := unix.IoctlRetInt(queue, unix.TUNGETDEVNETNS)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var there, here unix.Stat_t
+	return unix.Fstat(fd, &there) == nil && unix.Stat("/proc/thread-self/ns/net", &here) == nil &&
+		there.Ino == here.Ino && there.Dev == here.Dev
+}
+
+// openCounters opens the calling thread's, if the interface is in it.
 func openCounters(name string) *counters {
 	file, err := os.Open("/proc/thread-self/net/dev")
 	if err != nil {
