@@ -314,15 +314,18 @@ func (in *inbound) put(o encap.Offload, parts [][]byte) error {
 		return in.segments.write(in.queue, o, parts)
 	}
 	err := in.queue.Write(o, parts)
-	if errors.Is(err, unix.EINVAL) && o.GSO != encap.GSONone {
-		in.counts.fallbacks++
-		return in.segments.write(in.queue, o, parts)
+	if !errors.Is(err, unix.EINVAL) || o == (encap.Offload{}) {
+		return err
 	}
-	return err
+	if o.GSO != encap.GSONone {
+		in.counts.fallbacks++
+	}
+	return in.segments.write(in.queue, o, parts)
 }
 
-// segmentWriter writes superpackets segment by segment, for kernels that refuse some
-// of them (Linux 6.6.44 and its neighbours) or take none of UDP.
+// segmentWriter writes superpackets segment by segment, and unfilled checksums filled
+// in: for kernels that refuse some superpackets (Linux 6.6.44 and its neighbours) or
+// take none of UDP, and for devices that take packets only as they are to be.
 type segmentWriter struct {
 	segmenter encap.Segmenter
 	packet    []byte
@@ -338,6 +341,13 @@ func (s *segmentWriter) write(q device.Queue, o encap.Offload, parts [][]byte) e
 			s.packet = append(s.packet, p...)
 		}
 		packet = s.packet
+	}
+	if o.GSO == encap.GSONone {
+		if !encap.FillChecksum(packet, o) {
+			return unix.EINVAL
+		}
+		s.parts = [2][]byte{packet}
+		return q.Write(encap.Offload{}, s.parts[:1])
 	}
 	if err := s.segmenter.Start(packet, o); err != nil {
 		return err

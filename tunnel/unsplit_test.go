@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -173,5 +174,38 @@ func TestInboundCountsWhatTheDeviceLoses(t *testing.T) {
 				t.Errorf("counted %d packets, %d more datagrams and %d drops", in.counts.packets, in.counts.datagrams, in.counts.drops[DropDevice])
 			}
 		})
+	}
+}
+
+// A kernel on the same machine leaves checksums to a NIC that there isn't. A device
+// that takes packets only as they are to be gets them filled in.
+func TestPlainDeviceGetsChecksums(t *testing.T) {
+	a := newNodeOn(t, testhost.NewMemoryDevice(t, 1, 0).Plain(), 1, testhost.FreePort(t), 0, nil)
+	a.run(t)
+	addPeers(t, a, testPeer9)
+	w := newWire(t, 9, a)
+	header := encap.MakeFrameHeader(testVNI, testMAC(1), testMAC(9), encap.EtherTypeIPv4)
+	for _, want := range []encap.IPv4{
+		testhost.TCPPacket("10.0.9.9", "10.0.1.9", 1, 0),
+		testhost.TCPPacket("10.0.9.9", "10.0.1.9", 1, 100),
+		testhost.UDPPacket("10.0.9.9", "10.0.1.9", 100),
+	} {
+		packet, offset := slices.Clone(want), 16
+		if want.Protocol() == encap.ProtoUDP {
+			offset = 6
+		}
+		segment := packet.Payload()
+		binary.BigEndian.PutUint16(segment[offset:], encap.Fold(packet.PseudoHeaderSum(packet.Protocol(), len(segment))))
+		if state, _, _ := encap.TransportChecksum(packet); state != encap.ChecksumPartial {
+			t.Fatalf("the checksum is %s", state)
+		}
+		w.send(t, header, packet)
+		got, o := a.queue.Receive(t)
+		if state, _, _ := encap.TransportChecksum(got); o != (encap.Offload{}) || state != encap.ChecksumGood {
+			t.Errorf("the device got %x with %+v, checksum %s", got, o, state)
+		}
+	}
+	if s := a.Stats(); s.Dropped() > 0 {
+		t.Errorf("dropped %s", s.Drops)
 	}
 }

@@ -51,6 +51,17 @@ func (d *MemoryDevice) Queues() []device.Queue { return d.queues }
 // Offloads are those that NewMemoryDevice was told.
 func (d *MemoryDevice) Offloads() offload.Set { return d.offloads }
 
+// Plain has the device take packets only as they are to be, as one without vnet
+// headers does.
+func (d *MemoryDevice) Plain() *MemoryDevice {
+	for _, q := range d.queues {
+		if q, ok := q.(*MemoryQueue); ok {
+			q.plain = true
+		}
+	}
+	return d
+}
+
 // Close closes the device's ends.
 func (d *MemoryDevice) Close() error {
 	var errs []error
@@ -62,8 +73,9 @@ func (d *MemoryDevice) Close() error {
 
 // MemoryQueue puts the offload before each packet, as a TUN queue does.
 type MemoryQueue struct {
-	fd  int
-	msg [memoryHeader + device.MaxPacket]byte
+	fd    int
+	plain bool // takes packets only as they are to be
+	msg   [memoryHeader + device.MaxPacket]byte
 }
 
 const memoryHeader = 10
@@ -91,6 +103,9 @@ func (q *MemoryQueue) Read(buf []byte) (int, encap.Offload, error) {
 
 // Write writes a packet and what is left undone of it.
 func (q *MemoryQueue) Write(o encap.Offload, parts [][]byte) error {
+	if q.plain && o != (encap.Offload{}) {
+		return unix.EINVAL
+	}
 	e := binary.BigEndian
 	msg := make([]byte, memoryHeader)
 	if o.NeedsChecksum {
