@@ -168,7 +168,7 @@ func placeOf(d trace.Drop) string {
 
 // isIPTables tells whether the table is one of iptables' nftables variant.
 func isIPTables(d trace.Drop) bool {
-	return !d.Legacy && d.Family != "inet" && (d.Base == "FORWARD" || d.Base == "PREROUTING")
+	return !d.Legacy && (d.Family == "ip" || d.Family == "ip6") && strings.ToUpper(d.Base) == d.Base
 }
 
 // remedy returns what lets the overlay's packets pass. All of them have a

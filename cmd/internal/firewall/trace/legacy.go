@@ -69,9 +69,12 @@ const (
 // legacyTables are the tables whose chains may drop forwarded packets.
 var legacyTables = []string{"raw", "mangle", "filter", "security"}
 
-// legacyBases returns the base chains of iptables-legacy for forwarded packets
-// of a family. It makes no table that isn't there.
-func legacyBases(v6 bool) (bases []base, err error) {
+// legacyNAT is the table that translates addresses.
+const legacyNAT = "nat"
+
+// legacyBases returns the base chains of iptables-legacy at some hooks, in those of
+// the tables that there are. It makes no table that isn't there.
+func legacyBases(v6 bool, hooks []hook, tables []string) (bases []base, err error) {
 	list := "/proc/thread-self/net/ip_tables_names"
 	if v6 {
 		list = "/proc/thread-self/net/ip6_tables_names"
@@ -85,7 +88,7 @@ func legacyBases(v6 bool) (bases []base, err error) {
 	}
 	var errs []error
 	for name := range strings.FieldsSeq(string(names)) {
-		if !slices.Contains(legacyTables, name) {
+		if !slices.Contains(tables, name) {
 			continue
 		}
 		t, err := readLegacy(name, v6)
@@ -297,6 +300,7 @@ func (r legacyRule) steps(s *state) ([]step, error) {
 		}
 		m = m.and(matches(p.name, p.revision, p.info, s))
 	}
+	s.matched = m
 	if m == no {
 		return nil, nil
 	}
@@ -401,7 +405,7 @@ func (r legacyRule) text() string {
 	}
 	for _, p := range r.matches {
 		if p.name != "comment" {
-			words = append(words, "-m "+p.name+" "+unknown)
+			words = append(words, matchWords(p.name, p.revision, p.info))
 		}
 	}
 	name := r.target.name

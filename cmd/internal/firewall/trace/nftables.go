@@ -24,13 +24,21 @@ func openTables() (*tables, error) {
 	return &tables{c, map[string][]rule{}, map[string]*set{}}, nil
 }
 
-// families are nftables' names for the families whose chains see forwarded
-// packets.
-var families = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}
+// families are nftables' names for the families whose chains see IP packets.
+var families = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet", unix.NFPROTO_NETDEV: "netdev"}
 
-// bases returns the base chains that see forwarded packets of a family, in no
-// particular order.
-func (t *tables) bases(v6 bool) (bases []base, err error) {
+// meets tells whether a kind of packets meets a base chain. The devices are those of
+// a chain at ingress.
+type meets func(family byte, h hook, chainType string, devices []string) bool
+
+// forwards are the chains that forwarded packets meet and that may drop them.
+func forwards(_ byte, h hook, chainType string, _ []string) bool {
+	return slices.Contains(hooks, h) && chainType != "nat"
+}
+
+// bases returns the base chains of a family, and of all families, that packets
+// meet, in no particular order.
+func (t *tables) bases(v6 bool, want meets) (bases []base, err error) {
 	dormant, err := t.dormant()
 	if err != nil {
 		return nil, fmt.Errorf("list nftables' tables: %w", err)
@@ -45,12 +53,21 @@ func (t *tables) bases(v6 bool) (bases []base, err error) {
 	}
 	var errs []error
 	for _, c := range chains {
-		if c.family != own && c.family != unix.NFPROTO_INET || dormant[key(c.family, c.text(unix.NFTA_CHAIN_TABLE))] {
+		if c.family != own && c.family != unix.NFPROTO_INET && c.family != unix.NFPROTO_NETDEV || dormant[key(c.family, c.text(unix.NFTA_CHAIN_TABLE))] {
 			continue
 		}
 		at := c.get(unix.NFTA_CHAIN_HOOK)
 		h := hook(at.number(unix.NFTA_HOOK_HOOKNUM))
-		if at == nil || !slices.Contains(hooks, h) || c.text(unix.NFTA_CHAIN_TYPE) == "nat" {
+		switch {
+		case at == nil:
+			continue
+		case c.family != unix.NFPROTO_NETDEV:
+		case h == netdevIngress:
+			h = ingress
+		default:
+			continue
+		}
+		if !want(c.family, h, c.text(unix.NFTA_CHAIN_TYPE), devices(at)) {
 			continue
 		}
 		b, err := t.base(c, h)
@@ -62,6 +79,29 @@ func (t *tables) bases(v6 bool) (bases []base, err error) {
 	}
 	return bases, errors.Join(errs...)
 }
+
+// netdevIngress is what family netdev calls its ingress (linux/netfilter_netdev.h,
+// NF_NETDEV_INGRESS).
+const netdevIngress hook = 0
+
+// devices are the names of the interfaces that a chain's hook is on; none if it is
+// on all.
+func devices(hook attributes) (names []string) {
+	if hook.has(unix.NFTA_HOOK_DEV) {
+		names = append(names, hook.text(unix.NFTA_HOOK_DEV))
+	}
+	_ = hook.get(hookDevices).each(func(_ uint16, data []byte) error {
+		if name := unix.ByteSliceToString(data); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		return nil
+	})
+	return names
+}
+
+// hookDevices is the list of the interfaces (linux/netfilter/nf_tables.h,
+// NFTA_HOOK_DEVS).
+const hookDevices = 4
 
 // missing tells whether an error is what a kernel without nftables returns.
 func missing(err error) bool {

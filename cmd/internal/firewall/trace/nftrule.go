@@ -30,15 +30,21 @@ const (
 	objectCounter  = 1 // NFT_OBJECT_COUNTER
 	lookupInvert   = 1 // NFT_LOOKUP_F_INV
 	byteorderCount = 2
-	addrUnicast    = unix.RTN_UNICAST
+	fibSource      = 1 << 0 // NFTA_FIB_F_SADDR
+	fibPresent     = 1 << 5 // NFTA_FIB_F_PRESENT
 )
+
+// acting are the expressions of silent that do something that shows.
+var acting = []string{"log", "flow_offload", "dup", "tproxy", "secmark"}
 
 func (r *nftRule) steps(s *state) ([]step, error) {
 	m, regs := yes, registers{}
+	defer func() { s.matched = m }()
 	for _, e := range r.expressions {
 		if m == no {
 			return nil, nil
 		}
+		r.note(e, s)
 		var steps []step
 		var err error
 		switch e.name {
@@ -49,7 +55,7 @@ func (r *nftRule) steps(s *state) ([]step, error) {
 		case "payload":
 			r.payload(e, s, regs)
 		case "fib":
-			r.fib(e, regs)
+			r.fib(e, s, regs)
 		case "bitwise":
 			regs.put(e.number(unix.NFTA_BITWISE_DREG), bitwise(e, regs))
 		case "byteorder":
@@ -88,6 +94,24 @@ func (r *nftRule) steps(s *state) ([]step, error) {
 		}
 	}
 	return nil, nil
+}
+
+// note says in the state what an expression does beside matching.
+func (r *nftRule) note(e expression, s *state) {
+	writes := map[string]uint16{
+		"meta": unix.NFTA_META_SREG, "ct": unix.NFTA_CT_SREG, "payload": unix.NFTA_PAYLOAD_SREG, "exthdr": unix.NFTA_EXTHDR_SREG,
+	}
+	register, may := writes[e.name]
+	switch {
+	case e.name == "nat", e.name == "redir", e.name == "tproxy":
+		s.translates = true
+	case slices.Contains(acting, e.name), may && e.has(register):
+		s.acts = true
+	case e.name == "notrack":
+		s.untracks = true
+	case e.name == "dynset", e.name == "synproxy":
+		s.acts = true
+	}
 }
 
 // registers hold values by their offset in the kernel's register file.
@@ -213,12 +237,21 @@ func (r *nftRule) payload(e expression, s *state, regs registers) {
 	regs.put(e.number(unix.NFTA_PAYLOAD_DREG), values...)
 }
 
-// fib looks addresses up in the routes. Both addresses of the packet belong to
-// other hosts.
-func (r *nftRule) fib(e expression, regs registers) {
-	v := value{}
-	if e.number(unix.NFTA_FIB_RESULT) == unix.NFT_FIB_RESULT_ADDRTYPE {
-		v = exactly(native(addrUnicast))
+// fib looks addresses up in the routes.
+func (r *nftRule) fib(e expression, s *state, regs registers) {
+	v, flags := value{}, e.number(unix.NFTA_FIB_FLAGS)
+	switch result := e.number(unix.NFTA_FIB_RESULT); {
+	case result == unix.NFT_FIB_RESULT_ADDRTYPE && flags&fibSource != 0:
+		v = exactly(native(s.srcType))
+	case result == unix.NFT_FIB_RESULT_ADDRTYPE:
+		v = exactly(native(s.dstType))
+	case !s.sameWay || flags&fibSource == 0:
+	case flags&fibPresent != 0:
+		v = exactly([]byte{1})
+	case result == unix.NFT_FIB_RESULT_OIF:
+		v = s.in.index
+	case result == unix.NFT_FIB_RESULT_OIFNAME:
+		v = s.in.name
 	}
 	regs.put(e.number(unix.NFTA_FIB_DREG), v)
 }

@@ -3,6 +3,8 @@ package trace
 import (
 	"encoding/binary"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // state is what is known of a packet on its way through the rules. Numbers are
@@ -20,6 +22,18 @@ type state struct {
 	connmark value
 	ctState  value
 	ctStatus value
+	// srcType and dstType are what the routes make of the addresses
+	// (rtnetlink(7), rtm_type).
+	srcType, dstType uint32
+	// sameWay says that the route back to the source leaves by the interface that
+	// the packet came by.
+	sameWay bool
+
+	// What a rule's steps have told of the rule.
+	matched    tri  // whether it holds for the packet
+	acts       bool // it does more than to match, to count and to give a verdict
+	translates bool // it gives the packet another address or port
+	untracks   bool // it keeps conntrack from knowing the packet
 }
 
 // port is an interface by its name and by its number.
@@ -28,6 +42,7 @@ type port struct{ name, index value }
 const (
 	nameSize = 16 // linux/if.h, IFNAMSIZ
 	tcp      = 6
+	udp      = 17
 	syn      = 2
 	stateNew = 8 // of conntrack's states, as nftables and iptables number them
 	// Ports that no rule is about. Both are from the range that clients use.
@@ -43,6 +58,7 @@ func newState(p Packet, h hook, common bool) *state {
 		protocol: anything(1), sport: anything(2), dport: anything(2), flags: anything(1),
 		mark: exactly(native(0)), connmark: exactly(native(0)),
 		ctState: exactly(native(stateNew)), ctStatus: exactly(native(0)),
+		srcType: unix.RTN_UNICAST, dstType: unix.RTN_UNICAST,
 	}
 	if h == preRouting { // it isn't routed yet, and its connection perhaps not known
 		s.out = port{exactly(name("")), exactly(native(0))}
@@ -110,8 +126,8 @@ func (s *state) transport(offset, n int) value {
 		return s.sport
 	case offset == 2 && n == 2:
 		return s.dport
-	case offset == 0 && n == 4 && s.sport.exact() && s.dport.exact():
-		return exactly(slices.Concat(s.sport.lo, s.dport.lo))
+	case offset == 0 && n == 4: // a rule that compares both
+		return value{span: span{slices.Concat(s.sport.lo, s.dport.lo), slices.Concat(s.sport.hi, s.dport.hi)}, met: s.dport.met}
 	case offset == 13 && n == 1:
 		return s.flags
 	}

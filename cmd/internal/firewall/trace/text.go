@@ -48,7 +48,7 @@ func (r *nftRule) text() string {
 			words = append(words, unknown)
 		case "match":
 			if n := e.text(unix.NFTA_MATCH_NAME); n != "comment" {
-				words = append(words, "-m "+n+" "+unknown)
+				words = append(words, matchWords(n, e.number(unix.NFTA_MATCH_REV), e.get(unix.NFTA_MATCH_INFO)))
 			}
 		case "target":
 			words = append(words, "-j "+e.text(unix.NFTA_TARGET_NAME))
@@ -62,6 +62,43 @@ func (r *nftRule) text() string {
 		}
 	}
 	return strings.Join(words, " ")
+}
+
+// matchWords returns an iptables match in words: the ports, as far as it compares
+// those alone.
+func matchWords(name string, revision uint32, info []byte) string {
+	words := "-m " + name
+	option := func(not bool, name, value string) {
+		if not {
+			words += " !"
+		}
+		words += " " + name + " " + value
+	}
+	switch {
+	case name == "udp" && len(info) >= 9:
+		for i, name := range []string{"--sport", "--dport"} {
+			if ports := portsAt(info, 4*i); !ports.all() {
+				option(info[8]&(1<<i) != 0, name, portWords(ports))
+			}
+		}
+	case name == "multiport" && revision == 1 && len(info) >= 2+3*mostPorts+1 && int(info[1]) <= mostPorts:
+		var all []string
+		for _, ports := range multiportPorts(info) {
+			all = append(all, portWords(ports))
+		}
+		option(info[2+3*mostPorts] != 0, [...]string{"--sports", "--dports", "--ports"}[min(info[0], 2)], strings.Join(all, ","))
+	default:
+		words += " " + unknown
+	}
+	return words
+}
+
+func portWords(s span) string {
+	from, to := binary.BigEndian.Uint16(s.lo), binary.BigEndian.Uint16(s.hi)
+	if from == to {
+		return fmt.Sprint(from)
+	}
+	return fmt.Sprintf("%d:%d", from, to)
 }
 
 var metaWords = map[uint32]string{

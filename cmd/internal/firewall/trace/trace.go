@@ -62,8 +62,12 @@ type Drop struct {
 type hook int
 
 const (
-	preRouting hook = 0
-	forward    hook = 2
+	preRouting  hook = 0
+	input       hook = 1
+	forward     hook = 2
+	output      hook = 3
+	postRouting hook = 4
+	ingress     hook = 5 // of family inet; netdev's has number 0
 )
 
 // hooks are the hooks that a forwarded packet comes to and at which rules
@@ -72,10 +76,7 @@ var hooks = []hook{preRouting, forward}
 
 // chain returns iptables' name for the hook's chain.
 func (h hook) chain() string {
-	if h == preRouting {
-		return "PREROUTING"
-	}
-	return "FORWARD"
+	return [...]string{preRouting: "PREROUTING", input: "INPUT", forward: "FORWARD", output: "OUTPUT", postRouting: "POSTROUTING", ingress: "INGRESS"}[h]
 }
 
 // mostAddresses is how many single addresses are looked at.
@@ -100,7 +101,7 @@ func (r *Rules) Forward(packets ...Packet) ([][]Drop, error) {
 	for i, p := range packets {
 		v6 := !p.Src.In.Addr().Is4()
 		if _, read := legacy[v6]; !read {
-			if legacy[v6], err = legacyBases(v6); err != nil {
+			if legacy[v6], err = legacyBases(v6, hooks, legacyTables); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -132,7 +133,7 @@ func (r *Rules) nftables(packets []Packet) ([][]Drop, error) {
 	for i, p := range packets {
 		found, known := r.known[p]
 		if !known {
-			bases, err := t.bases(!p.Src.In.Addr().Is4())
+			bases, err := t.bases(!p.Src.In.Addr().Is4(), forwards)
 			if found, err = judge(bases, p, err); err != nil {
 				errs = append(errs, err)
 			} else {

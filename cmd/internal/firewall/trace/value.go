@@ -2,6 +2,7 @@ package trace
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -30,9 +31,17 @@ func (s span) meet(o span) (span, bool) {
 type value struct {
 	span
 	except *span
+	// among are all that the field may be, in order and without repetition; nil if
+	// it may be all of the span.
+	among [][]byte
+	// derived remembers what was made of among, by how it was made.
+	derived map[string]value
 	// seen collects the parts of span that the field was compared with and that
 	// it may or may not be in. It is nil if nobody asks.
 	seen *[]span
+	// met is set when the field is compared with something that it is or may be.
+	// It is nil if nobody asks.
+	met *bool
 }
 
 // exactly returns a known field.
@@ -43,12 +52,48 @@ func anything(n int) value {
 	return value{span: span{make([]byte, n), slices.Repeat([]byte{0xff}, n)}}
 }
 
+// oneOf returns a field that is one of several, which have one length.
+func oneOf(all [][]byte) value {
+	all = slices.Clone(all)
+	slices.SortFunc(all, bytes.Compare)
+	all = slices.CompactFunc(all, bytes.Equal)
+	v := value{span: span{all[0], all[len(all)-1]}}
+	if len(all) > 1 {
+		v.among, v.derived = all, map[string]value{}
+	}
+	return v
+}
+
+// derive makes a field of each that v may be, once for each way.
+func (v value) derive(way string, of func([]byte) []byte) value {
+	if d, done := v.derived[way]; done {
+		return d
+	}
+	all := make([][]byte, len(v.among))
+	for i, b := range v.among {
+		all[i] = of(b)
+	}
+	v.derived[way] = oneOf(all)
+	return v.derived[way]
+}
+
 func (v value) exact() bool { return v.lo != nil && bytes.Equal(v.lo, v.hi) }
 
 // in tells whether the field is in a span of the same length.
 func (v value) in(s span) tri {
+	is := v.within(s)
+	if v.met != nil && is != no {
+		*v.met = true
+	}
+	return is
+}
+
+func (v value) within(s span) tri {
 	if len(v.lo) != len(s.lo) || len(s.hi) != len(s.lo) {
 		return maybe
+	}
+	if v.among != nil {
+		return v.some(s)
 	}
 	common, some := s.meet(v.span)
 	switch {
@@ -59,6 +104,22 @@ func (v value) in(s span) tri {
 	}
 	if v.seen != nil && v.contains(s) {
 		*v.seen = append(*v.seen, s)
+	}
+	return maybe
+}
+
+// some tells how many of what the field may be are in a span.
+func (v value) some(s span) tri {
+	from, _ := slices.BinarySearchFunc(v.among, s.lo, bytes.Compare)
+	to, last := slices.BinarySearchFunc(v.among, s.hi, bytes.Compare)
+	if last {
+		to++
+	}
+	switch {
+	case to <= from:
+		return no
+	case to-from == len(v.among):
+		return yes
 	}
 	return maybe
 }
@@ -74,6 +135,8 @@ func (v value) slice(offset, n int) value {
 		return v
 	case v.exact():
 		return exactly(v.lo[offset : offset+n])
+	case v.among != nil:
+		return v.derive(fmt.Sprint(offset, n), func(b []byte) []byte { return b[offset : offset+n] })
 	case offset > 0:
 		return anything(n)
 	}
@@ -94,6 +157,8 @@ func (v value) masked(mask, x []byte) value {
 		return exactly(combine(v.lo[:n], mask, x))
 	case len(v.lo) == n && ones(mask) && zero(x):
 		return v
+	case v.among != nil:
+		return v.derive("masked"+string(mask)+string(x), func(b []byte) []byte { return combine(b[:n], mask, x) })
 	case !leading(mask) || !zero(x):
 		return value{}
 	}

@@ -3,8 +3,6 @@ package trace
 import (
 	"encoding/binary"
 	"slices"
-
-	"golang.org/x/sys/unix"
 )
 
 // matches tells whether an iptables match holds. It reads the kernel's
@@ -22,13 +20,17 @@ func matches(name string, revision uint32, info []byte, s *state) tri {
 	case "connmark":
 		return marked(revision, info, s.connmark)
 	case "addrtype":
-		return addrtype(revision, info)
+		return addrtype(revision, info, s)
+	case "rpfilter":
+		return rpfilter(info, s)
 	case "physdev":
 		return physdev(info)
 	case "tcp":
 		return matchTCP(info, s)
-	case "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "ah", "esp":
-		return s.protocol.is([]byte{tcp}).not().and(maybe)
+	case "udp":
+		return matchUDP(info, s)
+	case "udplite", "sctp", "dccp", "icmp", "icmp6", "ah", "esp":
+		return s.protocol.is([]byte{tcp}).or(s.protocol.is([]byte{udp})).not().and(maybe)
 	case "multiport":
 		return multiport(revision, info, s)
 	}
@@ -106,10 +108,9 @@ func marked(revision uint32, info []byte, mark value) tri {
 	return is
 }
 
-// addrtype compares the types of the addresses, which belong to other hosts
-// (struct xt_addrtype_info and xt_addrtype_info_v1).
-func addrtype(revision uint32, info []byte) tri {
-	const unicast = 1 << unix.RTN_UNICAST
+// addrtype compares the types of the addresses (struct xt_addrtype_info and
+// xt_addrtype_info_v1).
+func addrtype(revision uint32, info []byte, s *state) tri {
 	if len(info) < 8 {
 		return maybe
 	}
@@ -121,12 +122,22 @@ func addrtype(revision uint32, info []byte) tri {
 	}
 	is := true
 	if source != 0 {
-		is = is && (source&unicast != 0) != notSource
+		is = is && (source&(1<<s.srcType) != 0) != notSource
 	}
 	if dest != 0 {
-		is = is && (dest&unicast != 0) != notDest
+		is = is && (dest&(1<<s.dstType) != 0) != notDest
 	}
 	return sure(is)
+}
+
+// rpfilter tells whether the route back to the source leaves by the interface
+// that the packet came by (struct xt_rpfilter_info).
+func rpfilter(info []byte, s *state) tri {
+	const invert = 1 << 3
+	if len(info) < 1 || !s.sameWay {
+		return maybe
+	}
+	return sure(info[0]&invert == 0)
 }
 
 // physdev looks for bridged packets. A routed packet isn't one (struct
@@ -145,7 +156,6 @@ func matchTCP(info []byte, s *state) tri {
 		return maybe
 	}
 	const notSource, notDest, notFlags, notOption = 1, 2, 4, 8
-	number := func(at int) []byte { return network(binary.NativeEndian.Uint16(info[at:])) }
 	option, mask, want, invert := info[8], info[9], info[10], info[11]
 	is := s.protocol.is([]byte{tcp})
 	inverted := func(t tri, flag byte) tri {
@@ -154,8 +164,8 @@ func matchTCP(info []byte, s *state) tri {
 		}
 		return t
 	}
-	is = is.and(inverted(s.sport.in(span{number(0), number(2)}), notSource))
-	is = is.and(inverted(s.dport.in(span{number(4), number(6)}), notDest))
+	is = is.and(inverted(s.sport.in(portsAt(info, 0)), notSource))
+	is = is.and(inverted(s.dport.in(portsAt(info, 4)), notDest))
 	if mask != 0 || want != 0 || invert&notFlags != 0 {
 		is = is.and(inverted(s.flags.masked([]byte{mask}, []byte{0}).is([]byte{want}), notFlags))
 	}
@@ -165,10 +175,42 @@ func matchTCP(info []byte, s *state) tri {
 	return is
 }
 
+// matchUDP compares ports: struct xt_udp.
+func matchUDP(info []byte, s *state) tri {
+	if len(info) < 9 {
+		return maybe
+	}
+	const notSource, notDest = 1, 2
+	source, dest := yes, yes
+	if ports := portsAt(info, 0); !ports.all() || info[8]&notSource != 0 {
+		source = s.sport.in(ports)
+	}
+	if ports := portsAt(info, 4); !ports.all() || info[8]&notDest != 0 {
+		dest = s.dport.in(ports)
+	}
+	if info[8]&notSource != 0 {
+		source = source.not()
+	}
+	if info[8]&notDest != 0 {
+		dest = dest.not()
+	}
+	return s.protocol.is([]byte{udp}).and(source).and(dest)
+}
+
+// portsAt reads the first and the last of a range of ports.
+func portsAt(info []byte, at int) span {
+	return span{network(binary.NativeEndian.Uint16(info[at:])), network(binary.NativeEndian.Uint16(info[at+2:]))}
+}
+
+// all tells whether every field of the span's length is in it.
+func (s span) all() bool { return zero(s.lo) && ones(s.hi) }
+
+// mostPorts is how many ports a multiport match may list.
+const mostPorts = 15
+
 // multiport compares a list of ports: struct xt_multiport_v1.
 func multiport(revision uint32, info []byte, s *state) tri {
-	const most = 15
-	if revision != 1 || len(info) < 2+2*most+most+1 || int(info[1]) > most {
+	if revision != 1 || len(info) < 2+3*mostPorts+1 || int(info[1]) > mostPorts {
 		return maybe
 	}
 	var values []value
@@ -181,22 +223,30 @@ func multiport(revision uint32, info []byte, s *state) tri {
 		values = []value{s.sport, s.dport}
 	}
 	is := no
-	ranges, invert := info[2+2*most:2+3*most], info[2+3*most] != 0
-	port := func(i int) []byte { return network(binary.NativeEndian.Uint16(info[2+2*i:])) }
-	for i := 0; i < int(info[1]); i++ {
-		ports := span{port(i), port(i)}
-		if ranges[i] != 0 && i+1 < int(info[1]) {
-			ports.hi = port(i + 1)
-			i++
-		}
+	for _, ports := range multiportPorts(info) {
 		for _, v := range values {
 			is = is.or(v.in(ports))
 		}
 	}
-	if invert {
+	if info[2+3*mostPorts] != 0 {
 		is = is.not()
 	}
 	return is
+}
+
+// multiportPorts returns the listed ports and ranges of ports.
+func multiportPorts(info []byte) (all []span) {
+	ranges := info[2+2*mostPorts : 2+3*mostPorts]
+	for i := 0; i < int(info[1]); i++ {
+		ports := portsAt(info, 2+2*i)
+		if ranges[i] != 0 && i+1 < int(info[1]) {
+			i++
+		} else {
+			ports.hi = ports.lo
+		}
+		all = append(all, ports)
+	}
+	return all
 }
 
 // passing are the iptables targets after which a packet goes on.
@@ -205,9 +255,21 @@ var passing = []string{
 	"TTL", "HL", "CLASSIFY", "SET", "TEE", "RATEEST", "CHECKSUM", "AUDIT", "IDLETIMER", "LED", "HMARK", "FLOWOFFLOAD",
 }
 
+// translating are the iptables targets that give a packet another address or port
+// than its own interface's.
+var translating = []string{"SNAT", "DNAT", "NETMAP", "REDIRECT", "TPROXY"}
+
+// untracking are those after which conntrack doesn't know the packet.
+var untracking = []string{"CT", "NOTRACK"}
+
 // target returns what an iptables target does, nil if the packet goes on.
 func target(name string, s *state, m tri) []step {
+	s.translates = s.translates || slices.Contains(translating, name)
+	s.untracks = s.untracks || slices.Contains(untracking, name)
+	s.acts = s.acts || slices.Contains(passing, name) && !slices.Contains(untracking, name)
 	switch {
+	case name == "MASQUERADE":
+		return []step{{match: m, verdict: accepts}}
 	case name == "MARK":
 		s.mark = value{}
 	case name == "CONNMARK":
