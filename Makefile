@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale tools clean
+.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale generate tools clean
 
 all: build
 
@@ -47,6 +47,11 @@ unit: tools
 integration: $(BIN)/uvxland $(BIN)/uvxlan tools
 	UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' \
 	  $$(grep -rl --include='*_test.go' '^func TestIntegration' . | xargs -n 1 dirname | sort -u)
+
+## generate: the fast path's BPF object anew (needs clang)
+generate:
+	@$(MAKE) --no-print-directory tools TOOLS='clang:clang llvm-strip:llvm /usr/include/bpf/bpf_helpers.h:libbpf-dev /usr/include/linux/bpf.h:linux-libc-dev'
+	$(GO) generate ./tunnel/internal/tcprog
 
 ## fuzz: every fuzz target for FUZZTIME each
 fuzz:
@@ -88,7 +93,7 @@ TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:i
   dockerd:docker.io busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
 tools:
 	@missing=; for t in $(TOOLS); do \
-	  command -v $${t%%:*} >/dev/null 2>&1 || missing="$$missing $${t##*:}"; \
+	  command -v $${t%%:*} >/dev/null 2>&1 || [ -e $${t%%:*} ] || missing="$$missing $${t##*:}"; \
 	done; [ -z "$$missing" ] || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 	    echo "installing$$missing"; \

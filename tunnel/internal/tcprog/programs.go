@@ -1,0 +1,499 @@
+package tcprog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"uvxlan/encap"
+)
+
+// MaxSourcePorts is how many source ports frames may have.
+const MaxSourcePorts = 64
+
+// FlowGuard is how long a flow stays with the workers after one of its packets was
+// left to them: they have passed it on by then.
+const FlowGuard = 3 * time.Millisecond
+
+// Settings are what the programs must know beside the peers. All are required but
+// SourcePorts and Bulk.
+type Settings struct {
+	// Device and Underlay are interface indexes: of the TUN, and of the Ethernet
+	// that frames leave and arrive by.
+	Device, Underlay int
+	// Local is the IPv4 address that frames leave from and arrive at.
+	Local netip.Addr
+	// Port is the VXLAN port, ours and every peer's.
+	Port uint16
+	// SourcePorts are those that frames leave from: a flow's is the one whose place
+	// is [encap.FlowHash] modulo their number. Without any it is Port.
+	SourcePorts []uint16
+	VNI         encap.VNI
+	MAC         encap.MAC
+	// Superpackets says that the underlay passes TCP superpackets in VXLAN unsplit,
+	// or segments them itself.
+	Superpackets bool
+	// Guard is [FlowGuard], or another time.
+	Guard time.Duration
+	// Bulk is the length in bytes from which on TCP packets that arrive one by one
+	// are left to the workers, who join them; 0 means never.
+	Bulk int
+}
+
+// Direct is a way on the peers' common Ethernet.
+type Direct struct {
+	Link           int // interface index
+	Source, Target encap.MAC
+}
+
+// Peer is another VTEP and the subnet behind it.
+type Peer struct {
+	Subnet   netip.Prefix
+	Underlay netip.Addr // IPv4
+	MAC      encap.MAC
+	// MaxPacket is the longest packet that travels to the peer in one piece, in
+	// bytes.
+	MaxPacket int
+	// Direct is the way without VXLAN, nil for VXLAN.
+	Direct *Direct
+}
+
+// Counters are what was carried for a peer, in packets on the wire, each segment of a
+// superpacket one, and their bytes without what encapsulates them.
+type Counters struct {
+	TxPackets, TxBytes uint64
+	// TxDirect is how many of TxPackets left without VXLAN.
+	TxDirect           uint64
+	RxPackets, RxBytes uint64
+	// Seen is when the last of RxPackets came, zero if none has.
+	Seen time.Time
+}
+
+// Totals are what was carried in all. Packets are those of the device, a superpacket
+// one, datagrams those on the wire.
+type Totals struct {
+	TxPackets, TxDatagrams, TxBytes, TxDirect uint64
+	RxPackets, RxDatagrams, RxBytes           uint64
+}
+
+// Programs are the two programs with their maps. Its methods may be called from any
+// goroutine.
+type Programs struct {
+	objects vxlanObjects
+	options uint32 // what the kernel was found to be able to
+
+	mu    sync.Mutex // guards the rest
+	peers map[netip.Prefix]vxlanPeer
+	next  uint32 // id
+}
+
+// Load loads the programs into the kernel, with maps for a number of peers that may be
+// exceeded. Inherited are maps of programs before, by name, as Descriptors told them;
+// those that fit go on being used, and all are owned from here on. The programs do
+// nothing before Configure. It takes CAP_BPF and CAP_NET_ADMIN (CAP_SYS_ADMIN before
+// Linux 5.8); the error says what the kernel refused.
+func Load(peers int, inherited map[string]int) (*Programs, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
+	}
+	spec, err := loadVxlan()
+	if err != nil {
+		return nil, fmt.Errorf("read the fast path's programs: %w", err)
+	}
+	size := uint32(max(16384, 2*peers)) // entries come with peers' first packets
+	spec.Maps[vxlanMapCounters].MaxEntries = size
+	replaced, err := adopt(spec, inherited)
+	if err != nil {
+		return nil, err
+	}
+	p := &Programs{peers: map[netip.Prefix]vxlanPeer{}}
+	err = spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{MapReplacements: replaced})
+	for _, m := range replaced {
+		err = errors.Join(err, m.Close()) // the collection has its own
+	}
+	if err == nil {
+		err = p.start(replaced)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("load the fast path's programs: %w", err), p.Close())
+	}
+	return p, nil
+}
+
+// adopt opens the maps that the programs can go on with and closes the others.
+func adopt(spec *ebpf.CollectionSpec, inherited map[string]int) (fit map[string]*ebpf.Map, err error) {
+	fit = map[string]*ebpf.Map{}
+	for name, fd := range inherited {
+		m, e := ebpf.NewMapFromFD(fd)
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("adopt map %q: %w", name, e))
+			continue
+		}
+		want := spec.Maps[name]
+		if want != nil {
+			want.MaxEntries = m.MaxEntries()
+		}
+		if want == nil || want.Compatible(m) != nil {
+			err = errors.Join(err, m.Close())
+			continue
+		}
+		fit[name] = m
+	}
+	if err != nil {
+		for _, m := range fit {
+			err = errors.Join(err, m.Close())
+		}
+		return nil, err
+	}
+	return fit, nil
+}
+
+// start finds out what the kernel can do and which peers inherited maps have.
+func (p *Programs) start(inherited map[string]*ebpf.Map) error {
+	options, err := probe()
+	if err != nil {
+		return err
+	}
+	p.options = options
+	if inherited[vxlanMapPeers4] == nil && inherited[vxlanMapPeers6] == nil {
+		return nil
+	}
+	return p.readPeers()
+}
+
+func (p *Programs) readPeers() error {
+	var key4 vxlanPrefix4
+	var key6 vxlanPrefix6
+	var v vxlanPeer
+	all := p.objects.Peers4.Iterate()
+	for all.Next(&key4, &v) {
+		var a [4]byte
+		binary.NativeEndian.PutUint32(a[:], key4.Address)
+		p.keep(netip.PrefixFrom(netip.AddrFrom4(a), int(key4.Bits)), v)
+	}
+	err := all.Err()
+	all = p.objects.Peers6.Iterate()
+	for all.Next(&key6, &v) {
+		var a [16]byte
+		for i, w := range key6.Address {
+			binary.NativeEndian.PutUint32(a[4*i:], w)
+		}
+		p.keep(netip.PrefixFrom(netip.AddrFrom16(a), int(key6.Bits)), v)
+	}
+	if err := errors.Join(err, all.Err()); err != nil {
+		return fmt.Errorf("read the peers of inherited maps: %w", err)
+	}
+	return nil
+}
+
+func (p *Programs) keep(subnet netip.Prefix, v vxlanPeer) {
+	p.peers[subnet] = v
+	p.next = max(p.next, v.Id)
+}
+
+// Egress is the program for packets that leave by the TUN, and Ingress that for those
+// which arrive at the underlay's interface. They stay the Programs'.
+func (p *Programs) Egress() *ebpf.Program  { return p.objects.VxlanEgress }
+func (p *Programs) Ingress() *ebpf.Program { return p.objects.VxlanIngress }
+
+// Configure changes the settings; packets meet the old ones or the new.
+func (p *Programs) Configure(s Settings) error {
+	if !s.Local.Is4() || len(s.SourcePorts) > MaxSourcePorts {
+		return fmt.Errorf("configure the fast path: %s isn't an IPv4 address, or there are more than %d source ports", s.Local, MaxSourcePorts)
+	}
+	v := vxlanSettings{
+		Device: uint32(s.Device), Underlay: uint32(s.Underlay), Local: word(s.Local.AsSlice()),
+		Vni: order32(uint32(s.VNI) << 8), Guard: uint64(s.Guard), Options: p.options, Bulk: uint32(s.Bulk),
+		Port: order16(s.Port), Ports: uint16(len(s.SourcePorts)), Mac: s.MAC,
+	}
+	if s.Superpackets {
+		v.Options |= optionSuperpackets
+	}
+	for i, port := range s.SourcePorts {
+		v.SourcePorts[i] = order16(port)
+	}
+	if err := p.objects.Config.Put(uint32(0), &v); err != nil {
+		return fmt.Errorf("configure the fast path: %w", err)
+	}
+	return nil
+}
+
+// The options of the programs.
+const (
+	optionSuperpackets = 1 << iota
+	optionDecapL4UDP
+	optionDecapIPv6
+)
+
+// word is four bytes as they lie in memory.
+func word(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+
+func order32(v uint32) uint32 { return binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, v)) }
+func order16(v uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v)) }
+
+// Put adds peers, each in the place of the one that has its subnet, whose counters go
+// on. The error says how many of them the kernel refused; the others are in force.
+func (p *Programs) Put(peers []Peer) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var keys4 []vxlanPrefix4
+	var keys6 []vxlanPrefix6
+	var values4, values6 []vxlanPeer
+	var subnets4, subnets6 []netip.Prefix
+	for _, peer := range peers {
+		subnet := peer.Subnet.Masked()
+		v := p.value(peer, subnet)
+		if before, ok := p.peers[subnet]; ok && before == v {
+			continue
+		}
+		if subnet.Addr().Is4() {
+			keys4, values4, subnets4 = append(keys4, key4(subnet)), append(values4, v), append(subnets4, subnet)
+		} else {
+			keys6, values6, subnets6 = append(keys6, key6(subnet)), append(values6, v), append(subnets6, subnet)
+		}
+	}
+	n, err := put(p.objects.Peers4, keys4, values4)
+	for i, subnet := range subnets4[:n] {
+		p.peers[subnet] = values4[i]
+	}
+	m, err6 := put(p.objects.Peers6, keys6, values6)
+	for i, subnet := range subnets6[:m] {
+		p.peers[subnet] = values6[i]
+	}
+	if err := errors.Join(err, err6); err != nil {
+		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", len(keys4)+len(keys6), len(keys4)+len(keys6)-n-m, err)
+	}
+	return nil
+}
+
+// value is what the programs know of a peer.
+func (p *Programs) value(peer Peer, subnet netip.Prefix) vxlanPeer {
+	v := vxlanPeer{Address: word(peer.Underlay.AsSlice()), Longest: uint32(peer.MaxPacket), Mac: peer.MAC}
+	if before, ok := p.peers[subnet]; ok {
+		v.Id = before.Id
+	} else {
+		p.next++
+		v.Id = p.next
+	}
+	if d := peer.Direct; d != nil {
+		v.Link, v.Source, v.Target = uint32(d.Link), d.Source, d.Target
+	}
+	return v
+}
+
+func key4(subnet netip.Prefix) vxlanPrefix4 {
+	return vxlanPrefix4{Bits: uint32(subnet.Bits()), Address: word(subnet.Addr().AsSlice())}
+}
+
+func key6(subnet netip.Prefix) (k vxlanPrefix6) {
+	k.Bits = uint32(subnet.Bits())
+	a := subnet.Addr().As16()
+	for i := range k.Address {
+		k.Address[i] = word(a[4*i:])
+	}
+	return k
+}
+
+// put writes entries, in one call if the kernel can, and returns how many it wrote.
+func put[K any](m *ebpf.Map, keys []K, values []vxlanPeer) (n int, err error) {
+	if len(keys) == 0 {
+		return 0, nil
+	}
+	if n, err := m.BatchUpdate(keys, values, nil); !errors.Is(err, ebpf.ErrNotSupported) {
+		return n, err
+	}
+	for i := range keys {
+		if err := m.Put(&keys[i], &values[i]); err != nil {
+			return i, err
+		}
+	}
+	return len(keys), nil
+}
+
+// Remove takes the peers of subnets away, with their counters. A subnet that no peer
+// has is passed over.
+func (p *Programs) Remove(subnets []netip.Prefix) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, subnet := range subnets {
+		subnet = subnet.Masked()
+		v, ok := p.peers[subnet]
+		if !ok {
+			continue
+		}
+		var err error
+		if subnet.Addr().Is4() {
+			err = p.objects.Peers4.Delete(key4(subnet))
+		} else {
+			err = p.objects.Peers6.Delete(key6(subnet))
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove %s from the fast path: %w", subnet, err))
+			continue
+		}
+		delete(p.peers, subnet)
+		if err := p.objects.Counters.Delete(v.Id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove the counters of %s: %w", subnet, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Subnets lists the peers' subnets, in no order.
+func (p *Programs) Subnets() []netip.Prefix {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.peers))
+}
+
+// Counters are those of the peer of a subnet; false if there is no such peer.
+func (p *Programs) Counters(subnet netip.Prefix) (Counters, bool) {
+	p.mu.Lock()
+	v, ok := p.peers[subnet.Masked()]
+	p.mu.Unlock()
+	if !ok {
+		return Counters{}, false
+	}
+	var all []vxlanTraffic
+	if err := p.objects.Counters.Lookup(v.Id, &all); err != nil {
+		return Counters{}, true // no packets yet
+	}
+	return sum(all, now()), true
+}
+
+// AllCounters are those of every peer that packets were carried for.
+func (p *Programs) AllCounters() map[netip.Prefix]Counters {
+	p.mu.Lock()
+	ids := make(map[uint32]netip.Prefix, len(p.peers))
+	for subnet, v := range p.peers {
+		ids[v.Id] = subnet
+	}
+	p.mu.Unlock()
+	counters, clock := map[netip.Prefix]Counters{}, now()
+	var id uint32
+	var values []vxlanTraffic
+	all := p.objects.Counters.Iterate()
+	for all.Next(&id, &values) {
+		if subnet, ok := ids[id]; ok {
+			counters[subnet] = sum(values, clock)
+		}
+	}
+	return counters
+}
+
+// sum adds what the CPUs have counted.
+func sum(all []vxlanTraffic, clock clock) (c Counters) {
+	var seen uint64
+	for _, t := range all {
+		c.TxPackets += t.TxPackets
+		c.TxBytes += t.TxBytes
+		c.TxDirect += t.TxDirect
+		c.RxPackets += t.RxPackets
+		c.RxBytes += t.RxBytes
+		seen = max(seen, t.RxSeen)
+	}
+	if seen > 0 {
+		c.Seen = clock.at(seen)
+	}
+	return c
+}
+
+// Totals are what was carried since Load, or since the maps were made.
+func (p *Programs) Totals() (t Totals, err error) {
+	var all []vxlanTotals
+	if err := p.objects.Sums.Lookup(uint32(0), &all); err != nil {
+		return t, fmt.Errorf("read what the fast path carried: %w", err)
+	}
+	for _, c := range all {
+		t.TxPackets += c.TxPackets
+		t.TxDatagrams += c.TxDatagrams
+		t.TxBytes += c.TxBytes
+		t.TxDirect += c.TxDirect
+		t.RxPackets += c.RxPackets
+		t.RxDatagrams += c.RxDatagrams
+		t.RxBytes += c.RxBytes
+	}
+	return t, nil
+}
+
+// Left counts packets by [Reason], each direction's, of those that the programs left
+// to the workers.
+type Left struct{ Tx, Rx [reasons]uint64 }
+
+// Left reads how many packets were left.
+func (p *Programs) Left() (l Left, err error) {
+	var all []uint64
+	for direction, counts := range []*[reasons]uint64{&l.Tx, &l.Rx} {
+		for r := NotIP; r < reasons; r++ {
+			if err := p.objects.Left.Lookup(uint32(direction)*uint32(reasons)+uint32(r), &all); err != nil {
+				return l, fmt.Errorf("read what the fast path left: %w", err)
+			}
+			for _, n := range all {
+				counts[r] += n
+			}
+		}
+	}
+	return l, nil
+}
+
+// Tolerate makes links the interfaces that may get superpackets of TCP which still
+// bear the marks of a UDP tunnel; it matters before Linux has
+// BPF_F_ADJ_ROOM_DECAP_L4_UDP. Interfaces that segment in software take them.
+func (p *Programs) Tolerate(links []int) error {
+	want := make(map[uint32]bool, len(links))
+	for _, l := range links {
+		want[uint32(l)] = true
+	}
+	var key, value uint32
+	var gone []uint32
+	all := p.objects.Tolerant.Iterate()
+	for all.Next(&key, &value) {
+		if !want[key] {
+			gone = append(gone, key)
+		}
+		delete(want, key)
+	}
+	errs := []error{all.Err()}
+	for _, link := range gone {
+		errs = append(errs, p.objects.Tolerant.Delete(link))
+	}
+	for link := range want {
+		errs = append(errs, p.objects.Tolerant.Put(link, uint32(1)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("tell the fast path which interfaces take superpackets: %w", err)
+	}
+	return nil
+}
+
+// Descriptors are the maps', by name, for Load in a successor. They stay the Programs'.
+func (p *Programs) Descriptors() map[string]int {
+	o := &p.objects.vxlanMaps
+	return map[string]int{
+		vxlanMapConfig: o.Config.FD(), vxlanMapCounters: o.Counters.FD(), vxlanMapFlowlets: o.Flowlets.FD(),
+		vxlanMapLeft: o.Left.FD(), vxlanMapPeers4: o.Peers4.FD(), vxlanMapPeers6: o.Peers6.FD(),
+		vxlanMapSums: o.Sums.FD(), vxlanMapTolerant: o.Tolerant.FD(),
+	}
+}
+
+// Close gives up programs and maps. Those that are attached stay in the kernel until
+// they are detached.
+func (p *Programs) Close() error {
+	var errs []error
+	for _, c := range []interface{ Close() error }{
+		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.Config, p.objects.Counters, p.objects.Flowlets,
+		p.objects.Left, p.objects.Peers4, p.objects.Peers6, p.objects.Sums, p.objects.Tolerant,
+	} {
+		errs = append(errs, c.Close()) // of nil too
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,816 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// VXLAN for the plain packets of a TUN device, in the kernel: egress runs on what
+// is routed into the device and encapsulates it, ingress runs on what arrives at
+// the underlay's interface and decapsulates it. Neither judges a packet. What
+// isn't certainly right and cheap passes on as it came, to the workers, who drop,
+// answer, count and log.
+//
+// The helpers need Linux 5.10 (bpf_redirect_neigh with a next hop) and, for flags
+// that user space probes, later ones.
+
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#ifndef BPF_F_ADJ_ROOM_ENCAP_L2_ETH
+#define BPF_F_ADJ_ROOM_ENCAP_L2_ETH (1ULL << 6)
+#endif
+#ifndef BPF_F_ADJ_ROOM_DECAP_L3_IPV6
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
+#endif
+#ifndef BPF_F_ADJ_ROOM_DECAP_L4_UDP
+#define BPF_F_ADJ_ROOM_DECAP_L4_UDP (1ULL << 10)
+#endif
+
+#define AF_INET 2
+#define PACKET_HOST 0
+#define AF_INET6 10
+#define MAX_IP_LEN 65535
+#define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define VXLAN_HAS_VNI 0x08000000
+#define ECN_MASK 3
+
+#define TCP_FLAGS 13 /* where they are in the header */
+#define TCP_SYN 0x02
+
+/* The headers of a frame: RFC 7348, section 5. The fields around them align them. */
+struct frame {
+	__u16 before;
+	struct ethhdr eth; /* FRAME_LEN bytes from here */
+	struct iphdr ip;
+	struct udphdr udp;
+	__be32 vxlan_flags;
+	__be32 vxlan_vni; /* in the upper 24 bits */
+	struct ethhdr inner;
+	__u16 after;
+};
+
+#define FRAME_LEN (sizeof(struct frame) - 4)
+#define ROOM (FRAME_LEN - ETH_HLEN)
+#define MAX_PORTS 64
+#define FLOWLETS 32768
+
+/* What may be done where user space found it possible. */
+#define SUPERPACKETS 1 /* the underlay passes tunnels' superpackets of TCP unsplit */
+#define DECAP_L4_UDP 2 /* decapsulation clears the marks of a UDP tunnel */
+#define DECAP_IPV6 4   /* decapsulation may change the protocol */
+
+struct settings {
+	__u32 device;   /* index of the TUN */
+	__u32 underlay; /* index of the interface that frames leave and arrive by */
+	__be32 local;   /* outer source address */
+	__be32 vni;     /* as in the frame */
+	__u64 guard;    /* ns for which a flow stays with the workers */
+	__u32 options;
+	__u32 bulk;     /* length of TCP packets that workers join; 0 for none */
+	__be16 port;    /* VXLAN's */
+	__u16 ports;    /* how many source_ports there are */
+	__u8 mac[ETH_ALEN];
+	__u8 pad[2];
+	__be16 source_ports[MAX_PORTS];
+	__u32 pad2;
+};
+
+/* A peer, found by its subnet. */
+struct peer {
+	__be32 address; /* of its datagrams */
+	__u32 id;       /* of its counters */
+	__u32 longest;  /* packet that travels in one piece, in bytes */
+	__u32 link;     /* index of the interface it is on-link by, 0 for VXLAN */
+	__u8 mac[ETH_ALEN];    /* its VTEP's */
+	__u8 target[ETH_ALEN]; /* the host's on the link */
+	__u8 source[ETH_ALEN]; /* ours on the link */
+	__u8 pad[2];
+};
+
+struct prefix4 {
+	__u32 bits;
+	__be32 address;
+};
+
+struct prefix6 {
+	__u32 bits;
+	__be32 address[4];
+};
+
+/* What was carried for a peer. Packets of a superpacket count one by one. */
+struct traffic {
+	__u64 tx_packets, tx_bytes, tx_direct;
+	__u64 rx_packets, rx_bytes;
+	__u64 rx_seen; /* CLOCK_MONOTONIC */
+};
+
+/* What was carried in all: superpackets as one, and datagrams on the wire. */
+struct totals {
+	__u64 tx_packets, tx_datagrams, tx_bytes, tx_direct;
+	__u64 rx_packets, rx_datagrams, rx_bytes;
+};
+
+/* When a flow's packets were left to the workers: the last of them, and the last
+ * that had to be for its own sake. */
+struct flowlet {
+	__u64 left;
+	__u64 needed;
+};
+
+/* Why a packet was left to the workers; user space has the names. */
+enum reason {
+	CARRIED,
+	LEFT_NOT_IP,      /* neither IPv4 nor IPv6, or not all of it */
+	LEFT_OPTIONS,     /* IP options, or extension headers */
+	LEFT_FRAGMENT,
+	LEFT_PROTOCOL,    /* not TCP, UDP or ICMP; neighbour discovery */
+	LEFT_NO_PEER,     /* nobody's address */
+	LEFT_SYN,         /* workers learn a flow's segment size from it */
+	LEFT_SUPERPACKET, /* of TCP, which the underlay would not pass unsplit */
+	LEFT_UDP_SUPERPACKET,
+	LEFT_TOO_LONG,    /* for the path */
+	LEFT_CHECKSUM,    /* none that could be relied on */
+	LEFT_FLOWLET,     /* others of its flow went to the workers just before */
+	LEFT_NO_ROUTE,    /* to the peer, or none that is plain */
+	LEFT_OTHER_LINK,  /* the route leaves by another interface */
+	LEFT_NO_NEIGHBOUR, /* not resolved */
+	LEFT_FOREIGN_VNI,
+	LEFT_INNER_MAC,
+	LEFT_INNER_SOURCE, /* not the peer's whose address the frame came from */
+	LEFT_ECN,          /* a mark to be carried inward */
+	LEFT_AGGREGATE,    /* datagrams that were joined, or padding */
+	LEFT_BULK,         /* of TCP, which workers join */
+	LEFT_ERROR,        /* a helper refused */
+	LOST,              /* a helper refused half-way: the packet is dropped */
+	REASONS,
+};
+
+enum direction { TX, RX };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct settings);
+	__uint(max_entries, 1);
+} config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix4);
+	__type(value, struct peer);
+	__uint(max_entries, 1 << 20);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} peers4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix6);
+	__type(value, struct peer);
+	__uint(max_entries, 1 << 20);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} peers6 SEC(".maps");
+
+/* By the peer's id. An entry is made at its first packet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__type(key, __u32);
+	__type(value, struct traffic);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct totals);
+	__uint(max_entries, 1);
+} sums SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 2 * REASONS);
+} left SEC(".maps");
+
+/* By direction and the flow's hash. Flows that share an entry only take the long
+ * way more often. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct flowlet);
+	__uint(max_entries, 2 * FLOWLETS);
+} flowlets SEC(".maps");
+
+/* Interfaces that take superpackets which still bear the marks of a UDP tunnel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} tolerant SEC(".maps");
+
+static __always_inline void count(enum direction d, enum reason r)
+{
+	__u32 key = d * REASONS + r;
+	__u64 *n = bpf_map_lookup_elem(&left, &key);
+
+	if (n)
+		*n += 1;
+}
+
+/* How many seconds a flow may be held by its own packets alone. */
+#define HELD_AT_MOST 1000000000ULL
+
+static __always_inline struct flowlet *flowlet(enum direction d, __u32 hash)
+{
+	__u32 key = d * FLOWLETS + (hash & (FLOWLETS - 1));
+
+	return bpf_map_lookup_elem(&flowlets, &key);
+}
+
+/* Leaves a packet, and those of its flow that follow soon, to the workers. */
+static __always_inline int leave_flow(enum direction d, __u32 hash, enum reason r)
+{
+	struct flowlet *f = flowlet(d, hash);
+
+	if (f)
+		f->left = f->needed = bpf_ktime_get_ns();
+	count(d, r);
+	return TC_ACT_OK;
+}
+
+static __always_inline int leave(enum direction d, enum reason r)
+{
+	count(d, r);
+	return TC_ACT_OK;
+}
+
+/* Tells whether packets of the flow may still be on their way through a worker. */
+static __always_inline int held(enum direction d, __u32 hash, __u64 now, __u64 guard)
+{
+	struct flowlet *f = flowlet(d, hash);
+
+	if (!f || now - f->left >= guard || now - f->needed >= HELD_AT_MOST)
+		return 0;
+	f->left = now;
+	return 1;
+}
+
+static __always_inline __u64 mix(__u64 x)
+{
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
+	return x ^ x >> 31;
+}
+
+static __always_inline __u64 pair(__be32 first, __be32 second)
+{
+	return (__u64)bpf_ntohl(first) << 32 | bpf_ntohl(second);
+}
+
+static __always_inline __u16 fold(__u64 s)
+{
+	s = (s & 0xffffffff) + (s >> 32);
+	s = (s & 0xffff) + ((s >> 16) & 0xffff) + (s >> 32);
+	s = (s & 0xffff) + (s >> 16);
+	s = (s & 0xffff) + (s >> 16);
+	return s;
+}
+
+/* An inner packet, as far as it was looked at. */
+struct packet {
+	__u32 len;
+	__u32 hash;    /* of the flow: FlowHash of package encap */
+	__u32 headers; /* their length */
+	__be16 type;   /* Ethernet's */
+	__u8 proto;
+	__u8 ecn;
+	__u8 tcp_flags;
+	__u8 has_sum;  /* it has a checksum of its transport */
+	__be32 dst4, src4;
+	__be32 dst6[4], src6[4];
+	/* What the packet sums to from its transport header on, if that has a right
+	 * checksum: the complement of its pseudo-header. The IPv4 header sums to 0. */
+	__u16 sum;
+};
+
+/* Looks at the transport header at an offset; the network header is read. */
+static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 at, struct packet *p, __u64 pseudo, __u64 hash, __u32 network)
+{
+	__u8 h[20] = {};
+	__u64 last = p->proto;
+	__u32 need = p->proto == IPPROTO_TCP ? 20 : 8;
+
+	if (p->len < network + need)
+		return LEFT_NOT_IP;
+	if (p->proto == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, at, h, 20) < 0)
+			return LEFT_NOT_IP;
+		p->headers = network + (h[12] >> 4) * 4;
+		p->tcp_flags = h[TCP_FLAGS];
+		if (p->headers < network + 20 || p->headers > p->len)
+			return LEFT_NOT_IP;
+	} else {
+		if (bpf_skb_load_bytes(skb, at, h, 8) < 0)
+			return LEFT_NOT_IP;
+		p->headers = network + 8;
+	}
+	p->has_sum = 1;
+	switch (p->proto) {
+	case IPPROTO_UDP:
+		p->has_sum = h[6] | h[7];
+		if ((__u32)h[4] << 8 != ((p->len - network) & 0xff00) || h[5] != ((p->len - network) & 0xff))
+			return LEFT_NOT_IP;
+		/* fall through */
+	case IPPROTO_TCP:
+		last |= ((__u64)h[0] << 24 | (__u64)h[1] << 16 | (__u64)h[2] << 8 | h[3]) << 8;
+		break;
+	case IPPROTO_ICMP:
+		pseudo = 0xffff;
+		break;
+	case IPPROTO_ICMPV6:
+		if (h[0] >= 133 && h[0] <= 137) /* neighbour discovery: RFC 4861 */
+			return LEFT_PROTOCOL;
+		break;
+	}
+	p->sum = ~fold(pseudo);
+	p->hash = mix(hash ^ last) >> 32;
+	return CARRIED;
+}
+
+#define HASH_SEED 0x9e3779b97f4a7c15ULL
+
+static __always_inline enum reason parse4(struct __sk_buff *skb, __u32 at, struct packet *p)
+{
+	struct iphdr h = {};
+
+	if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) < 0 || h.version != 4)
+		return LEFT_NOT_IP;
+	if (h.ihl != 5)
+		return LEFT_OPTIONS;
+	if (h.frag_off & bpf_htons(IP_FRAGMENT))
+		return LEFT_FRAGMENT;
+	if (h.protocol != IPPROTO_TCP && h.protocol != IPPROTO_UDP && h.protocol != IPPROTO_ICMP)
+		return LEFT_PROTOCOL;
+	p->type = bpf_htons(ETH_P_IP);
+	p->len = bpf_ntohs(h.tot_len);
+	p->proto = h.protocol;
+	p->ecn = h.tos & ECN_MASK;
+	p->src4 = h.saddr;
+	p->dst4 = h.daddr;
+	return parse_transport(skb, at + sizeof(h), p,
+			       (__u64)h.saddr + h.daddr + bpf_htons(h.protocol) + bpf_htons(p->len - sizeof(h)),
+			       mix(HASH_SEED ^ pair(h.saddr, h.daddr)), sizeof(h));
+}
+
+static __always_inline enum reason parse6(struct __sk_buff *skb, __u32 at, struct packet *p)
+{
+	struct {
+		__be32 start; /* version, traffic class, flow label */
+		__be16 len;
+		__u8 proto, limit;
+		__be32 src[4], dst[4];
+	} h = {};
+	__u64 pseudo = 0, hash = HASH_SEED;
+	__u32 n;
+
+	if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) < 0 || bpf_ntohl(h.start) >> 28 != 6)
+		return LEFT_NOT_IP;
+	if (h.proto != IPPROTO_TCP && h.proto != IPPROTO_UDP && h.proto != IPPROTO_ICMPV6)
+		return h.proto == IPPROTO_FRAGMENT ? LEFT_FRAGMENT : LEFT_PROTOCOL;
+	n = bpf_ntohs(h.len);
+	p->type = bpf_htons(ETH_P_IPV6);
+	p->len = n + sizeof(h);
+	p->proto = h.proto;
+	p->ecn = bpf_ntohl(h.start) >> 20 & ECN_MASK;
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		p->src6[i] = h.src[i];
+		p->dst6[i] = h.dst[i];
+		pseudo += (__u64)h.src[i] + h.dst[i];
+	}
+	hash = mix(hash ^ pair(h.src[0], h.src[1]));
+	hash = mix(hash ^ pair(h.src[2], h.src[3]));
+	hash = mix(hash ^ pair(h.dst[0], h.dst[1]));
+	hash = mix(hash ^ pair(h.dst[2], h.dst[3]));
+	return parse_transport(skb, at + sizeof(h), p, pseudo + bpf_htons(h.proto) + bpf_htons(n), hash, sizeof(h));
+}
+
+static __always_inline struct peer *find4(__be32 a)
+{
+	struct prefix4 k = {32, a};
+
+	return bpf_map_lookup_elem(&peers4, &k);
+}
+
+static __always_inline struct peer *find6(__be32 *a)
+{
+	struct prefix6 k = {128, {a[0], a[1], a[2], a[3]}};
+
+	return bpf_map_lookup_elem(&peers6, &k);
+}
+
+/* The counters of a peer, NULL if there is no memory for them. */
+static __always_inline struct traffic *traffic_of(struct peer *p)
+{
+	__u32 id = p->id;
+	struct traffic *t = bpf_map_lookup_elem(&counters, &id);
+
+	if (!t) {
+		struct traffic none = {};
+
+		bpf_map_update_elem(&counters, &id, &none, BPF_NOEXIST);
+		t = bpf_map_lookup_elem(&counters, &id);
+	}
+	return t;
+}
+
+/* How many packets a packet of the device stands for. */
+static __always_inline __u32 segments(__u32 gso_size, struct packet *p)
+{
+	if (!gso_size || p->len <= p->headers)
+		return 1;
+	return (p->len - p->headers + gso_size - 1) / gso_size;
+}
+
+/* What the headers from UDP's on sum to, but for the checksum, with the pseudo-header. */
+static __always_inline __u64 sum_headers(struct frame *f)
+{
+	__u64 s = (__u64)f->ip.saddr + f->ip.daddr + bpf_htons(IPPROTO_UDP) + f->udp.len;
+	__u16 *w = (__u16 *)&f->udp;
+
+#pragma unroll
+	for (int i = 0; i < 15; i++) /* UDP 8, VXLAN 8 and Ethernet 14 bytes */
+		if (i != 3)
+			s += w[i];
+	return s;
+}
+
+static __always_inline __u64 sum_ip(struct iphdr *h)
+{
+	__u16 *w = (__u16 *)h;
+	__u64 s = 0;
+
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		s += w[i];
+	return s;
+}
+
+static __always_inline void count_tx(struct traffic *t, __u32 n, __u32 bytes, __u32 direct)
+{
+	__u32 zero = 0;
+	struct totals *all = bpf_map_lookup_elem(&sums, &zero);
+
+	t->tx_packets += n;
+	t->tx_bytes += bytes;
+	t->tx_direct += direct ? n : 0;
+	if (all) {
+		all->tx_packets += 1;
+		all->tx_datagrams += direct ? 0 : n;
+		all->tx_bytes += bytes;
+		all->tx_direct += direct;
+	}
+}
+
+/* Sends a packet as it is to a peer on the same Ethernet. */
+static __always_inline int send_direct(struct __sk_buff *skb, struct peer *peer, struct packet *p, struct traffic *t)
+{
+	struct ethhdr eth = {};
+	__u32 link = peer->link, n = segments(skb->gso_size, p), len = p->len, hash = p->hash;
+
+	__builtin_memcpy(eth.h_dest, peer->target, ETH_ALEN);
+	__builtin_memcpy(eth.h_source, peer->source, ETH_ALEN);
+	eth.h_proto = p->type;
+	if (bpf_skb_change_head(skb, sizeof(eth), 0) < 0)
+		return leave_flow(TX, hash, LEFT_ERROR);
+	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) < 0) {
+		count(TX, LOST);
+		return TC_ACT_SHOT;
+	}
+	count_tx(t, n, len, 1);
+	return bpf_redirect(link, 0);
+}
+
+SEC("tc")
+int vxlan_egress(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct frame f = {};
+	struct bpf_fib_lookup to = {};
+	struct bpf_redir_neigh next = {};
+	struct settings *s;
+	struct traffic *t;
+	struct peer *peer;
+	enum reason why;
+	__u32 zero = 0, gso = skb->gso_size, longest;
+	__u64 now;
+
+	s = bpf_map_lookup_elem(&config, &zero);
+	if (!s)
+		return TC_ACT_OK;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		why = parse4(skb, 0, &p);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		why = parse6(skb, 0, &p);
+	else
+		why = LEFT_NOT_IP;
+	if (why != CARRIED)
+		return leave(TX, why);
+	if (p.len != skb->len)
+		return leave(TX, LEFT_NOT_IP);
+	peer = p.type == bpf_htons(ETH_P_IP) ? find4(p.dst4) : find6(p.dst6);
+	if (!peer)
+		return leave(TX, LEFT_NO_PEER);
+	if (p.proto == IPPROTO_TCP && p.tcp_flags & TCP_SYN)
+		return leave(TX, LEFT_SYN);
+
+	now = bpf_ktime_get_ns();
+	if (peer->link) {
+		if (held(TX, p.hash, now, s->guard))
+			return leave(TX, LEFT_FLOWLET);
+		t = traffic_of(peer);
+		if (!t)
+			return leave_flow(TX, p.hash, LEFT_ERROR);
+		return send_direct(skb, peer, &p, t);
+	}
+
+	longest = p.len;
+	if (gso) {
+		if (p.proto != IPPROTO_TCP)
+			return leave_flow(TX, p.hash, LEFT_UDP_SUPERPACKET);
+		if (!(s->options & SUPERPACKETS) || p.len + ROOM > MAX_IP_LEN)
+			return leave_flow(TX, p.hash, LEFT_SUPERPACKET);
+		longest = p.headers + gso;
+	} else if (!p.has_sum) {
+		return leave_flow(TX, p.hash, LEFT_CHECKSUM);
+	}
+	if (longest > peer->longest)
+		return leave_flow(TX, p.hash, LEFT_TOO_LONG);
+	if (held(TX, p.hash, now, s->guard))
+		return leave(TX, LEFT_FLOWLET);
+
+	/* The kernel's routing decides, with what it has learnt of the path. */
+	to.family = AF_INET;
+	to.l4_protocol = IPPROTO_UDP;
+	to.dport = s->port;
+	to.tot_len = longest + ROOM;
+	to.ifindex = s->device;
+	to.tos = p.ecn;
+	to.ipv4_src = s->local;
+	to.ipv4_dst = peer->address;
+	if (s->ports)
+		to.sport = s->source_ports[(p.hash % s->ports) & (MAX_PORTS - 1)];
+	else
+		to.sport = s->port;
+	f.udp.source = to.sport;
+	switch (bpf_fib_lookup(skb, &to, sizeof(to), 0)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		break;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return leave_flow(TX, p.hash, LEFT_TOO_LONG);
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		return leave_flow(TX, p.hash, LEFT_NO_NEIGHBOUR);
+	default:
+		return leave_flow(TX, p.hash, LEFT_NO_ROUTE);
+	}
+	if (to.ifindex != s->underlay)
+		return leave_flow(TX, p.hash, LEFT_OTHER_LINK);
+	if (to.family != AF_INET)
+		return leave_flow(TX, p.hash, LEFT_NO_ROUTE);
+	t = traffic_of(peer);
+	if (!t)
+		return leave_flow(TX, p.hash, LEFT_ERROR);
+
+	f.eth.h_proto = bpf_htons(ETH_P_IP);
+	f.ip.version = 4;
+	f.ip.ihl = 5;
+	f.ip.tos = p.ecn;
+	f.ip.tot_len = bpf_htons(p.len + ROOM);
+	f.ip.id = bpf_get_prandom_u32();
+	f.ip.ttl = 64;
+	f.ip.protocol = IPPROTO_UDP;
+	f.ip.saddr = s->local;
+	f.ip.daddr = peer->address;
+	f.ip.check = ~fold(sum_ip(&f.ip));
+	f.udp.dest = s->port;
+	f.udp.len = bpf_htons(p.len + ROOM - sizeof(f.ip));
+	f.vxlan_flags = bpf_htonl(VXLAN_HAS_VNI);
+	f.vxlan_vni = s->vni;
+	__builtin_memcpy(f.inner.h_dest, peer->mac, ETH_ALEN);
+	__builtin_memcpy(f.inner.h_source, s->mac, ETH_ALEN);
+	f.inner.h_proto = p.type;
+	/* A superpacket's segments go without: the kernel can't be told to fill theirs
+	 * in, and a peer must take them (RFC 7348, section 4.1). Others have one, or
+	 * their receivers could not join them. */
+	if (!gso) {
+		__u16 c;
+
+		/* The sum of an IPv6 header is its own; that of IPv4's is 0. */
+		__u64 sum = sum_headers(&f) + p.sum;
+
+		if (p.type == bpf_htons(ETH_P_IPV6)) {
+			__be32 h[10] = {};
+
+			if (bpf_skb_load_bytes(skb, 0, h, sizeof(h)) < 0)
+				return leave_flow(TX, p.hash, LEFT_ERROR);
+#pragma unroll
+			for (int i = 0; i < 10; i++)
+				sum += h[i];
+		}
+		c = ~fold(sum);
+		f.udp.check = c ? c : 0xffff;
+	}
+
+	if (bpf_skb_adjust_room(skb, ROOM, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
+				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) < 0)
+		return leave_flow(TX, p.hash, LEFT_ERROR); /* such as: it is a tunnel's already */
+	/* The TUN has no link-layer header, and redirection takes one away. */
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 || bpf_skb_store_bytes(skb, 0, &f.eth, FRAME_LEN, 0) < 0) {
+		count(TX, LOST);
+		return TC_ACT_SHOT;
+	}
+	count_tx(t, segments(gso, &p), p.len, 0);
+	next.nh_family = AF_INET;
+	next.ipv4_nh = to.ipv4_dst; /* the gateway, or the peer itself */
+	return bpf_redirect_neigh(to.ifindex, &next, sizeof(next), 0);
+}
+
+/* Tells whether the way to a packet's destination takes superpackets which still
+ * bear the marks of a UDP tunnel. */
+static __always_inline int is_tolerant(struct __sk_buff *skb, struct settings *s, struct packet *p)
+{
+	struct bpf_fib_lookup to = {};
+	__u32 link;
+
+	to.ifindex = s->device;
+	to.l4_protocol = p->proto;
+	to.tot_len = 0;
+	if (p->type == bpf_htons(ETH_P_IP)) {
+		to.family = AF_INET;
+		to.ipv4_src = p->src4;
+		to.ipv4_dst = p->dst4;
+	} else {
+		to.family = AF_INET6;
+#pragma unroll
+		for (int i = 0; i < 4; i++) {
+			to.ipv6_src[i] = p->src6[i];
+			to.ipv6_dst[i] = p->dst6[i];
+		}
+	}
+	switch (bpf_fib_lookup(skb, &to, sizeof(to), 0)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED: /* by the whole's length, which isn't a segment's */
+		link = to.ifindex;
+		return bpf_map_lookup_elem(&tolerant, &link) != NULL;
+	case BPF_FIB_LKUP_RET_NOT_FWDED:
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+		return 1; /* it stays on this host */
+	}
+	return 0;
+}
+
+/* Tells whether a datagram's checksum holds, as far as that doesn't take its
+ * payload: the inner packet has a checksum of its own. */
+static __always_inline int sum_holds(struct __sk_buff *skb, struct frame *f, struct packet *p)
+{
+	__u64 sum;
+	__u16 want;
+
+	if (!f->udp.check)
+		return 1;
+	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
+		return 1; /* the NIC has verified it */
+	/* A host on this machine leaves it to a NIC that there isn't: the field has
+	 * the pseudo-header's. */
+	if (f->udp.check == fold((__u64)f->ip.saddr + f->ip.daddr + bpf_htons(IPPROTO_UDP) + f->udp.len))
+		return 1;
+	if (!p->has_sum)
+		return 0;
+	sum = sum_headers(f) + p->sum;
+	if (p->type == bpf_htons(ETH_P_IPV6)) {
+		__be32 h[10] = {};
+
+		if (bpf_skb_load_bytes(skb, FRAME_LEN, h, sizeof(h)) < 0)
+			return 0;
+#pragma unroll
+		for (int i = 0; i < 10; i++)
+			sum += h[i];
+	}
+	want = ~fold(sum);
+	return f->udp.check == (want ? want : 0xffff);
+}
+
+SEC("tc")
+int vxlan_ingress(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct frame f = {};
+	struct packet p = {};
+	struct settings *s;
+	struct traffic *t;
+	struct totals *all;
+	struct peer *peer;
+	enum reason why;
+	__u32 zero = 0, gso = skb->gso_size, n;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET, now;
+	__be16 type;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return TC_ACT_OK;
+	s = bpf_map_lookup_elem(&config, &zero);
+	if (!s)
+		return TC_ACT_OK;
+	if (data + sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) <= end) {
+		struct iphdr *ip = data + sizeof(struct ethhdr);
+		struct udphdr *udp = (void *)(ip + 1);
+
+		if (ip->protocol != IPPROTO_UDP || udp->dest != s->port)
+			return TC_ACT_OK; /* most of what isn't ours */
+	}
+	if (bpf_skb_load_bytes(skb, 0, &f.eth, FRAME_LEN) < 0)
+		return TC_ACT_OK;
+	if (f.ip.version != 4 || f.ip.ihl != 5 || f.ip.protocol != IPPROTO_UDP || f.ip.daddr != s->local ||
+	    f.ip.frag_off & bpf_htons(IP_FRAGMENT) || f.udp.dest != s->port)
+		return TC_ACT_OK;
+	if (!(f.vxlan_flags & bpf_htonl(VXLAN_HAS_VNI)) || (f.vxlan_vni & bpf_htonl(0xffffff00)) != s->vni)
+		return leave(RX, LEFT_FOREIGN_VNI);
+	if (*(__u32 *)f.inner.h_dest != *(__u32 *)s->mac || *(__u16 *)&f.inner.h_dest[4] != *(__u16 *)&s->mac[4])
+		return leave(RX, LEFT_INNER_MAC);
+	if (f.inner.h_proto == bpf_htons(ETH_P_IP)) {
+		why = parse4(skb, FRAME_LEN, &p);
+	} else if (f.inner.h_proto == bpf_htons(ETH_P_IPV6)) {
+		why = s->options & DECAP_IPV6 ? parse6(skb, FRAME_LEN, &p) : LEFT_PROTOCOL;
+		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	} else {
+		why = LEFT_NOT_IP;
+	}
+	if (why != CARRIED)
+		return leave(RX, why);
+	peer = p.type == bpf_htons(ETH_P_IP) ? find4(p.src4) : find6(p.src6);
+	if (!peer || peer->address != f.ip.saddr)
+		return leave(RX, LEFT_INNER_SOURCE);
+
+	if (p.len + FRAME_LEN != skb->len || bpf_ntohs(f.ip.tot_len) != p.len + ROOM ||
+	    bpf_ntohs(f.udp.len) != p.len + ROOM - sizeof(f.ip))
+		return leave_flow(RX, p.hash, LEFT_AGGREGATE);
+	if ((f.ip.tos & ECN_MASK) != p.ecn && (f.ip.tos & ECN_MASK) != 0)
+		return leave_flow(RX, p.hash, LEFT_ECN);
+	if (gso) {
+		if (p.proto != IPPROTO_TCP)
+			return leave_flow(RX, p.hash, LEFT_UDP_SUPERPACKET);
+		if (!(s->options & SUPERPACKETS))
+			return leave_flow(RX, p.hash, LEFT_SUPERPACKET);
+		if (s->options & DECAP_L4_UDP)
+			flags |= BPF_F_ADJ_ROOM_DECAP_L4_UDP;
+		else if (!is_tolerant(skb, s, &p))
+			return leave_flow(RX, p.hash, LEFT_SUPERPACKET);
+	} else {
+		if (s->bulk && p.proto == IPPROTO_TCP && p.len >= s->bulk)
+			return leave_flow(RX, p.hash, LEFT_BULK);
+		if (fold(sum_ip(&f.ip)) != 0xffff || !sum_holds(skb, &f, &p))
+			return leave_flow(RX, p.hash, LEFT_CHECKSUM);
+	}
+	now = bpf_ktime_get_ns();
+	if (held(RX, p.hash, now, s->guard))
+		return leave(RX, LEFT_FLOWLET);
+	t = traffic_of(peer);
+	if (!t)
+		return leave_flow(RX, p.hash, LEFT_ERROR);
+
+	if (bpf_skb_adjust_room(skb, -(__s32)ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
+		return leave_flow(RX, p.hash, LEFT_ERROR);
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	type = p.type;
+	if (type != bpf_htons(ETH_P_IP) && bpf_skb_store_bytes(skb, 12, &type, sizeof(type), 0) < 0) {
+		count(RX, LOST);
+		return TC_ACT_SHOT;
+	}
+	n = segments(gso, &p);
+	t->rx_packets += n;
+	t->rx_bytes += p.len;
+	t->rx_seen = now;
+	all = bpf_map_lookup_elem(&sums, &zero);
+	if (all) {
+		all->rx_packets += 1;
+		all->rx_datagrams += n;
+		all->rx_bytes += p.len;
+	}
+	return bpf_redirect(s->device, BPF_F_INGRESS);
+}
+
+/* bpf_csum_level and others are for GPL-compatible programs only. */
+char _license[] SEC("license") = "Dual BSD/GPL";
