@@ -39,6 +39,7 @@ type mtuFollower struct {
 	ask          func(netip.Addr) encap.OuterMTU // 0 if it isn't known
 	destinations func() []*batch.Destination
 	device       encap.InnerMTU
+	changed      func() // a path's MTU
 	log          *slog.Logger
 
 	due  []*batch.Destination // to be asked for
@@ -47,7 +48,7 @@ type mtuFollower struct {
 
 func (r *Router) newMTUFollower() *mtuFollower {
 	return &mtuFollower{
-		ask: r.underlay.PathMTU, destinations: r.allDestinations, device: r.config.Link.MTU, log: r.log,
+		ask: r.underlay.PathMTU, destinations: r.allDestinations, device: r.config.Link.MTU, changed: r.fast.mark, log: r.log,
 		told: map[*batch.Destination]encap.InnerMTU{},
 	}
 }
@@ -78,8 +79,14 @@ func (f *mtuFollower) look() {
 		})
 	}
 	n := min(len(f.due), mtuBudget)
+	changed := false
 	for _, d := range f.due[:n] {
+		before := d.MaxDatagram()
 		updateMTU(d, f.ask)
+		changed = changed || d.MaxDatagram() != before
+	}
+	if changed {
+		f.changed()
 	}
 	f.due = f.due[n:]
 	f.tell(all)

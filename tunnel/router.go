@@ -108,8 +108,10 @@ type Router struct {
 
 	life lifecycle.Life
 
-	changing     sync.Mutex                        // held while the peers are changed
-	destinations map[netip.Addr]*batch.Destination // changing guards it
+	fast     fastPath
+	changing sync.Mutex // held while the peers are changed
+	// changing guards it
+	destinations map[netip.Addr]*batch.Destination
 }
 
 // New makes a router of a device and as many receiving sockets as the device
@@ -124,9 +126,10 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 		config: c, device: dev, underlay: u, locals: u.Locals(), paths: c.OnLink, peers: newPeerTable(),
 		destinations: map[netip.Addr]*batch.Destination{},
 		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
+		fast:         fastPath{dirty: make(chan struct{}, 1)},
 	}
 	if r.paths != nil {
-		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger})
+		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger, Changed: r.fast.mark})
 	}
 	limits := flowlimit.New(c.Link.MTU)
 	r.lostBefore, _ = device.Dropped(dev)
@@ -158,6 +161,7 @@ func (r *Router) Run(ctx context.Context) error {
 	following, cancel := context.WithCancel(ctx)
 	var followers sync.WaitGroup
 	followers.Go(func() { r.newMTUFollower().run(following) })
+	followers.Go(func() { r.followFastPath(following) })
 	if p := r.paths; p != nil {
 		followers.Go(func() { r.follow(following, p) })
 	}
@@ -237,7 +241,14 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	}
 	r.attach(entries)
 	r.carryOn(entries)
+	f := r.fast.path
+	if f != nil {
+		f.Remove(r.peers.load().without(entries))
+	}
 	r.peers.replace(entries)
+	if f != nil {
+		f.Replace(r.fastPeers(nil))
+	}
 	r.forget()
 	return err
 }
@@ -258,7 +269,14 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 	}
 	r.attach(entries)
 	r.carryOn(entries)
+	f := r.fast.path
+	if f != nil {
+		f.Remove(gone)
+	}
 	r.peers.update(entries, gone)
+	if f != nil && len(entries) > 0 {
+		f.Put(r.fastPeers(entries))
+	}
 	r.forget()
 	return err
 }
@@ -348,6 +366,7 @@ func (r *Router) Stats() Stats {
 		w.total.addTo(&s)
 	}
 	r.life.While(r.lookOutside)
+	r.fast.addTo(&s)
 	s.Drops[DropTUNQueue] = r.lostInQueue.Load()
 	s.Drops[DropSocketBuffer] = r.lostAtSockets.Load()
 	return s

@@ -114,6 +114,9 @@ type Stats struct {
 	TxBatches, RxBatches uint64
 	// TxDirect is how many of TxPackets left without VXLAN, as they were read.
 	TxDirect uint64
+	// FastPath is how much of all that the fast path has carried, past the workers
+	// ([Router.UseFastPath]).
+	FastPath FastPathStats
 	// Fallbacks counts runs and superpackets that the kernel refused and that
 	// were passed on one by one.
 	Fallbacks uint64

@@ -133,6 +133,9 @@ func (d *Destination) SetMaxDatagram(n int) {
 // Used tells whether a packet to the destination was begun since it was last asked.
 func (d *Destination) Used() bool { return d.used.Load() && d.used.Swap(false) }
 
+// Use marks the destination as used, for packets that another than a [Batch] sends.
+func (d *Destination) Use() { d.used.Store(true) }
+
 // Runs tells whether datagrams to the destination may be sent as runs at the
 // time now, in the nanoseconds of [Batch.Flush].
 func (d *Destination) Runs(now int64) bool {

@@ -32,6 +32,7 @@ func (p *Paths) recordLocked(changes []change, h *Hop, path Path) []change {
 	path.Since = time.Now()
 	before := h.path
 	h.path = path
+	p.changed()
 	return append(changes, change{hop: h, before: before})
 }
 

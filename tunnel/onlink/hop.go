@@ -40,6 +40,21 @@ func (h *Hop) Direct() *Neighbour {
 	return h.link.Load()
 }
 
+// Neighbour is what Direct is, for who sends nothing by it.
+func (h *Hop) Neighbour() *Neighbour {
+	if h == nil {
+		return nil
+	}
+	return h.link.Load()
+}
+
+// Use marks the host as one that packets go to, so that its MAC is looked after.
+func (h *Hop) Use() {
+	if h != nil {
+		h.used.Store(true)
+	}
+}
+
 // refuse takes the host off the link, unless it is on another by now.
 func (h *Hop) refuse(l *Neighbour, err error) {
 	if h.link.CompareAndSwap(l, nil) {

@@ -107,6 +107,7 @@ type Paths struct {
 	only    string      // the one link that may be used, if not empty
 	alone   bool        // there is no VXLAN to take instead
 	mtu     int         // packets are no longer
+	changed func()      // ways have
 
 	mu     sync.Mutex // guards the rest
 	hops   map[netip.Addr]*Hop
@@ -142,7 +143,7 @@ type Config struct {
 // sockets are owned from here on; after an error they are still the caller's.
 func Open(c Config) (p *Paths, err error) {
 	p = &Paths{
-		log:  slog.New(slog.DiscardHandler),
+		log: slog.New(slog.DiscardHandler), changed: func() {},
 		only: c.Link, alone: c.Exclusive,
 		hops: map[netip.Addr]*Hop{}, owners: map[netip.Prefix]netip.Addr{}, failed: map[netip.Prefix]string{},
 	}
@@ -163,6 +164,9 @@ type Settings struct {
 	// are left alone, as another router or gateway may keep them; nil means that
 	// all are ours.
 	Networks []netip.Prefix
+	// Changed is called after hosts' ways have changed. It must not block, nor call
+	// the paths. Nil is for nobody who wants to know.
+	Changed func()
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger
 }
@@ -170,6 +174,9 @@ type Settings struct {
 // Attach is called once, before anything else.
 func (p *Paths) Attach(s Settings) {
 	p.mtu = int(s.MTU)
+	if s.Changed != nil {
+		p.changed = s.Changed
+	}
 	if s.Logger != nil {
 		p.log = s.Logger
 		p.watcher.SetLogger(s.Logger)
@@ -532,6 +539,7 @@ func (p *Paths) applyHopLocked(changes []change, h *Hop) []change {
 	} else {
 		h.link.Store(nil)
 	}
+	p.changed()
 	if reason != "" {
 		return p.recordLocked(changes, h, Path{Reason: reason, Unreachable: p.alone})
 	}

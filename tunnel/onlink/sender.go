@@ -21,13 +21,16 @@ import (
 
 // Neighbour is where frames to one on-link host go. It never changes.
 type Neighbour struct {
+	index          int
+	source, target encap.MAC
+
 	to      *batch.Destination
 	header4 [encap.EthernetHeaderLen]byte
 	header6 [encap.EthernetHeaderLen]byte
 }
 
 func newNeighbour(index int, source, target encap.MAC) *Neighbour {
-	l := &Neighbour{to: batch.NewLinkDestination(index, target)}
+	l := &Neighbour{index: index, source: source, target: target, to: batch.NewLinkDestination(index, target)}
 	for header, kind := range map[*[encap.EthernetHeaderLen]byte]uint16{
 		&l.header4: encap.EtherTypeIPv4, &l.header6: encap.EtherTypeIPv6,
 	} {
@@ -37,6 +40,9 @@ func newNeighbour(index int, source, target encap.MAC) *Neighbour {
 	}
 	return l
 }
+
+// Link is where frames leave, by the interface's index, and their two addresses.
+func (l *Neighbour) Link() (index int, source, target encap.MAC) { return l.index, l.source, l.target }
 
 // openSocket opens a packet socket that only sends, in the calling thread's
 // network namespace. It needs CAP_NET_RAW.

@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"net/netip"
@@ -138,4 +139,22 @@ func readSysctl(name string) string {
 		return ""
 	}
 	return string(b)
+}
+
+// SourcePorts are the ports that datagrams leave from by a local address. The flow
+// hash of a packet modulo their number is the place of its port, unless a send buffer
+// is full.
+func (u *UDP) SourcePorts(local netip.Addr) (ports []uint16, err error) {
+	s := u.sockets[family.Of(local)]
+	if s == nil || len(s.tx) == 0 {
+		return nil, fmt.Errorf("no sockets send by %s", local)
+	}
+	for _, fd := range s.tx[0] {
+		bound, err := boundTo(fd)
+		if err != nil {
+			return nil, fmt.Errorf("source port: %w", err)
+		}
+		ports = append(ports, bound.Port())
+	}
+	return ports, nil
 }

@@ -236,8 +236,12 @@ const (
 // word is four bytes as they lie in memory.
 func word(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
 
-func order32(v uint32) uint32 { return binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, v)) }
-func order16(v uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v)) }
+func order32(v uint32) uint32 {
+	return binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, v))
+}
+func order16(v uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+}
 
 // Put adds peers, each in the place of the one that has its subnet, whose counters go
 // on. The error says how many of them the kernel refused; the others are in force.

@@ -1,0 +1,254 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"uvxlan/encap"
+	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
+)
+
+// FastPath carries packets of peers past the workers, in the kernel; package fastpath
+// has the one that there is. It is handed peers, and takes of their packets those
+// that it can carry just as a worker would. All others come to the workers. A router
+// never calls two of the first three methods at a time, and holds a lock meanwhile:
+// they must not call the router.
+type FastPath interface {
+	// Replace makes peers all there are.
+	Replace(peers []FastPeer)
+	// Put adds peers, each in the place of the one that has its subnet. One that
+	// hasn't changed is passed over at little cost.
+	Put(peers []FastPeer)
+	// Remove takes the peers of subnets away: when it returns, nothing is carried for
+	// them.
+	Remove(subnets []netip.Prefix)
+	// Traffic is what was carried for the peer of a subnet, zero if nothing was.
+	Traffic(subnet netip.Prefix) PeerTraffic
+	// Stats is what was carried in all, since the fast path was made.
+	Stats() FastPathStats
+	// Used lists the subnets of the peers that packets were carried to since it was
+	// last asked.
+	Used() []netip.Prefix
+}
+
+// FastPeer is a peer as a [FastPath] must know it.
+type FastPeer struct {
+	Peer
+	// MaxPacket is the longest packet, in bytes, that travels to the peer in one
+	// piece; longer ones are the workers'.
+	MaxPacket encap.InnerMTU
+	// Direct is the way without VXLAN to a peer on the same Ethernet, nil for VXLAN.
+	Direct *DirectWay
+}
+
+// DirectWay is where frames to an on-link peer leave, and the MACs that they have.
+type DirectWay struct {
+	Link           int // interface index
+	Source, Target encap.MAC
+}
+
+// FastPathStats is what a [FastPath] has carried, in the terms of [Stats].
+type FastPathStats struct {
+	TxPackets, RxPackets     uint64
+	TxDatagrams, RxDatagrams uint64
+	TxBytes, RxBytes         uint64
+	TxDirect                 uint64
+}
+
+func (s FastPathStats) plus(o FastPathStats) FastPathStats {
+	s.TxPackets += o.TxPackets
+	s.RxPackets += o.RxPackets
+	s.TxDatagrams += o.TxDatagrams
+	s.RxDatagrams += o.RxDatagrams
+	s.TxBytes += o.TxBytes
+	s.RxBytes += o.RxBytes
+	s.TxDirect += o.TxDirect
+	return s
+}
+
+// ErrNoFastPath says that a router's packets can't take a fast path: its device is no
+// interface of the kernel's, or its underlay isn't [underlay.UDP].
+var ErrNoFastPath = errors.New("the router's device or underlay isn't the kernel's")
+
+// Wire is what a [FastPath] must know of a router.
+type Wire struct {
+	// Device is the name of the TUN interface.
+	Device string
+	VNI    encap.VNI
+	MAC    encap.MAC
+	// MTU is the device's.
+	MTU encap.InnerMTU
+	// Locals are the addresses and the port that frames arrive at.
+	Locals []netip.AddrPort
+	// SourcePorts are the ports that frames leave from, by the local address: a flow's
+	// is the one whose place is [encap.FlowHash] modulo their number.
+	SourcePorts map[netip.Addr][]uint16
+}
+
+// Wire tells a [FastPath] of the router.
+func (r *Router) Wire() (Wire, error) {
+	u, ok := r.underlay.(*underlay.UDP)
+	if !ok {
+		return Wire{}, ErrNoFastPath
+	}
+	w := Wire{
+		Device: r.device.Name(), VNI: r.config.VNI, MAC: r.config.MAC, MTU: r.config.Link.MTU,
+		Locals: u.Locals(), SourcePorts: map[netip.Addr][]uint16{},
+	}
+	for _, local := range w.Locals {
+		ports, err := u.SourcePorts(local.Addr())
+		if err != nil {
+			return Wire{}, fmt.Errorf("tell the fast path of the router: %w", err)
+		}
+		w.SourcePorts[local.Addr()] = ports
+	}
+	return w, nil
+}
+
+// fastPath is the one in use, and what those before it have carried.
+type fastPath struct {
+	mu   sync.Mutex // guards path and past; held for short
+	path FastPath   // changed under Router.changing too
+	past FastPathStats
+	// dirty says that peers' ways or path MTUs have changed.
+	dirty chan struct{}
+}
+
+// UseFastPath hands all peers to f and keeps it up to date from then on: a change of
+// the peers is in force there, too, when the method that makes it returns. What f
+// carries is part of what [Router.Traffic] and [Router.Stats] count. Nil ends that;
+// what f has carried by then stays counted. A fast path that was in use before isn't
+// any longer. Close and Release leave f alone: its owner closes it, before or after.
+func (r *Router) UseFastPath(f FastPath) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	r.fast.replace(f, r.peers.load())
+	if f != nil {
+		f.Replace(r.fastPeers(nil))
+	}
+}
+
+// replace puts f in use and adds what the one before has carried to the workers'
+// counters.
+func (p *fastPath) replace(f FastPath, peers *table) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.path != nil {
+		p.past = p.past.plus(p.path.Stats())
+		for subnet, e := range peers.subnets.All() {
+			e.traffic.add(p.path.Traffic(subnet))
+		}
+	}
+	p.path = f
+}
+
+// traffic adds what the fast path has carried for a peer.
+func (p *fastPath) traffic(subnet netip.Prefix, t PeerTraffic) PeerTraffic {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.path == nil {
+		return t
+	}
+	return t.plus(p.path.Traffic(subnet))
+}
+
+// addTo adds what the fast paths have carried.
+func (p *fastPath) addTo(s *Stats) {
+	p.mu.Lock()
+	all := p.past
+	if p.path != nil {
+		all = all.plus(p.path.Stats())
+	}
+	p.mu.Unlock()
+	s.TxPackets += all.TxPackets
+	s.RxPackets += all.RxPackets
+	s.TxDatagrams += all.TxDatagrams
+	s.RxDatagrams += all.RxDatagrams
+	s.TxBytes += all.TxBytes
+	s.RxBytes += all.RxBytes
+	s.TxDirect += all.TxDirect
+	s.FastPath = all
+}
+
+// fastPeers are entries as a fast path must know them, all peers if entries is nil.
+// Router.changing is held.
+func (r *Router) fastPeers(entries []*entry) []FastPeer {
+	if entries == nil {
+		entries = slices.Collect(maps.Values(maps.Collect(r.peers.load().subnets.All())))
+	}
+	peers := make([]FastPeer, len(entries))
+	for i, e := range entries {
+		peers[i] = FastPeer{Peer: e.Peer, MaxPacket: min(innerMTU(e.to), r.config.Link.MTU), Direct: directWay(e.hop)}
+	}
+	return peers
+}
+
+func directWay(h *onlink.Hop) *DirectWay {
+	n := h.Neighbour()
+	if n == nil {
+		return nil
+	}
+	index, source, target := n.Link()
+	return &DirectWay{Link: index, Source: source, Target: target}
+}
+
+// mark leaves word that peers' ways or path MTUs have changed.
+func (p *fastPath) mark() {
+	select {
+	case p.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// usedInterval is the time between two looks at which peers the fast path carries
+// packets to.
+const usedInterval = time.Second
+
+// followFastPath hands over what changes about peers without a change of the leases,
+// and has the ways to peers looked after whose packets never meet a worker, until ctx
+// ends.
+func (r *Router) followFastPath(ctx context.Context) {
+	tick := time.NewTicker(usedInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.fast.dirty:
+			r.refreshFastPath()
+		case <-tick.C:
+			r.markUsed()
+		}
+	}
+}
+
+func (r *Router) refreshFastPath() {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	if f := r.fast.path; f != nil {
+		f.Put(r.fastPeers(nil))
+	}
+}
+
+func (r *Router) markUsed() {
+	r.changing.Lock()
+	f := r.fast.path
+	r.changing.Unlock()
+	if f == nil {
+		return
+	}
+	peers := r.peers.load()
+	for _, subnet := range f.Used() {
+		if e, ok := peers.subnets.Get(subnet); ok {
+			e.to.Use()
+			e.hop.Use()
+		}
+	}
+}
