@@ -61,6 +61,8 @@ func playFirst() error {
 	switch os.Getenv(variableOfTest) {
 	case "again":
 		return playAgain(nil)
+	case "asks", "asks an old one":
+		return playAsking()
 	case "deaf":
 		t := NotifyTermination()
 		say("deaf")
@@ -91,6 +93,21 @@ func playFirst() error {
 	say("first goes on: %v, %v", err, s.Stop())
 	s.Reap()
 	return nil
+}
+
+// playAsking asks a standby what it takes over.
+func playAsking() error {
+	program, err := Program()
+	if err != nil {
+		return err
+	}
+	s, err := Start(context.Background(), program, nil, []int{pipe})
+	if err != nil {
+		return err
+	}
+	say("takes a fast path over: %t", s.TakesFastPath())
+	defer s.Reap()
+	return s.Stop()
 }
 
 // sentByItself are the signals that the program sends itself just before the
@@ -133,7 +150,19 @@ func playAgain(before *Standby) error {
 }
 
 func playStandby(r *Received) error {
-	if os.Getenv(variableOfTest) == "again" {
+	switch os.Getenv(variableOfTest) {
+	case "asks an old one": // which knows nothing of fast paths
+		if err := r.Main.link.send(takesTunnel); err != nil {
+			return err
+		}
+		r.Main.AwaitStop()
+		return r.Main.Stopped()
+	case "asks":
+		if err := ignoreEnd(r.Main.Ready()); err != nil {
+			return err
+		}
+		return r.Main.Stopped()
+	case "again":
 		if err := r.Main.Ready(); err != nil {
 			return err
 		}
@@ -151,6 +180,13 @@ func playStandby(r *Received) error {
 	r.Main.AwaitStop()
 	say("standby stops")
 	return r.Main.Stopped()
+}
+
+func ignoreEnd(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 func playSuccessor(r *Received) error {
@@ -216,6 +252,14 @@ func TestReload(t *testing.T) {
 	said, pid := run(t, "reloads")
 	expect(t, said, fmt.Sprintf("first %d", pid), fmt.Sprintf("standby of %d reads %q", pid, "for the standby"),
 		"standby works", "standby stops", fmt.Sprintf("successor %d reads %q, <nil>", pid, "for the successor"))
+}
+
+// A program says what it takes over; one from before fast paths takes none.
+func TestTakesFastPath(t *testing.T) {
+	for how, takes := range map[string]bool{"asks": true, "asks an old one": false} {
+		said, _ := run(t, how)
+		expect(t, said, fmt.Sprintf("takes a fast path over: %t", takes))
+	}
 }
 
 // A standby whose main process dies ends as well.

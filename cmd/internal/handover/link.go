@@ -10,7 +10,8 @@ import (
 )
 
 // link is a socket between the main process and the standby. There are two
-// messages, of a byte each: "ready" one way and "go" the other. If the main
+// messages, of a byte each: "ready" one way and "go" the other. The byte of "ready"
+// says what the standby's program takes over. If the main
 // process ends its side, that is the order to stop. If the standby ends its
 // side, it has stopped. Whoever dies says the same.
 type link struct {
@@ -42,23 +43,31 @@ func openLink(fd int) (*link, error) {
 	return &link{fd: fd, file: os.NewFile(uintptr(fd), "link")}, nil
 }
 
-func (l *link) send() error {
-	_, err := l.file.Write([]byte{1})
+// What a program takes over, in the byte of "ready". Others take over all that a
+// standby needs and nothing else.
+const (
+	takesTunnel   byte = 1
+	takesFastPath byte = 2 // and the tunnel
+)
+
+func (l *link) send(message byte) error {
+	_, err := l.file.Write([]byte{message})
 	return err
 }
 
-// await waits for a message. io.EOF means that the other side has ended, and
+// await waits for a message and returns it. io.EOF means that the other side has ended, and
 // os.ErrDeadlineExceeded that the limit has passed. A limit of 0 is none.
-func (l *link) await(limit time.Duration) error {
+func (l *link) await(limit time.Duration) (byte, error) {
 	var until time.Time
 	if limit > 0 {
 		until = time.Now().Add(limit)
 	}
 	if err := l.file.SetReadDeadline(until); err != nil {
-		return err
+		return 0, err
 	}
-	_, err := io.ReadFull(l.file, make([]byte, 1))
-	return err
+	var message [1]byte
+	_, err := io.ReadFull(l.file, message[:])
+	return message[0], err
 }
 
 // interrupt ends an await.

@@ -29,8 +29,9 @@ var ErrRefused = errors.New("the program on disk can't take over")
 // Standby is a child that works, or is ready to, until it is stopped. Only one
 // goroutine at a time may use it.
 type Standby struct {
-	link *link
-	pid  int
+	link  *link
+	pid   int
+	takes byte // what it said when it was ready
 }
 
 // Start starts the program as a standby and returns when the standby is ready.
@@ -105,7 +106,8 @@ func places(words int, inherited []int) []uintptr {
 func (s *Standby) awaitReady(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, s.link.interrupt)
 	defer stop()
-	err := s.link.await(readyTimeout)
+	takes, err := s.link.await(readyTimeout)
+	s.takes = takes
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -160,14 +162,18 @@ func quote(words int) error {
 }
 
 // Go has the standby work from now on.
-func (s *Standby) Go() error { return s.link.send() }
+func (s *Standby) Go() error { return s.link.send(takesTunnel) }
+
+// TakesFastPath tells whether the program takes over a fast path's descriptors.
+// One that doesn't leaves them open and never looks at them.
+func (s *Standby) TakesFastPath() bool { return s.takes >= takesFastPath }
 
 // Stop ends the standby. It returns once the standby doesn't work any longer,
 // which may be before its process has ended; [Standby.Reap] waits for that.
 func (s *Standby) Stop() error {
 	err := s.link.end()
 	if err == nil {
-		err = s.link.await(stopTimeout)
+		_, err = s.link.await(stopTimeout)
 	}
 	if errors.Is(err, io.EOF) {
 		return nil

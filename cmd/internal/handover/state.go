@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -37,6 +38,9 @@ type State struct {
 	Record *hoststate.State `json:"record,omitempty"`
 	// Tunnel are the device and the sockets, nil with host-gw.
 	Tunnel *tunnel.Descriptors `json:"tunnel"`
+	// FastPath are the descriptors by which a fast path stays attached, by their
+	// names; nil if there is none. The standby doesn't get them.
+	FastPath map[string]int `json:"fast_path,omitempty"`
 	// Lock, Health and Control are the descriptors of the state directory's lock
 	// and of the listening sockets, or None.
 	Lock    int `json:"lock"`
@@ -109,8 +113,11 @@ func (e *State) Descriptors() []int {
 			fds = append(fds, fd)
 		}
 	}
-	return fds
+	return slices.AppendSeq(fds, maps.Values(e.FastPath))
 }
+
+// TakesFastPath tells whether the program of the standby takes over a fast path.
+func (e *State) TakesFastPath() bool { return e.standby != nil && e.standby.TakesFastPath() }
 
 // TakeLock takes over the lock of the state directory, or takes it anew.
 func (e *State) TakeLock(dir string) (*hoststate.Lock, error) {

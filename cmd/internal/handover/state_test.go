@@ -3,6 +3,7 @@ package handover
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,7 @@ func testState(t *testing.T) *State {
 		UDP: []underlay.Sockets{{Receive: []int{12, 13}, Send: [][]int{{12, 14}, {13, 15}}}}, Packet: []int{16, 17},
 	}}
 	e.Lock, e.Control = 18, 19
+	e.FastPath = map[string]int{"egress": 20, "routes4": 21}
 	return e
 }
 
@@ -54,7 +56,12 @@ func TestState(t *testing.T) {
 	if got.Interface != e.Interface || !reflect.DeepEqual(got.Config, e.Config) || !reflect.DeepEqual(got.Peers, e.Peers) || !reflect.DeepEqual(got.Tunnel, e.Tunnel) {
 		t.Errorf("read %s", text)
 	}
-	if fds := got.Descriptors(); !reflect.DeepEqual(fds, []int{10, 11, 12, 13, 14, 15, 16, 17, 18, 19}) {
+	if !reflect.DeepEqual(got.FastPath, e.FastPath) {
+		t.Errorf("read the fast path %v", got.FastPath)
+	}
+	fds := got.Descriptors()
+	slices.Sort(fds)
+	if !reflect.DeepEqual(fds, []int{10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21}) {
 		t.Errorf("the descriptors are %v", fds)
 	}
 }

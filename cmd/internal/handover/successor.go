@@ -159,17 +159,18 @@ type Main struct {
 // Ready says that the standby can work, and waits for the order to work. io.EOF
 // means that the order will never come.
 func (m *Main) Ready() error {
-	if err := m.link.send(); err != nil {
+	if err := m.link.send(takesFastPath); err != nil {
 		return err
 	}
-	return m.link.await(0)
+	_, err := m.link.await(0)
+	return err
 }
 
 // AwaitStop returns when the standby shall stop. It also returns when the main
 // process has died and has nothing open or locked any longer. Then nobody else
 // cleans up what the two have in common.
 func (m *Main) AwaitStop() (died bool) {
-	_ = m.link.await(0)
+	_, _ = m.link.await(0)
 	if !m.link.closed() {
 		return false
 	}
