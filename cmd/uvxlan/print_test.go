@@ -20,11 +20,11 @@ var (
 	twoOthers = []control.Peer{
 		{
 			Subnet: netip.MustParsePrefix("172.7.22.0/24"), PublicIP: netip.MustParseAddr("192.168.14.22"),
-			Path: control.PathDirect, Link: "eth0", NextMAC: "02:00:00:00:00:22", Since: now.Add(-90 * time.Second),
+			Path: control.PathDirect, Fast: true, Link: "eth0", NextMAC: "02:00:00:00:00:22", Since: now.Add(-90 * time.Second),
 		},
 		{
 			Subnet: netip.MustParsePrefix("172.7.31.0/24"), PublicIP: netip.MustParseAddr("192.168.15.31"),
-			Path: control.PathVXLAN, PathMTU: 1350, Reason: "via gateway 192.168.14.1",
+			Path: control.PathVXLAN, PathMTU: 1350, Reason: "via gateway 192.168.14.1", FastReason: "by another interface, eth1",
 		},
 	}
 )
@@ -35,9 +35,9 @@ func TestPrintPeers(t *testing.T) {
 	if err := p.peers(twoOthers, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `SUBNET         PUBLIC IP      PATH    MTU   SINCE  WHY
-172.7.22.0/24  192.168.14.22  direct  -     1m30s  via eth0 02:00:00:00:00:22
-172.7.31.0/24  192.168.15.31  vxlan   1350  -      via gateway 192.168.14.1
+	want := `SUBNET         PUBLIC IP      PATH    CARRIER  MTU   SINCE  WHY
+172.7.22.0/24  192.168.14.22  direct  fast     -     1m30s  via eth0 02:00:00:00:00:22
+172.7.31.0/24  192.168.15.31  vxlan   workers  1350  -      via gateway 192.168.14.1; not fast: by another interface, eth1
 `
 	if out.String() != want {
 		t.Errorf("it printed\n%swant\n%s", &out, want)
@@ -75,6 +75,7 @@ func TestPrintStatus(t *testing.T) {
 		Version: "v1", PID: 42, Started: now.Add(-3 * time.Hour), Now: now, Ready: true, Notes: []string{"etcd is away"},
 		Model: "vxlan", Interface: "eth0", PublicIP: netip.MustParseAddr("192.168.14.21"), Device: "flannel.1", MTU: 1450,
 		Network: netip.MustParsePrefix("172.7.0.0/16"), Peers: 2,
+		FastPath: &control.FastPath{On: true, Link: "veth eth0", Superpackets: true},
 		Traffic: &control.Traffic{
 			Sent: control.Direction{Packets: 1, Bytes: 1_234_567, Datagrams: 2}, Drops: map[string]uint64{"no_route": 3, "send": 0},
 			Offloads: map[string]bool{"uso": true, "tso": true, "gro": false},
@@ -87,7 +88,7 @@ func TestPrintStatus(t *testing.T) {
 	}
 	for _, want := range []string{
 		"state       ready, with notes\n", "note        etcd is away\n", "daemon      v1, pid 42, up for 3h0m\n",
-		"host        192.168.14.21 on eth0\n", "network     172.7.0.0/16, MTU 1450 bytes\n", "device      flannel.1\n", "lease       none yet\n",
+		"host        192.168.14.21 on eth0\n", "network     172.7.0.0/16, MTU 1450 bytes\n", "device      flannel.1\n", "fast path   on (veth eth0, superpackets whole)\n", "lease       none yet\n",
 		"offloads    tso uso\n", "sent        1 packets, 1.23 MB, in 2 datagrams\n", "dropped     3 packets\n  no_route  3\n",
 	} {
 		if !strings.Contains(out.String(), want) {

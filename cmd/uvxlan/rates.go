@@ -61,9 +61,18 @@ type peerRates struct {
 	Subnet   netip.Prefix `json:"subnet"`
 	PublicIP netip.Addr   `json:"public_ip"`
 	Path     string       `json:"path"`
+	Fast     bool         `json:"fast"`
 	Sent     *rate        `json:"sent,omitempty"`
 	Received *rate        `json:"received,omitempty"`
 	LastSeen time.Time    `json:"last_seen,omitzero"`
+}
+
+// way is the path, and whether the fast path carries it.
+func (p peerRates) way() string {
+	if p.Fast {
+		return p.Path + ", fast"
+	}
+	return p.Path
 }
 
 // bits is what counts for the order.
@@ -88,7 +97,7 @@ func between(before, now sample) rates {
 		earlier[p.Subnet] = p.Traffic
 	}
 	for _, p := range now.peers {
-		out := peerRates{Subnet: p.Subnet, PublicIP: p.PublicIP, Path: p.Path}
+		out := peerRates{Subnet: p.Subnet, PublicIP: p.PublicIP, Path: p.Path, Fast: p.Fast}
 		if t := p.Traffic; t != nil {
 			old := earlier[p.Subnet]
 			if old == nil { // a new peer counts from 0

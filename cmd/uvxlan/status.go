@@ -65,6 +65,9 @@ func (p *printer) status(s control.Status) error {
 	if s.Device != "" {
 		rows = append(rows, []string{"device", s.Device})
 	}
+	if s.FastPath != nil {
+		rows = append(rows, []string{"fast path", s.FastPath.Words()})
+	}
 	rows = append(rows,
 		[]string{"lease", s.LeaseWords()},
 		[]string{"etcd", s.EtcdWords()},
@@ -144,7 +147,7 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 	if p.json {
 		return p.writeJSON(peers)
 	}
-	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "MTU", "SINCE", "WHY"}}
+	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "CARRIER", "MTU", "SINCE", "WHY"}}
 	for _, peer := range peers {
 		mtu, since := "-", "-"
 		if peer.PathMTU > 0 {
@@ -153,7 +156,7 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 		if !peer.Since.IsZero() {
 			since = control.Round(now.Sub(peer.Since))
 		}
-		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), mtu, since, why(peer)})
+		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), carrier(peer), mtu, since, why(peer)})
 	}
 	if err := p.table(rows); err != nil {
 		return err
@@ -174,10 +177,32 @@ func pathColour(path string) colour {
 	return plain
 }
 
-// why says where a direct path leads, or why it isn't one.
-func why(p control.Peer) string {
-	if p.Path != control.PathDirect {
-		return orDash(p.Reason)
+// carrier says who carries a peer's packets: the fast path, the workers, or the
+// kernel by its routes, which none of the daemon's counters see.
+func carrier(p control.Peer) string {
+	switch {
+	case p.Fast:
+		return "fast"
+	case p.Path == control.PathVXLAN, p.Path == control.PathDirect && p.NextMAC != "":
+		return "workers"
+	case p.Path == control.PathNone:
+		return "-"
 	}
-	return strings.TrimSpace("via " + p.Link + " " + p.NextMAC)
+	return "kernel"
+}
+
+// why says where a direct path leads, or why it isn't one, and why the fast path
+// doesn't carry it, if it might.
+func why(p control.Peer) string {
+	var words []string
+	switch {
+	case p.Path == control.PathDirect:
+		words = append(words, strings.TrimSpace("via "+p.Link+" "+p.NextMAC))
+	case p.Reason != "":
+		words = append(words, p.Reason)
+	}
+	if p.FastReason != "" {
+		words = append(words, "not fast: "+p.FastReason)
+	}
+	return orDash(strings.Join(words, "; "))
 }

@@ -137,7 +137,7 @@ func (p *printer) rates(r rates) error {
 }
 
 func (p *printer) peerRow(peer peerRates, now time.Time) []string {
-	row := []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path)}
+	row := []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.way())}
 	for _, r := range []*rate{peer.Sent, peer.Received} {
 		if r == nil {
 			row = append(row, "-", "-")

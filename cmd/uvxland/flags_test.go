@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/tunnel/device"
 )
@@ -114,6 +115,19 @@ func TestDeviceDriverFlag(t *testing.T) {
 	}
 }
 
+func TestFastPathFlag(t *testing.T) {
+	for given, want := range map[string]attach.Mode{"": attach.Auto, "on": attach.On, "off": attach.Off} {
+		t.Setenv("FLANNELD_FAST_PATH", given)
+		f, err := parse([]string{"-iptables-resync=7"}, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o := f.options(io.Discard).Overlay; o.FastPath != want || o.FastPathCheck != 7*time.Second {
+			t.Errorf("%q: the mode is %s, looked at every %s", given, o.FastPath, o.FastPathCheck)
+		}
+	}
+}
+
 func TestFlagsRefused(t *testing.T) {
 	const instead = ": leases are in etcd, not in Kubernetes: give -etcd-endpoints instead"
 	for _, c := range []struct {
@@ -131,6 +145,7 @@ func TestFlagsRefused(t *testing.T) {
 		{"-iface-regex=( -iface-regex=eth0", []string{"-iface-regex", "missing closing )"}},
 		{"-subnet-lease-renew-margin=0", []string{"-subnet-lease-renew-margin 0", "from 1 to 1439 minutes"}},
 		{"-subnet-lease-renew-margin=1440", []string{"-subnet-lease-renew-margin 1440", "from 1 to 1439 minutes"}},
+		{"-fast-path=yes", []string{`-fast-path "yes": must be auto, on or off`}},
 		{"-device-driver=tap", []string{`-device-driver: device driver "tap"`, "auto native wireguard water"}},
 		{"-etcd-certfile=/c", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
 		{"-etcd-keyfile=/k -etcd-cafile=/ca", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},

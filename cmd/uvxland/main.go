@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
@@ -90,6 +91,7 @@ type flags struct {
 	publicIPv6                           netip.Addr
 	renewMargin                          int // minutes
 	blackhole                            bool
+	fastPath                             string
 	ipMasq, notRandomFully, forwardRules bool
 	iptablesResync                       int
 }
@@ -122,6 +124,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.BoolVar(&f.hugePages, "huge-pages", false, "keep packets on transparent huge pages, for more resident memory")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+offload.All.String())
+	fs.StringVar(&f.fastPath, "fast-path", string(attach.Auto), "carry plain packets in the kernel: `auto` (where it can be and undoes no firewall rule), on (refuse to start without) or off")
 	fs.BoolVar(&f.ipMasq, "ip-masq", false, "give what containers send out of the overlay the host's address")
 	fs.BoolVar(&f.notRandomFully, "ip-masq-fully-random-disable", false, "leave the choice of masqueraded connections' source ports to the kernel")
 	fs.IntVar(&f.iptablesResync, "iptables-resync", 5, "`seconds` after which missing firewall rules are put back")
@@ -175,6 +178,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	}
 	if _, err := device.ParseDriver(f.driver); err != nil {
 		errs = append(errs, fmt.Errorf("-device-driver: %w", err))
+	}
+	if _, err := attach.ParseMode(f.fastPath); err != nil {
+		errs = append(errs, fmt.Errorf("-fast-path %w", err))
 	}
 	if f.workers < 0 || f.workers > 256 {
 		errs = append(errs, fmt.Errorf("-workers %d: must be from 0 to 256", f.workers))
@@ -233,6 +239,8 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		disabled, _ := offload.Parse(f.noOffload) // checked before
 		o.Overlay.Offloads, o.Overlay.MustOffload = offload.All&^disabled, f.offload == "on"
 	}
+	o.Overlay.FastPath, _ = attach.ParseMode(f.fastPath) // checked before
+	o.Overlay.FastPathCheck = time.Duration(f.iptablesResync) * time.Second
 	o.Firewall = daemon.FirewallOptions{
 		Masquerade: f.ipMasq, RandomFully: !f.notRandomFully, Forward: f.forwardRules,
 		Resync: time.Duration(f.iptablesResync) * time.Second,

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -56,6 +57,8 @@ type Status struct {
 	Watch Watch  `json:"watch"`
 	// Peers is how many other hosts' subnets there are, of both families.
 	Peers int `json:"peers"`
+	// FastPath tells of the fast path, nil with host-gw, which has none.
+	FastPath *FastPath `json:"fast_path,omitempty"`
 	// Traffic is what passed the device. The kernel counts what takes its own
 	// routes, as all does with host-gw.
 	Traffic *Traffic `json:"traffic,omitempty"`
@@ -124,7 +127,41 @@ type Watch struct {
 	Stored bool      `json:"stored,omitempty"`
 }
 
-// Traffic is what the packets' workers have counted since the device was made.
+// FastPath is what carries packets in the kernel, past the workers.
+type FastPath struct {
+	// On says that it is attached; otherwise Reason says why not.
+	On     bool   `json:"on"`
+	Reason string `json:"reason,omitempty"`
+	// Link is the interface to the other hosts that it is attached to, with its kind,
+	// such as "veth eth0".
+	Link string `json:"link,omitempty"`
+	// Superpackets says that tunnels' superpackets pass this interface whole.
+	Superpackets bool `json:"superpackets"`
+	// Sent and Received are what it has carried.
+	Sent     FastDirection `json:"sent"`
+	Received FastDirection `json:"received"`
+}
+
+// FastDirection is a fast path's traffic of one direction.
+type FastDirection struct {
+	Count
+	// Left counts packets that it left to the workers, by reason.
+	Left map[string]uint64 `json:"left"`
+}
+
+// Words tell of the fast path.
+func (f *FastPath) Words() string {
+	switch {
+	case !f.On:
+		return "off: " + f.Reason
+	case f.Superpackets:
+		return fmt.Sprintf("on (%s, superpackets whole)", f.Link)
+	}
+	return fmt.Sprintf("on (%s, superpackets by the workers)", f.Link)
+}
+
+// Traffic is what the packets' workers and the fast path have counted since the
+// device was made.
 type Traffic struct {
 	Sent     Direction `json:"sent"`
 	Received Direction `json:"received"`
@@ -193,6 +230,10 @@ type Peer struct {
 	// piece by VXLAN: the containers' MTU, or less where the network between the
 	// hosts takes less. 0 if the path isn't PathVXLAN.
 	PathMTU int `json:"path_mtu,omitempty"`
+	// Fast says that the fast path carries the peer's packets. Where it could,
+	// FastReason says why it doesn't.
+	Fast       bool   `json:"fast"`
+	FastReason string `json:"fast_reason,omitempty"`
 	// Since is when the path became what it is, zero if it can't change.
 	Since time.Time `json:"since,omitzero"`
 	// Traffic is what passed between the hosts by way of the device, nil where

@@ -24,6 +24,9 @@ func (s *Status) Words() string {
 	if s.Device != "" {
 		fmt.Fprintf(&b, "device: %s, mtu %d\n", s.Device, s.MTU)
 	}
+	if s.FastPath != nil {
+		fmt.Fprintf(&b, "fast path: %s\n", s.FastPath.Words())
+	}
 	fmt.Fprintf(&b, "lease: %s\n", s.LeaseWords())
 	fmt.Fprintf(&b, "etcd: %s\n", s.EtcdWords())
 	fmt.Fprintf(&b, "watch: %s\n", s.WatchWords())

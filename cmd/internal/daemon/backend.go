@@ -38,8 +38,9 @@ type backend interface {
 	// backend doesn't carry packets.
 	HandOver(s *handover.State) error
 	// Release stops carrying packets, and has Run and Close leave all that is open
-	// as it is. It returns since when packets wait.
-	Release() (time.Time, error)
+	// as it is. It adds to s what the standby doesn't need. It returns since when
+	// packets wait.
+	Release(s *handover.State) (time.Time, error)
 	// Close removes what shouldn't outlive the process.
 	Close()
 }

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/claim"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
@@ -46,6 +47,7 @@ func explain(err error) error {
 		{underlay.ErrPortInUse, "stop who holds it (ss -lunp), or remove a kernel VXLAN device on it, or set another Port in the network config"},
 		{device.ErrExists, "stop the other daemon, or remove the interface (ip link delete)"},
 		{device.ErrDriverRefused, "leave -device-driver away, or try water"},
+		{attach.ErrNone, "leave -fast-path=on away"},
 		{link.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
 		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},

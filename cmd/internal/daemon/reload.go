@@ -73,7 +73,7 @@ func (r *reloader) attempt(ctx context.Context) (*handover.State, error) {
 		return nil, err
 	}
 	ready := time.Now()
-	since, err := p.network.Release()
+	since, err := p.network.Release(e)
 	if err != nil {
 		err = errors.Join(err, e.StopStandby())
 		e.Reap()

@@ -111,7 +111,7 @@ func (g *Gateway) HandOver(e *handover.State) error {
 }
 
 // Release does nothing: the routes stay.
-func (g *Gateway) Release() (time.Time, error) { return time.Now(), nil }
+func (g *Gateway) Release(*handover.State) (time.Time, error) { return time.Now(), nil }
 
 // inForce are the routes at the moment.
 func (g *Gateway) inForce() *hostgw.Gateway {

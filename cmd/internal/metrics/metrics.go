@@ -60,6 +60,7 @@ type descs struct {
 	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
 	stale, asOf                                    *prometheus.Desc
 	hostFault                                      *prometheus.Desc
+	fastAttached, fastPackets, fastBytes, fastLeft *prometheus.Desc
 }
 
 func describe() *descs {
@@ -79,14 +80,18 @@ func describe() *descs {
 		expiry:  desc("lease_expiry_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
 		renewed: desc("lease_renewed_seconds", "When the host's lease was last taken or renewed, in Unix time."),
 
-		etcdUp:     desc("etcd_up", "Whether etcd answered last time."),
-		etcdErrors: desc("etcd_errors_total", "Attempts to reach etcd that failed."),
-		skipped:    desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
-		watchAge:   desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
-		stale:      desc("peers_stale", "Whether the peers are those of leases that aren't watched at the moment."),
-		asOf:       desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
-		hostFault:  desc("host_fault", "Whether a part of the host isn't as it should be; uvxlan status says what is wrong.", "part"),
-		heardAt:    desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
+		etcdUp:       desc("etcd_up", "Whether etcd answered last time."),
+		etcdErrors:   desc("etcd_errors_total", "Attempts to reach etcd that failed."),
+		skipped:      desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
+		watchAge:     desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
+		stale:        desc("peers_stale", "Whether the peers are those of leases that aren't watched at the moment."),
+		asOf:         desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
+		hostFault:    desc("host_fault", "Whether a part of the host isn't as it should be; uvxlan status says what is wrong.", "part"),
+		fastAttached: desc("fastpath_attached", "Whether packets may be carried in the kernel, past the workers; absent with host-gw."),
+		fastPackets:  desc("fastpath_packets_total", "IP packets that the fast path has carried, each segment of a superpacket one; uvxlan_peer_packets_total counts them too.", "direction"),
+		fastBytes:    desc("fastpath_bytes_total", "Bytes of those packets.", "direction"),
+		fastLeft:     desc("fastpath_left_total", "Packets that the fast path has left to the workers.", "direction", "reason"),
+		heardAt:      desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
 	}
 }
 
@@ -95,6 +100,7 @@ func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen, d.expiry, d.renewed,
 		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf, d.hostFault,
+		d.fastAttached, d.fastPackets, d.fastBytes, d.fastLeft,
 	}
 }
 
@@ -123,6 +129,7 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 		e.gauge(d.peers, float64(s.Peers))
 	}
 	e.peers(d, c.source.Peers())
+	e.fastPath(d, s.FastPath)
 	if s.Lease != nil {
 		e.moment(d.expiry, s.Lease.Expires)
 		e.moment(d.renewed, s.Lease.Renewed)
@@ -183,6 +190,20 @@ func (e emitter) peers(d *descs, peers []control.Peer) {
 			e.traffic(d, subnet, "tx", t.Sent)
 			e.traffic(d, subnet, "rx", t.Received)
 			e.moment(d.peerSeen, t.LastSeen, subnet)
+		}
+	}
+}
+
+func (e emitter) fastPath(d *descs, f *control.FastPath) {
+	if f == nil {
+		return
+	}
+	e.gauge(d.fastAttached, number(f.On))
+	for direction, n := range map[string]control.FastDirection{"tx": f.Sent, "rx": f.Received} {
+		e.counter(d.fastPackets, n.Packets, direction)
+		e.counter(d.fastBytes, n.Bytes, direction)
+		for reason, left := range n.Left {
+			e.counter(d.fastLeft, left, direction, reason)
 		}
 	}
 }

@@ -71,6 +71,10 @@ func full() source {
 			Lease:     &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
 			Etcd:      control.Etcd{Up: true, Errors: 7, Skipped: 2},
 			HostParts: []string{"device", "forwarding"}, Faults: []control.Fault{{Part: "forwarding", What: "off", Stops: true}},
+			FastPath: &control.FastPath{
+				On: true, Sent: control.FastDirection{Count: control.Count{Packets: 40, Bytes: 4000}, Left: map[string]uint64{"syn": 4}},
+				Received: control.FastDirection{Count: control.Count{Packets: 41, Bytes: 4001}, Left: map[string]uint64{"ecn": 0}},
+			},
 			Watch: control.Watch{Alive: true, Since: now.Add(-90 * time.Second), Heard: now.Add(-time.Second)},
 		},
 		peers: peers(2),
@@ -105,6 +109,9 @@ func TestMetrics(t *testing.T) {
 		"uvxlan_direct_packets_total 8", "uvxlan_offload_fallbacks_total 9", "uvxlan_answers_total 12",
 		`uvxlan_drops_total{reason="no_route"} 3`, `uvxlan_drops_total{reason="send"} 0`,
 		`uvxlan_offload_enabled{offload="tso"} 1`, `uvxlan_offload_enabled{offload="uso"} 0`,
+		"uvxlan_fastpath_attached 1", `uvxlan_fastpath_packets_total{direction="tx"} 40`, `uvxlan_fastpath_packets_total{direction="rx"} 41`,
+		`uvxlan_fastpath_bytes_total{direction="tx"} 4000`, `uvxlan_fastpath_bytes_total{direction="rx"} 4001`,
+		`uvxlan_fastpath_left_total{direction="tx",reason="syn"} 4`, `uvxlan_fastpath_left_total{direction="rx",reason="ecn"} 0`,
 		"uvxlan_lease_expiry_seconds 1.8000036e+09", "uvxlan_lease_renewed_seconds 1.79999994e+09",
 		"uvxlan_etcd_up 1", "uvxlan_etcd_errors_total 7", "uvxlan_etcd_skipped_entries_total 2",
 		"uvxlan_log_lines_dropped_total 3", "uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_seconds 1.799999999e+09",
@@ -115,7 +122,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsOfADaemonThatStarts(t *testing.T) {
 	text := scrape(t, source{})
 	expect(t, text, "uvxlan_ready 0", "uvxlan_peers 0", "uvxlan_etcd_up 0", "uvxlan_etcd_errors_total 0")
-	for _, name := range []string{"lease_expiry", "lease_renewed", "watch_age", "watch_last", "packets", "drops", "offload", "start_time"} {
+	for _, name := range []string{"lease_expiry", "lease_renewed", "watch_age", "watch_last", "packets", "drops", "offload", "start_time", "fastpath"} {
 		if strings.Contains(text, "uvxlan_"+name) {
 			t.Errorf("there is an uvxlan_%s", name)
 		}

@@ -33,6 +33,8 @@ func (v *Overlay) Describe(s *control.Status) {
 	s.Device = v.name
 	stats := v.Stats()
 	s.Peers, s.Traffic = stats.Peers, control.TrafficOf(stats)
+	fast := v.fast.Describe()
+	s.FastPath = &fast
 }
 
 // Stats is what the router has counted.
@@ -51,6 +53,9 @@ func (v *Overlay) Peers() []control.Peer {
 		peers[i] = control.PeerOf(p, router.Path(p.Subnet), control.PathVXLAN)
 		if why := v.foreign(p.Subnet); why != "" {
 			peers[i].Path, peers[i].Reason, peers[i].Link, peers[i].NextMAC = control.PathForeign, why, "", ""
+		}
+		if peers[i].Path != control.PathForeign {
+			peers[i].Fast, peers[i].FastReason = v.fast.Carries(p)
 		}
 		if peers[i].Path == control.PathVXLAN {
 			peers[i].PathMTU = int(router.PathMTU(p.Subnet))

@@ -36,6 +36,7 @@ func (v *Overlay) Move(ext extiface.Interface) error {
 	if m == nil {
 		return nil // the sockets are right, or being made with the device
 	}
+	v.fast.Detach()
 	d, err := m.from.Release()
 	if errors.Is(err, tunnel.ErrNotReleased) {
 		err = errors.Join(underlay.ErrGone, m.from.Close())

@@ -85,11 +85,11 @@ func TestIntegrationMoveBesideForeignRoute(t *testing.T) {
 // released to it, and no move begins once they are.
 func TestIntegrationMoveAndHandOver(t *testing.T) {
 	v := startOverlay(t)
+	e := handover.NewState()
 	release := func() error {
-		_, err := v.Release()
+		_, err := v.Release(e)
 		return err
 	}
-	e := handover.NewState()
 	if err := v.HandOver(e); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/cpuquota"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
@@ -52,6 +53,11 @@ type Options struct {
 	// must.
 	Offloads    offload.Set
 	MustOffload bool
+	// FastPath is whether packets are to be carried in the kernel where they can be.
+	// FastPathCheck is the time after which the host is looked at again for what
+	// speaks against it.
+	FastPath      attach.Mode
+	FastPathCheck time.Duration
 }
 
 func (o *Options) workers() int {
@@ -102,6 +108,7 @@ type Overlay struct {
 	state  string // the state directory
 	wake   func(part string)
 	direct onlink.Mode
+	fast   *attach.Keeper // called without mu, which it may wait for
 
 	mac encap.MAC // before Start: the one to propose
 	own lease.Lease
@@ -145,6 +152,9 @@ func Open(c Config, before *handover.State) (*Overlay, error) {
 		return nil, err
 	}
 	v := newOverlay(c)
+	if before != nil {
+		v.fast = attach.New(v.fastConfig(), before.FastPath)
+	}
 	if err := v.checkMTU(c.Interface); err != nil {
 		return nil, err
 	}
@@ -166,6 +176,7 @@ func newOverlay(c Config) *Overlay {
 		direct: DirectMode(c.Network.Backend),
 		mac:    randomMAC(), loaded: make(chan struct{}), down: ErrLoading, peerlog: peerlog.New(c.Logger),
 	}
+	v.fast = attach.New(v.fastConfig(), nil)
 	// Busy workers must leave the rest of the daemon room to run.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), c.workers()+2))
 	return v
@@ -460,6 +471,7 @@ func (v *Overlay) Close() {
 	if v.isHanded() {
 		return
 	}
+	v.fast.Close()
 	err := v.closeOpened()
 	if router, _ := v.inForce(); router != nil {
 		s := router.Stats()

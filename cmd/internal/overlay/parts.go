@@ -26,6 +26,7 @@ func (v *Overlay) Parts() []host.Part {
 			Wakes: v.concernsDevice, Interval: 30 * time.Second,
 		},
 		{Name: "foreign-routes", Check: v.checkForeignRoutes, Wakes: v.concernsRoutes, Interval: 30 * time.Second},
+		v.fast.Part(),
 	}
 }
 

@@ -33,12 +33,18 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 	}
 	if err == nil {
 		v.setDown(nil)
+		err = v.useFast(v.before == nil)
+	}
+	if err == nil {
 		err = ready()
 	}
 	if err == nil && v.before != nil {
 		err = v.replaceStandby()
 	}
 	for err == nil && ctx.Err() == nil {
+		if err = v.useFast(false); err != nil {
+			return err
+		}
 		router, _ := v.inForce()
 		err = v.ended(router, router.Run(ctx))
 		if v.isHanded() {
@@ -101,6 +107,7 @@ func (v *Overlay) untilRetry() time.Duration { return retryInterval - time.Since
 // restart makes the device, the sockets and the router. A foreign route in the place of
 // one of ours is no reason to leave the others without them.
 func (v *Overlay) restart() error {
+	v.fast.Detach()
 	router, _ := v.inForce()
 	if err := router.Close(); err != nil {
 		v.log.Warn("close the old router", "error", err)

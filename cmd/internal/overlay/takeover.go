@@ -18,6 +18,7 @@ import (
 func (v *Overlay) takeOver(before *handover.State) error {
 	if err := v.adopt(before); err != nil {
 		v.log.Error("what was handed over is of no use, making the device and the sockets again", "name", v.name, "error", err)
+		v.fast.Discard()
 		err = before.StopStandby() // whose process holds the device
 		before.Reap()
 		return errors.Join(err, v.open())
@@ -104,8 +105,16 @@ func (v *Overlay) HandOver(e *handover.State) error {
 var errReplaced = errors.New("the sockets or the device were made again meanwhile: reload again")
 
 // Release stops the router in favour of another process, which HandOver has told
-// of it.
-func (v *Overlay) Release() (time.Time, error) {
+// of it. The fast path goes on alone, if that process takes it over.
+func (v *Overlay) Release(e *handover.State) (time.Time, error) {
+	begin, err := v.releaseRouter()
+	if err == nil {
+		e.FastPath = v.fast.Release(e.TakesFastPath())
+	}
+	return begin, err
+}
+
+func (v *Overlay) releaseRouter() (time.Time, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	begin := time.Now()
