@@ -43,10 +43,13 @@ unit: tools
 
 # The lab is one to a machine, so packages take turns: those that have integration
 # tests, since linking the others would take its turn too. Those of bench/e2e take
-# the programs from $(BIN).
+# the programs from $(BIN). Those where it matters who carries packets run twice: as
+# users have it, by the fast path where it can be, and by the workers alone.
 integration: $(BIN)/uvxland $(BIN)/uvxlan tools
 	UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' \
 	  $$(grep -rl --include='*_test.go' '^func TestIntegration' . | xargs -n 1 dirname | sort -u)
+	UVXLAN_TEST_BIN=$(abspath $(BIN)) UVXLAN_TEST_FASTPATH=off $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' \
+	  $(addprefix ./bench/e2e/,datapath direct flannel handover)
 
 ## generate: the fast path's BPF object anew (needs clang)
 generate:

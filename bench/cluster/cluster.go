@@ -31,6 +31,9 @@ type Cluster struct {
 	Prefix string
 	// Embedded makes Etcd's own daemon run the etcd.
 	Embedded bool
+	// FastPath is the daemons' -fast-path, unless Env or their arguments say
+	// otherwise; empty means uvxland's own default.
+	FastPath string
 	// Args are given to every daemon, and Env beside this process's environment.
 	Args []string
 	Env  []string
@@ -115,7 +118,8 @@ func (c *Cluster) Restart(ctx context.Context, h *lab.Host, args ...string) (*Da
 	defer log.Close()
 	d.Cmd = h.Command(ctx, c.Binary, slices.Concat(own, c.Args, args)...)
 	// A build that doesn't know a variable starts all the same.
-	d.Env = slices.Concat(os.Environ(), []string{"FLANNELD_CONTROL_SOCKET=" + d.ControlSocket()}, c.Env)
+	variables := []string{"FLANNELD_CONTROL_SOCKET=" + d.ControlSocket(), "FLANNELD_FAST_PATH=" + c.FastPath}
+	d.Env = slices.Concat(os.Environ(), variables, c.Env)
 	d.Stdout, d.Stderr = log, log
 	if c.Log != nil {
 		d.Stdout, d.Stderr = c.Log, c.Log

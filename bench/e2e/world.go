@@ -29,6 +29,15 @@ const Patience = 20 * time.Second
 // that test packages need not build them one after the other.
 const programsDir = "UVXLAN_TEST_BIN"
 
+// fastPath, in the environment, is the -fast-path of all daemons that aren't given
+// one: on and off for the two ways that packets take, auto (the default) for the
+// users' way.
+const fastPath = "UVXLAN_TEST_FASTPATH"
+
+// FastPath tells whether the daemons' packets may pass the workers by, as far as the
+// environment says.
+func FastPath() bool { return os.Getenv(fastPath) != "off" }
+
 // The programs as users get them. Main sets them.
 var (
 	// DaemonBinary is uvxland.
@@ -121,6 +130,9 @@ func NewWorldOf(t *testing.T, o lab.Options, config string) *World {
 	w := &World{Lab: l, T: t, Dir: t.TempDir()}
 	kb21 := l.Host("kb21")
 	w.Cluster = &cluster.Cluster{Binary: DaemonBinary, Dir: w.Dir, Etcd: kb21, Endpoint: cluster.Endpoint(kb21)}
+	if mode := os.Getenv(fastPath); mode != "" {
+		w.Cluster.FastPath = mode
+	}
 	w.StartEtcd()
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -30,7 +30,7 @@ func init() {
 
 // startMixed joins a host that has kernel VXLAN and one that has uvxlan.
 func startMixed(ctx context.Context, s *Site, d Daemon, kernel, user *lab.Host) error {
-	if _, err := startUvxlan(ctx, s, d, vxlanConfig, []*lab.Host{user}); err != nil {
+	if _, err := startUvxlan(ctx, s, s.cluster(d), vxlanConfig, []*lab.Host{user}); err != nil {
 		return err
 	}
 	v, err := addVTEP(kernel)

@@ -29,7 +29,8 @@ func TestAll(t *testing.T) {
 		}
 	}
 	want := []string{
-		"uvxlan:new", "uvxlan:old", "uvxlan-direct:new", "uvxlan-direct:old", "uvxlan-route:new", "uvxlan-route:old",
+		"uvxlan:new", "uvxlan:old", "uvxlan-no-fastpath:new", "uvxlan-no-fastpath:old", "uvxlan-direct:new", "uvxlan-direct:old",
+		"uvxlan-direct-no-fastpath:new", "uvxlan-direct-no-fastpath:old", "uvxlan-route:new", "uvxlan-route:old",
 		"uvxlan-host-gw:new", "uvxlan-host-gw:old", "uvxlan-off:new", "uvxlan-off:old", "uvxlan-no-udp:new", "uvxlan-no-udp:old",
 		"uvxlan-1-worker:new", "uvxlan-1-worker:old", "uvxlan-2-workers:new", "uvxlan-2-workers:old",
 		"uvxlan-8-workers:new", "uvxlan-8-workers:old", "uvxlan-wireguard:new", "uvxlan-wireguard:old",

@@ -26,21 +26,24 @@ type variant struct {
 	name, about string
 	config      string
 	needs       string // flag
+	fastPath    string // -fast-path; empty means the build's default
 	args        []string
 }
 
 var variants = []variant{
-	{"uvxlan", "uvxland, all traffic by VXLAN", vxlanConfig, "", nil},
-	{"uvxlan-direct", "uvxland, the other host on-link: by its raw socket, nothing encapsulated", socketConfig, "", nil},
-	{"uvxlan-route", "uvxland, the other host on-link: by kernel routes (DirectMode route)", routeConfig, "", nil},
-	{"uvxlan-host-gw", "uvxland, backend host-gw: kernel routes and no device", hostGWConfig, "", nil},
-	{"uvxlan-off", "uvxland, a packet at a time (-offload=off)", vxlanConfig, "offload", []string{"-offload=off"}},
-	{"uvxlan-no-udp", "uvxland that joins no UDP datagrams (-offload-disable=udp)", vxlanConfig, "offload-disable", []string{"-offload-disable=udp"}},
-	{"uvxlan-1-worker", "uvxland with 1 worker (-workers=1)", vxlanConfig, "workers", []string{"-workers=1"}},
-	{"uvxlan-2-workers", "uvxland with 2 workers (-workers=2)", vxlanConfig, "workers", []string{"-workers=2"}},
-	{"uvxlan-8-workers", "uvxland with 8 workers (-workers=8)", vxlanConfig, "workers", []string{"-workers=8"}},
-	{"uvxlan-wireguard", "uvxland on wireguard-go's tun (-device-driver=wireguard)", vxlanConfig, "device-driver", []string{"-device-driver=wireguard"}},
-	{"uvxlan-water", "uvxland on songgao/water (-device-driver=water)", vxlanConfig, "device-driver", []string{"-device-driver=water"}},
+	{"uvxlan", "uvxland, all traffic by VXLAN", vxlanConfig, "", "", nil},
+	{"uvxlan-no-fastpath", "uvxland, all traffic by VXLAN and by its workers (-fast-path=off)", vxlanConfig, "fast-path", "off", nil},
+	{"uvxlan-direct", "uvxland, the other host on-link: nothing encapsulated", socketConfig, "", "", nil},
+	{"uvxlan-direct-no-fastpath", "uvxland, the other host on-link: by its raw socket, nothing encapsulated (-fast-path=off)", socketConfig, "fast-path", "off", nil},
+	{"uvxlan-route", "uvxland, the other host on-link: by kernel routes (DirectMode route)", routeConfig, "", "", nil},
+	{"uvxlan-host-gw", "uvxland, backend host-gw: kernel routes and no device", hostGWConfig, "", "", nil},
+	{"uvxlan-off", "uvxland's workers, a packet at a time (-offload=off -fast-path=off)", vxlanConfig, "offload", "off", []string{"-offload=off"}},
+	{"uvxlan-no-udp", "uvxland's workers, joining no UDP datagrams (-offload-disable=udp -fast-path=off)", vxlanConfig, "offload-disable", "off", []string{"-offload-disable=udp"}},
+	{"uvxlan-1-worker", "uvxland with 1 worker (-workers=1 -fast-path=off)", vxlanConfig, "workers", "off", []string{"-workers=1"}},
+	{"uvxlan-2-workers", "uvxland with 2 workers (-workers=2 -fast-path=off)", vxlanConfig, "workers", "off", []string{"-workers=2"}},
+	{"uvxlan-8-workers", "uvxland with 8 workers (-workers=8 -fast-path=off)", vxlanConfig, "workers", "off", []string{"-workers=8"}},
+	{"uvxlan-wireguard", "uvxland on wireguard-go's tun (-device-driver=wireguard -fast-path=off)", vxlanConfig, "device-driver", "off", []string{"-device-driver=wireguard"}},
+	{"uvxlan-water", "uvxland on songgao/water (-device-driver=water -fast-path=off)", vxlanConfig, "device-driver", "off", []string{"-device-driver=water"}},
 }
 
 func init() {
@@ -72,7 +75,9 @@ func (v variant) missing(d Daemon) string {
 }
 
 func (v variant) start(ctx context.Context, s *Site, d Daemon) error {
-	daemons, err := startUvxlan(ctx, s, d, v.config, s.Hosts(), v.args...)
+	c := s.cluster(d, v.args...)
+	c.FastPath = v.fastPath
+	daemons, err := startUvxlan(ctx, s, c, v.config, s.Hosts())
 	if err != nil || !v.direct() {
 		return err
 	}
@@ -84,9 +89,8 @@ func (v variant) start(ctx context.Context, s *Site, d Daemon) error {
 	return nil
 }
 
-// startUvxlan runs the daemon on some hosts of the site.
-func startUvxlan(ctx context.Context, s *Site, d Daemon, config string, on []*lab.Host, args ...string) ([]*cluster.Daemon, error) {
-	c := s.cluster(d, args...)
+// startUvxlan runs the cluster's daemon on some hosts of the site.
+func startUvxlan(ctx context.Context, s *Site, c *cluster.Cluster, config string, on []*lab.Host) ([]*cluster.Daemon, error) {
 	limited, cancel := context.WithTimeout(ctx, readiness)
 	defer cancel()
 	if err := c.SetConfig(limited, config); err != nil {
