@@ -26,6 +26,8 @@ const FlowGuard = 3 * time.Millisecond
 // Settings are what the programs must know beside the peers. All are required but
 // SourcePorts and Bulk.
 type Settings struct {
+	// On has packets carried at all.
+	On bool
 	// Device and Underlay are interface indexes: of the TUN, and of the Ethernet
 	// that frames leave and arrive by.
 	Device, Underlay int
@@ -214,6 +216,9 @@ func (p *Programs) Configure(s Settings) error {
 		Vni: order32(uint32(s.VNI) << 8), Guard: uint64(s.Guard), Options: p.options, Bulk: uint32(s.Bulk),
 		Port: order16(s.Port), Ports: uint16(len(s.SourcePorts)), Mac: s.MAC,
 	}
+	if s.On {
+		v.Options |= optionOn
+	}
 	if s.Superpackets {
 		v.Options |= optionSuperpackets
 	}
@@ -231,6 +236,7 @@ const (
 	optionSuperpackets = 1 << iota
 	optionDecapL4UDP
 	optionDecapIPv6
+	optionOn
 )
 
 // word is four bytes as they lie in memory.

@@ -6,7 +6,8 @@
 // is routed into the device and encapsulates it, ingress runs on what arrives at
 // the underlay's interface and decapsulates it. Neither judges a packet. What
 // isn't certainly right and cheap passes on as it came, to the workers, who drop,
-// answer, count and log.
+// answer, count and log: the programs return TC_ACT_UNSPEC, so that others which are
+// attached behind them see it.
 //
 // The helpers need Linux 5.10 (bpf_redirect_neigh with a next hop) and, for flags
 // that user space probes, later ones.
@@ -66,6 +67,7 @@ struct frame {
 #define SUPERPACKETS 1 /* the underlay passes tunnels' superpackets of TCP unsplit */
 #define DECAP_L4_UDP 2 /* decapsulation clears the marks of a UDP tunnel */
 #define DECAP_IPV6 4   /* decapsulation may change the protocol */
+#define ON 8           /* anything at all */
 
 struct settings {
 	__u32 device;   /* index of the TUN */
@@ -246,13 +248,13 @@ static __always_inline int leave_flow(enum direction d, __u32 hash, enum reason 
 	if (f)
 		f->left = f->needed = bpf_ktime_get_ns();
 	count(d, r);
-	return TC_ACT_OK;
+	return TC_ACT_UNSPEC;
 }
 
 static __always_inline int leave(enum direction d, enum reason r)
 {
 	count(d, r);
-	return TC_ACT_OK;
+	return TC_ACT_UNSPEC;
 }
 
 /* Tells whether packets of the flow may still be on their way through a worker. */
@@ -517,8 +519,8 @@ int vxlan_egress(struct __sk_buff *skb)
 	__u64 now;
 
 	s = bpf_map_lookup_elem(&config, &zero);
-	if (!s)
-		return TC_ACT_OK;
+	if (!s || !(s->options & ON))
+		return TC_ACT_UNSPEC;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		why = parse4(skb, 0, &p);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
@@ -730,22 +732,22 @@ int vxlan_ingress(struct __sk_buff *skb)
 	__be16 type;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	s = bpf_map_lookup_elem(&config, &zero);
-	if (!s)
-		return TC_ACT_OK;
+	if (!s || !(s->options & ON))
+		return TC_ACT_UNSPEC;
 	if (data + sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) <= end) {
 		struct iphdr *ip = data + sizeof(struct ethhdr);
 		struct udphdr *udp = (void *)(ip + 1);
 
 		if (ip->protocol != IPPROTO_UDP || udp->dest != s->port)
-			return TC_ACT_OK; /* most of what isn't ours */
+			return TC_ACT_UNSPEC; /* most of what isn't ours */
 	}
 	if (bpf_skb_load_bytes(skb, 0, &f.eth, FRAME_LEN) < 0)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	if (f.ip.version != 4 || f.ip.ihl != 5 || f.ip.protocol != IPPROTO_UDP || f.ip.daddr != s->local ||
 	    f.ip.frag_off & bpf_htons(IP_FRAGMENT) || f.udp.dest != s->port)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	if (!(f.vxlan_flags & bpf_htonl(VXLAN_HAS_VNI)) || (f.vxlan_vni & bpf_htonl(0xffffff00)) != s->vni)
 		return leave(RX, LEFT_FOREIGN_VNI);
 	if (*(__u32 *)f.inner.h_dest != *(__u32 *)s->mac || *(__u16 *)&f.inner.h_dest[4] != *(__u16 *)&s->mac[4])

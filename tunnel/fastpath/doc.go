@@ -1,0 +1,21 @@
+// Package fastpath has the kernel carry the plain packets of a [tunnel.Router], by tc
+// programs at its device and at the underlay's interface: encapsulated, or as they are
+// to a host on the same Ethernet, without a wake-up or a copy. Whatever needs
+// judgement still comes to the workers, who allow, answer, count and log as ever.
+//
+//	containers -> TUN --egress program--> underlay
+//	                \                        |
+//	                 workers <-- left alone -+
+//	                /                        |
+//	containers <- TUN <--ingress program-- underlay
+//
+// [Attach] works with Linux 5.10 and CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN
+// before 5.8, where nothing forbids it: [ErrUnsupported] says what does. Its peers
+// are those with an IPv4 underlay. What the fast path carries doesn't pass the host's
+// netfilter between the tunnel and the wire: rules for the VXLAN port don't apply to
+// it. Routes, neighbours and the paths' MTUs are the kernel's, asked for each packet.
+// Peers whose packets IPsec policies (ip-xfrm(8)) may cover stay with the workers.
+//
+// The programs are under the GPL 2.0 or the two-clause BSD licence, as the kernel
+// wants of some of what they call.
+package fastpath

@@ -1,0 +1,317 @@
+package fastpath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/internal/lifecycle"
+	"uvxlan/tunnel/internal/tcprog"
+	"uvxlan/tunnel/internal/wake"
+)
+
+// ErrUnsupported says that there is no fast path here: the kernel, the interface or
+// the process's privileges don't allow it. The error's text says what is missing.
+var ErrUnsupported = errors.New("no fast path here")
+
+// ErrClosed is what Run returns on a fast path that was closed or released before.
+var ErrClosed = lifecycle.ErrClosed
+
+// Config is what [Attach] may be told. The zero Config is fine.
+type Config struct {
+	// Link is the underlay's interface; empty means the one that has the router's IPv4
+	// address.
+	Link string
+	// Clsact attaches the programs as filters of a clsact qdisc even where the kernel
+	// has tcx links (Linux 6.6). The kernel doesn't remove filters when the process
+	// is killed: [RemoveStale] does.
+	Clsact bool
+	// Inherited is what Release of an earlier fast path has returned, perhaps in
+	// another process. Attach owns its descriptors.
+	Inherited *Descriptors
+	// Logger gets what happens rarely; nil means nothing is logged.
+	Logger *slog.Logger
+}
+
+// FastPath is attached to a router. Its methods may be called from any goroutine.
+type FastPath struct {
+	// immutable
+	router   *tunnel.Router
+	wire     tunnel.Wire
+	local    netip.AddrPort
+	device   int // index of the TUN
+	link     underlayLink
+	programs *tcprog.Programs
+	log      *slog.Logger
+	host     *host
+	waker    wake.Waker
+	life     lifecycle.Life
+
+	attached *attachment
+
+	mu      sync.Mutex // guards the rest
+	members map[netip.Prefix]*member
+	view    view // of the host
+	usedAll tcprog.Totals
+	used    map[netip.Prefix]uint64 // packets sent to each when Used last looked
+}
+
+// member is a peer of the router's.
+type member struct {
+	tunnel.FastPeer
+	reason string             // why the programs don't have it; empty if they do
+	past   tunnel.PeerTraffic // from when they had it before
+}
+
+// Attach puts the programs into the kernel, hands them the router's peers and attaches
+// them, in the calling thread's network namespace, which has to be that of the
+// router's device and sockets. Until Run is called it doesn't follow what changes
+// on the host. Close comes before or after the router's.
+func Attach(r *tunnel.Router, c Config) (f *FastPath, err error) {
+	f = &FastPath{
+		router: r, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: wake.Waker{FD: -1},
+		members: map[netip.Prefix]*member{}, used: map[netip.Prefix]uint64{},
+	}
+	inherited := cmp.Or(c.Inherited, &Descriptors{})
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("attach fast path: %w", err), f.release(), inherited.Close())
+			f = nil
+		}
+	}()
+	if f.wire, err = r.Wire(); err != nil {
+		return f, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	if f.host, err = openHost(); err != nil {
+		return f, err
+	}
+	if f.waker, err = wake.Open(); err != nil {
+		return f, err
+	}
+	if err := f.find(c.Link); err != nil {
+		return f, err
+	}
+	if f.programs, err = tcprog.Load(len(r.Peers()), inherited.takeMaps()); err != nil {
+		return f, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	f.inspect()
+	r.UseFastPath(f)
+	if f.attached, err = attach(f.host.netlink, f.programs, f.device, f.link.index, c.Clsact, inherited); err != nil {
+		r.UseFastPath(nil)
+		return f, err
+	}
+	return f, nil
+}
+
+// find finds the two interfaces.
+func (f *FastPath) find(name string) error {
+	for _, local := range f.wire.Locals {
+		if local.Addr().Is4() {
+			f.local = local
+		}
+	}
+	if !f.local.IsValid() {
+		return fmt.Errorf("%w: the underlay has no IPv4 address", ErrUnsupported)
+	}
+	device, err := f.host.netlink.LinkByName(f.wire.Device)
+	if err != nil {
+		return fmt.Errorf("%w: find %s: %w", ErrUnsupported, f.wire.Device, err)
+	}
+	f.device = device.Attrs().Index
+	f.link, err = f.host.underlay(f.local.Addr(), name)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	return nil
+}
+
+// Replace, Put, Remove, Traffic, Stats and Used implement [tunnel.FastPath], for the
+// router to call.
+
+// Replace is described with the interface.
+func (f *FastPath) Replace(peers []tunnel.FastPeer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stays := make(map[netip.Prefix]struct{}, len(peers))
+	for _, p := range peers {
+		stays[p.Subnet] = struct{}{}
+	}
+	var gone []netip.Prefix
+	for _, subnet := range f.programs.Subnets() { // inherited ones, too
+		if _, ok := stays[subnet]; !ok {
+			gone = append(gone, subnet)
+		}
+	}
+	f.removeLocked(gone)
+	for subnet := range f.members {
+		if _, ok := stays[subnet]; !ok {
+			delete(f.members, subnet)
+		}
+	}
+	f.putLocked(peers)
+}
+
+// Put is described with the interface.
+func (f *FastPath) Put(peers []tunnel.FastPeer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.putLocked(peers)
+}
+
+// Remove is described with the interface.
+func (f *FastPath) Remove(subnets []netip.Prefix) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removeLocked(subnets)
+	for _, subnet := range subnets {
+		delete(f.members, subnet)
+	}
+}
+
+func (f *FastPath) putLocked(peers []tunnel.FastPeer) {
+	var carried []tcprog.Peer
+	var excluded []netip.Prefix
+	for _, p := range peers {
+		m := f.members[p.Subnet]
+		if m == nil {
+			m = &member{}
+			f.members[p.Subnet] = m
+		}
+		before := m.reason
+		m.FastPeer, m.reason = p, f.view.objection(f.local.Addr(), p)
+		switch {
+		case m.reason == "":
+			carried = append(carried, programPeer(p))
+		case before == "":
+			m.past = f.trafficLocked(p.Subnet, m)
+			excluded = append(excluded, p.Subnet)
+		}
+	}
+	f.removeLocked(excluded)
+	if err := f.programs.Put(carried); err != nil {
+		f.log.Warn("the fast path doesn't carry all peers", "error", err)
+		f.noteRefusedLocked(carried)
+	}
+}
+
+// noteRefusedLocked finds out which peers the kernel didn't take.
+func (f *FastPath) noteRefusedLocked(peers []tcprog.Peer) {
+	for _, p := range peers {
+		if _, ok := f.programs.Counters(p.Subnet); !ok {
+			f.members[p.Subnet].reason = "the kernel refused it"
+		}
+	}
+}
+
+func programPeer(p tunnel.FastPeer) tcprog.Peer {
+	out := tcprog.Peer{Subnet: p.Subnet, Underlay: p.Underlay, MAC: p.MAC, MaxPacket: int(p.MaxPacket)}
+	if d := p.Direct; d != nil {
+		out.Direct = &tcprog.Direct{Link: d.Link, Source: d.Source, Target: d.Target}
+	}
+	return out
+}
+
+func (f *FastPath) removeLocked(subnets []netip.Prefix) {
+	if err := f.programs.Remove(subnets); err != nil {
+		f.log.Error("the fast path keeps peers that are gone", "error", err)
+	}
+}
+
+// Traffic is described with the interface.
+func (f *FastPath) Traffic(subnet netip.Prefix) tunnel.PeerTraffic {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.members[subnet]
+	if m == nil {
+		return tunnel.PeerTraffic{}
+	}
+	return f.trafficLocked(subnet, m)
+}
+
+func (f *FastPath) trafficLocked(subnet netip.Prefix, m *member) tunnel.PeerTraffic {
+	t := m.past
+	if c, ok := f.programs.Counters(subnet); ok {
+		t.TxPackets += c.TxPackets
+		t.TxBytes += c.TxBytes
+		t.RxPackets += c.RxPackets
+		t.RxBytes += c.RxBytes
+		if c.Seen.After(t.LastSeen) {
+			t.LastSeen = c.Seen
+		}
+	}
+	return t
+}
+
+// Stats is described with the interface.
+func (f *FastPath) Stats() tunnel.FastPathStats {
+	t, err := f.programs.Totals()
+	if err != nil {
+		f.log.Error("read the fast path's counters", "error", err)
+	}
+	return tunnel.FastPathStats{
+		TxPackets: t.TxPackets, TxDatagrams: t.TxDatagrams, TxBytes: t.TxBytes, TxDirect: t.TxDirect,
+		RxPackets: t.RxPackets, RxDatagrams: t.RxDatagrams, RxBytes: t.RxBytes,
+	}
+}
+
+// Used is described with the interface.
+func (f *FastPath) Used() (used []netip.Prefix) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all, err := f.programs.Totals()
+	if err != nil || all.TxPackets == f.usedAll.TxPackets {
+		return nil
+	}
+	f.usedAll = all
+	now := make(map[netip.Prefix]uint64, len(f.used))
+	for subnet, c := range f.programs.AllCounters() {
+		now[subnet] = c.TxPackets
+		if c.TxPackets != f.used[subnet] {
+			used = append(used, subnet)
+		}
+	}
+	f.used = now
+	return used
+}
+
+// settingsLocked are what the programs are to do as the host is.
+func (f *FastPath) settingsLocked() tcprog.Settings {
+	s := tcprog.Settings{
+		On:     f.view.off == "",
+		Device: f.device, Underlay: f.link.index, Local: f.local.Addr(), Port: f.local.Port(),
+		SourcePorts: f.wire.SourcePorts[f.local.Addr()], VNI: f.wire.VNI, MAC: f.wire.MAC,
+		Superpackets: f.view.superpackets, Guard: tcprog.FlowGuard,
+	}
+	if !s.Superpackets {
+		s.Bulk = int(f.wire.MTU) * 3 / 4
+	}
+	if len(s.SourcePorts) > tcprog.MaxSourcePorts {
+		s.SourcePorts = s.SourcePorts[:tcprog.MaxSourcePorts]
+	}
+	return s
+}
+
+// Close detaches the programs and ends Run. Further calls do nothing.
+func (f *FastPath) Close() error {
+	return f.life.Close(f.waker.Wake, func() error {
+		err := f.attached.detach()
+		f.router.UseFastPath(nil)
+		return errors.Join(err, f.release())
+	})
+}
+
+// release closes what Attach opened.
+func (f *FastPath) release() error {
+	var errs []error
+	if f.programs != nil {
+		errs = append(errs, f.programs.Close())
+	}
+	if f.host != nil {
+		errs = append(errs, f.host.close())
+	}
+	return errors.Join(append(errs, f.waker.Close())...)
+}

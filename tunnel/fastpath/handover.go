@@ -1,0 +1,104 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors are what another process may go on with: those of the maps by name, and
+// of the links.
+type Descriptors struct {
+	Maps  map[string]int `json:"maps"`
+	Links []int          `json:"links,omitempty"`
+}
+
+// All lists the descriptors; nil has none.
+func (d *Descriptors) All() []int {
+	if d == nil {
+		return nil
+	}
+	return slices.Concat(slices.Collect(maps.Values(d.Maps)), d.Links)
+}
+
+// Close closes the descriptors that nobody took.
+func (d *Descriptors) Close() error {
+	var errs []error
+	for _, fd := range d.All() {
+		errs = append(errs, unix.Close(fd))
+	}
+	if d != nil {
+		*d = Descriptors{}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Descriptors) takeMaps() map[string]int {
+	m := d.Maps
+	d.Maps = nil
+	return m
+}
+
+// Release ends the fast path like Close, but leaves the programs attached: packets go
+// on, with the peers as they are. The descriptors that it returns are copies and the
+// caller's. With the last of them and of their copies in other processes the links
+// end, but not clsact filters. It returns [ErrClosed] on a fast path that was closed
+// before.
+func (f *FastPath) Release() (d *Descriptors, err error) {
+	err = f.life.HandOver(func() error {
+		d, err = f.copies()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("release fast path: %w", err)
+	}
+	f.waker.Wake()
+	f.life.Wait()
+	f.router.UseFastPath(nil)
+	for _, l := range f.attached.links {
+		err = errors.Join(err, l.Close())
+	}
+	if err = errors.Join(err, f.release()); err != nil {
+		f.log.Warn("release fast path", "error", err)
+	}
+	return d, nil
+}
+
+// copies duplicates the descriptors.
+func (f *FastPath) copies() (d *Descriptors, err error) {
+	d = &Descriptors{Maps: map[string]int{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	for name, fd := range f.programs.Descriptors() {
+		if d.Maps[name], err = duplicate(fd); err != nil {
+			delete(d.Maps, name)
+			return d, err
+		}
+	}
+	for _, l := range f.attached.links {
+		raw, ok := l.(interface{ FD() int })
+		if !ok {
+			return d, fmt.Errorf("a link of type %T has no descriptor", l)
+		}
+		fd, err := duplicate(raw.FD())
+		if err != nil {
+			return d, err
+		}
+		d.Links = append(d.Links, fd)
+	}
+	return d, nil
+}
+
+func duplicate(fd int) (int, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate a descriptor: %w", err)
+	}
+	return n, nil
+}

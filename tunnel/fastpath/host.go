@@ -1,0 +1,292 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel"
+)
+
+// host is what is asked about the host, in one network namespace.
+type host struct {
+	netlink *netlink.Handle // of routing, tc and IPsec
+	ethtool *ethtool.Ethtool
+	events  []int // sockets that poll readable when something may have changed
+}
+
+// openHost opens the sockets in the calling thread's network namespace.
+func openHost() (h *host, err error) {
+	h = &host{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("follow the host: %w", err), h.close())
+			h = nil
+		}
+	}()
+	if h.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_XFRM); err != nil {
+		// A kernel without IPsec has no policies either.
+		if h.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return h, err
+		}
+	}
+	if h.ethtool, err = ethtool.NewEthtool(); err != nil {
+		return h, err
+	}
+	const xfrmPolicyGroup = 4 // XFRMNLGRP_POLICY of linux/xfrm.h
+	const policies = 1 << (xfrmPolicyGroup - 1)
+	const routing = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_TC-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1)
+	if err := h.subscribe(unix.NETLINK_ROUTE, routing); err != nil {
+		return h, err
+	}
+	if err := h.subscribe(unix.NETLINK_XFRM, policies); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
+		return h, err
+	}
+	return h, nil
+}
+
+func (h *host) subscribe(protocol int, groups uint32) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return fmt.Errorf("open netlink socket: %w", err)
+	}
+	h.events = append(h.events, fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		return fmt.Errorf("subscribe to the kernel's events: %w", err)
+	}
+	return nil
+}
+
+// drain forgets the events that have come: whatever they say, everything is looked at.
+func (h *host) drain(fd int) {
+	var buf [8192]byte
+	for {
+		_, _, err := unix.Recvfrom(fd, buf[:], unix.MSG_TRUNC)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+func (h *host) close() error {
+	var errs []error
+	for _, fd := range h.events {
+		errs = append(errs, unix.Close(fd))
+	}
+	if h.netlink != nil {
+		h.netlink.Close()
+	}
+	if h.ethtool != nil {
+		h.ethtool.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// underlayLink is the interface that frames leave and arrive by.
+type underlayLink struct {
+	index int
+	name  string
+}
+
+// underlay finds the interface that has an address, or that of a name.
+func (h *host) underlay(local netip.Addr, name string) (underlayLink, error) {
+	addresses, err := h.netlink.AddrList(nil, unix.AF_INET)
+	if err != nil {
+		return underlayLink{}, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); !ok || ip != local {
+			continue
+		}
+		l, err := h.netlink.LinkByIndex(a.LinkIndex)
+		if err != nil {
+			return underlayLink{}, fmt.Errorf("find the interface of %s: %w", local, err)
+		}
+		if name == "" || l.Attrs().Name == name {
+			return underlayLink{l.Attrs().Index, l.Attrs().Name}, nil
+		}
+	}
+	if name == "" {
+		return underlayLink{}, fmt.Errorf("no interface has %s", local)
+	}
+	l, err := h.netlink.LinkByName(name)
+	if err != nil {
+		return underlayLink{}, fmt.Errorf("find %s: %w", name, err)
+	}
+	return underlayLink{l.Attrs().Index, name}, nil
+}
+
+// view is what matters about the host at a moment.
+type view struct {
+	off          string // why nothing is carried, empty if that isn't so
+	superpackets bool
+	tolerant     []int // links
+	policies     []netlink.XfrmPolicy
+}
+
+// look looks at the host. A part that can't be looked at is taken for the worst.
+func (h *host) look(device int, link underlayLink) (v view) {
+	v.off = cmpOr(
+		func() string { return h.badLinks(device, link, &v) },
+		func() string { return h.foreignRules(device) },
+		func() string { return h.foreignFilters(device, link) },
+		func() string { return h.readPolicies(&v) },
+	)
+	if v.off == "" {
+		v.superpackets = h.passesSuperpackets(link.name)
+	}
+	return v
+}
+
+// cmpOr is the first of what the functions return that isn't empty.
+func cmpOr(all ...func() string) string {
+	for _, f := range all {
+		if s := f(); s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+// tested are the kinds of underlay that the programs were tried on.
+var tested = []string{"device", "veth", "bridge", "vlan"}
+
+// badLinks looks at the interfaces.
+func (h *host) badLinks(device int, link underlayLink, v *view) string {
+	all, err := h.netlink.LinkList()
+	if err != nil {
+		return fmt.Sprintf("can't list interfaces: %v", err)
+	}
+	byIndex := make(map[int]netlink.Link, len(all))
+	for _, l := range all {
+		byIndex[l.Attrs().Index] = l
+		if slices.Contains([]string{"veth", "bridge", "tuntap"}, l.Type()) && l.Attrs().Index != device {
+			v.tolerant = append(v.tolerant, l.Attrs().Index)
+		}
+	}
+	underlay := byIndex[link.index]
+	switch {
+	case byIndex[device] == nil:
+		return "the device is gone"
+	case underlay == nil:
+		return link.name + " is gone"
+	case !slices.Contains(tested, underlay.Type()):
+		return fmt.Sprintf("%s is a %s interface, which the fast path wasn't tried on", link.name, underlay.Type())
+	case underlay.Attrs().HardwareAddr == nil:
+		return link.name + " isn't an Ethernet"
+	}
+	for _, l := range []netlink.Link{byIndex[device], underlay} {
+		if master := byIndex[l.Attrs().MasterIndex]; master != nil {
+			return fmt.Sprintf("%s belongs to %s (%s)", l.Attrs().Name, master.Attrs().Name, master.Type())
+		}
+	}
+	return ""
+}
+
+// foreignRules looks for routing rules that lead the workers' datagrams another way
+// than a lookup for what the device forwards: those that ask for the interface or the
+// user.
+func (h *host) foreignRules(device int) string {
+	rules, err := h.netlink.RuleList(unix.AF_INET)
+	if err != nil {
+		return fmt.Sprintf("can't list routing rules: %v", err)
+	}
+	name := ""
+	if l, err := h.netlink.LinkByIndex(device); err == nil {
+		name = l.Attrs().Name
+	}
+	for _, r := range rules {
+		switch {
+		case r.IifName == "lo", r.IifName != "" && r.IifName == name:
+			return fmt.Sprintf("routing rule %d tells the host's own packets and the containers' apart (iif %s)", r.Priority, r.IifName)
+		case r.OifName != "":
+			return fmt.Sprintf("routing rule %d asks for an outgoing interface (oif %s)", r.Priority, r.OifName)
+		case r.UIDRange != nil:
+			return fmt.Sprintf("routing rule %d asks for a user", r.Priority)
+		}
+	}
+	return ""
+}
+
+// foreignFilters looks for classic tc filters: programs on tcx links go before them, so
+// that they would not see our packets. Other programs on tcx links go before ours.
+func (h *host) foreignFilters(device int, link underlayLink) string {
+	for _, at := range []struct {
+		index  int
+		parent uint32
+		where  string
+	}{
+		{device, netlink.HANDLE_MIN_EGRESS, "egress of the device"},
+		{link.index, netlink.HANDLE_MIN_INGRESS, "ingress of " + link.name},
+	} {
+		filters, err := h.netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: at.index}}, at.parent)
+		if err != nil {
+			continue // no such qdisc, so no filters
+		}
+		for _, f := range filters {
+			if !isOurs(f) {
+				return fmt.Sprintf("there is a tc filter (%s, priority %d) at the %s", f.Type(), f.Attrs().Priority, at.where)
+			}
+		}
+	}
+	return ""
+}
+
+// readPolicies reads the IPsec policies.
+func (h *host) readPolicies(v *view) string {
+	policies, err := h.netlink.XfrmPolicyList(unix.AF_INET)
+	switch {
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		return "" // no IPsec in this kernel
+	case err != nil:
+		return fmt.Sprintf("can't list IPsec policies: %v", err)
+	}
+	v.policies = policies
+	return ""
+}
+
+// passesSuperpackets tells whether an interface takes TCP superpackets in a UDP tunnel
+// unsplit.
+func (h *host) passesSuperpackets(name string) bool {
+	features, err := h.ethtool.Features(name)
+	return err == nil && features["tx-udp_tnl-segmentation"]
+}
+
+// objection is why the programs can't have a peer, empty if they can.
+func (v *view) objection(local netip.Addr, p tunnel.FastPeer) string {
+	if !p.Underlay.Is4() {
+		return "its address isn't IPv4"
+	}
+	if p.Direct != nil {
+		return ""
+	}
+	for _, policy := range v.policies {
+		if mayCover(policy, local, p.Underlay) {
+			return fmt.Sprintf("an IPsec policy covers it (%s to %s)", prefixOf(policy.Src), prefixOf(policy.Dst))
+		}
+	}
+	return ""
+}
+
+// mayCover tells whether a policy can be for datagrams between two addresses, in
+// whatever direction it is for.
+func mayCover(p netlink.XfrmPolicy, local, peer netip.Addr) bool {
+	if p.Proto != 0 && int(p.Proto) != unix.IPPROTO_UDP {
+		return false
+	}
+	contains := func(n *net.IPNet, a netip.Addr) bool { return n == nil || n.Contains(a.AsSlice()) }
+	return contains(p.Src, local) && contains(p.Dst, peer) || contains(p.Src, peer) && contains(p.Dst, local)
+}
+
+func prefixOf(n *net.IPNet) string {
+	if n == nil {
+		return "any"
+	}
+	return n.String()
+}

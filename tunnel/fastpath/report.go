@@ -1,0 +1,72 @@
+package fastpath
+
+import (
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+
+	"uvxlan/tunnel/internal/tcprog"
+)
+
+type netlinkPolicy = netlink.XfrmPolicy
+
+// Report is how a fast path is at a moment.
+type Report struct {
+	// On says that packets are carried; otherwise Reason says why not.
+	On     bool
+	Reason string
+	// Link is the underlay's interface.
+	Link string
+	// Attached is how the programs are attached: "tcx" or "clsact".
+	Attached string
+	// Superpackets says that TCP superpackets pass the underlay in VXLAN unsplit;
+	// otherwise they are the workers'.
+	Superpackets bool
+	// Peers is how many of the router's the programs have, and Excluded how many they
+	// don't.
+	Peers, Excluded int
+	// LeftTx and LeftRx count packets of each direction that were left to the workers,
+	// by reason. Every reason is there.
+	LeftTx, LeftRx map[string]uint64
+}
+
+// Report tells how the fast path is.
+func (f *FastPath) Report() Report {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := Report{
+		On: f.view.off == "", Reason: f.view.off, Link: f.link.name, Attached: f.attached.kind(),
+		Superpackets: f.view.superpackets, LeftTx: map[string]uint64{}, LeftRx: map[string]uint64{},
+	}
+	for _, m := range f.members {
+		if m.reason == "" {
+			r.Peers++
+		} else {
+			r.Excluded++
+		}
+	}
+	left, err := f.programs.Left()
+	if err != nil {
+		f.log.Error("read the fast path's counters", "error", err)
+	}
+	for _, reason := range tcprog.Reasons() {
+		r.LeftTx[reason.String()] = left.Tx[reason]
+		r.LeftRx[reason.String()] = left.Rx[reason]
+	}
+	return r
+}
+
+// Carries tells whether the peer of a subnet is one that packets are carried for, and
+// otherwise why not, in words.
+func (f *FastPath) Carries(subnet netip.Prefix) (ok bool, reason string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.members[subnet.Masked()]
+	switch {
+	case m == nil:
+		return false, "there is no such peer"
+	case f.view.off != "":
+		return false, f.view.off
+	}
+	return m.reason == "", m.reason
+}
