@@ -15,6 +15,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/fastpath"
 )
 
 // Mode is whether a fast path is wanted.
@@ -54,9 +55,9 @@ type Path interface {
 	// Carries tells whether it carries a peer's packets, and else why not.
 	Carries(p tunnel.Peer) (bool, string)
 	// Release ends its work for the router and leaves it attached: it returns the
-	// descriptors that keep it so, under names, which are the caller's. After an error
-	// it is detached.
-	Release() (map[string]int, error)
+	// descriptors that keep it so, which are the caller's. After an error it is as it
+	// was.
+	Release() (*fastpath.Descriptors, error)
 	// Close detaches it.
 	Close() error
 }
@@ -66,9 +67,10 @@ type Config struct {
 	Mode Mode
 	// Attach attaches a fast path to the router, with what another process has left
 	// attached, if that isn't nil. It takes the descriptors, whatever becomes of it.
-	Attach func(r *tunnel.Router, inherited map[string]int) (Path, error)
-	// Discard closes descriptors that nobody takes, and so detaches what they belong to.
-	Discard func(inherited map[string]int)
+	Attach func(r *tunnel.Router, inherited *fastpath.Descriptors) (Path, error)
+	// Discard detaches what another process has left attached, and closes its
+	// descriptors.
+	Discard func(inherited *fastpath.Descriptors) error
 	// Hazards tells in words what of the host's firewall the fast path would undo.
 	Hazards func() ([]string, error)
 	// Wake asks for a look at the part of that name.
@@ -85,7 +87,7 @@ type Keeper struct {
 
 	mu        sync.Mutex // guards the rest
 	router    *tunnel.Router
-	inherited map[string]int
+	inherited *fastpath.Descriptors
 	path      Path
 	stop      func() // ends the path's Run and waits for it
 	hazards   []string
@@ -105,7 +107,7 @@ const (
 
 // New returns a keeper of a fast path that isn't attached. It takes what another
 // process has left attached, nil if there is nothing.
-func New(c Config, inherited map[string]int) *Keeper {
+func New(c Config, inherited *fastpath.Descriptors) *Keeper {
 	return &Keeper{config: c, inherited: inherited, why: "not attached yet"}
 }
 
@@ -130,8 +132,8 @@ func (k *Keeper) check(context.Context) (faults []host.Fault) {
 	if k.config.Mode != On {
 		return nil
 	}
-	if k.router != nil && k.path == nil {
-		faults = append(faults, host.Fault{What: "-fast-path=on: " + k.why})
+	if d := k.describeLocked(); k.router != nil && !d.On {
+		faults = append(faults, host.Fault{What: "-fast-path=on, and it is off: " + d.Reason})
 	}
 	for _, h := range k.hazards {
 		faults = append(faults, host.Fault{What: h + ", which the fast path passes by", Remedy: "leave -fast-path=on away"})
@@ -149,6 +151,11 @@ func (k *Keeper) Use(r *tunnel.Router) error {
 		k.router, k.failures, k.next = r, 0, time.Time{}
 	}
 	err := k.lookLocked()
+	if k.path != nil {
+		if d := k.path.Describe(); !d.On {
+			err = errors.New(d.Reason)
+		}
+	}
 	if err != nil && k.config.Mode == On {
 		return fmt.Errorf("-fast-path=on: %w: %w", ErrNone, err)
 	}
@@ -268,7 +275,9 @@ func (k *Keeper) detachLocked() {
 
 func (k *Keeper) discardLocked() {
 	if k.inherited != nil {
-		k.config.Discard(k.inherited)
+		if err := k.config.Discard(k.inherited); err != nil {
+			k.config.Logger.Warn("detach what was handed over", "error", err)
+		}
 		k.inherited = nil
 	}
 }
@@ -276,7 +285,7 @@ func (k *Keeper) discardLocked() {
 // Release ends the keeping. With keep it leaves the fast path attached and returns
 // the descriptors for the process that goes on, nil if there is nothing; they belong
 // to the caller.
-func (k *Keeper) Release(keep bool) map[string]int {
+func (k *Keeper) Release(keep bool) *fastpath.Descriptors {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.router, k.why = nil, "another process carries the packets"
@@ -285,12 +294,13 @@ func (k *Keeper) Release(keep bool) map[string]int {
 		k.detachLocked()
 		return nil
 	}
-	k.stop()
 	descriptors, err := k.path.Release()
 	if err != nil {
 		k.config.Logger.Warn("hand over the fast path", "error", err)
-		descriptors = nil
+		k.detachLocked()
+		return nil
 	}
+	k.stop()
 	k.path, k.stop = nil, nil
 	return descriptors
 }
@@ -306,12 +316,14 @@ func (k *Keeper) Discard() {
 func (k *Keeper) Describe() control.FastPath {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.describeLocked()
+}
+
+func (k *Keeper) describeLocked() control.FastPath {
 	if k.path == nil {
 		return control.FastPath{Reason: k.why}
 	}
-	d := k.path.Describe()
-	d.On = true
-	return d
+	return k.path.Describe()
 }
 
 // Carries tells which of the peers' packets it carries, and why not of the others:

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +13,7 @@ import (
 
 	"uvxlan/cmd/internal/control"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/fastpath"
 )
 
 // world is what a keeper works on.
@@ -22,33 +23,35 @@ type world struct {
 	hazards   []string
 	unread    error // why the rules can't be read
 	refusal   error // why nothing can be attached
+	off       string
 	attached  []*fake
-	discarded []map[string]int
+	discarded []*fastpath.Descriptors
 	woken     int
 }
 
 // fake is a fast path that does nothing.
 type fake struct {
 	router    *tunnel.Router
-	inherited map[string]int
+	inherited *fastpath.Descriptors
 	lose      chan error // ends Run
 	closed    bool
 	released  bool
+	off       string // why it carries nothing though it is attached
 }
 
 func newWorld(m Mode) *world {
 	w := &world{}
 	w.config = Config{
 		Mode: m, Interval: time.Second, Logger: slog.New(slog.DiscardHandler),
-		Attach: func(r *tunnel.Router, inherited map[string]int) (Path, error) {
+		Attach: func(r *tunnel.Router, inherited *fastpath.Descriptors) (Path, error) {
 			if w.refusal != nil {
 				return nil, w.refusal
 			}
-			f := &fake{router: r, inherited: inherited, lose: make(chan error, 1)}
+			f := &fake{router: r, inherited: inherited, lose: make(chan error, 1), off: w.off}
 			w.attached = append(w.attached, f)
 			return f, nil
 		},
-		Discard: func(d map[string]int) { w.discarded = append(w.discarded, d) },
+		Discard: func(d *fastpath.Descriptors) error { w.discarded = append(w.discarded, d); return nil },
 		Hazards: func() ([]string, error) { return w.hazards, w.unread },
 		Wake: func(string) {
 			w.mu.Lock()
@@ -68,11 +71,13 @@ func (f *fake) Run(ctx context.Context) error {
 	}
 }
 
-func (f *fake) Describe() control.FastPath         { return control.FastPath{Link: "veth eth0"} }
+func (f *fake) Describe() control.FastPath {
+	return control.FastPath{On: f.off == "", Reason: f.off, Link: "veth eth0"}
+}
 func (f *fake) Carries(tunnel.Peer) (bool, string) { return true, "" }
-func (f *fake) Release() (d map[string]int, err error) {
+func (f *fake) Release() (d *fastpath.Descriptors, err error) {
 	f.released = true
-	return map[string]int{"link": 9}, nil
+	return &fastpath.Descriptors{Links: []int{9}}, nil
 }
 func (f *fake) Close() error { f.closed = true; return nil }
 
@@ -149,14 +154,28 @@ func TestOn(t *testing.T) {
 	}
 }
 
+// One that is attached and may carry nothing, for the host's sake, is off too.
+func TestOnAndTheHost(t *testing.T) {
+	w := newWorld(On)
+	w.off = "there is a tc filter"
+	k := New(w.config, nil)
+	if err := k.Use(new(tunnel.Router)); !errors.Is(err, ErrNone) || !strings.Contains(err.Error(), w.off) {
+		t.Errorf("it says %v", err)
+	}
+	if faults := k.check(t.Context()); len(faults) != 1 || !strings.Contains(faults[0].What, w.off) {
+		t.Errorf("faults: %v", faults)
+	}
+	k.Close()
+}
+
 func TestOff(t *testing.T) {
 	w := newWorld(Off)
-	k := New(w.config, map[string]int{"link": 7})
+	k := New(w.config, &fastpath.Descriptors{Links: []int{7}})
 	if err := k.Use(new(tunnel.Router)); err != nil {
 		t.Fatal(err)
 	}
 	w.isOn(t, k, "-fast-path=off")
-	if len(w.discarded) != 1 || w.discarded[0]["link"] != 7 {
+	if len(w.discarded) != 1 || w.discarded[0].Links[0] != 7 {
 		t.Errorf("what was left attached: %v", w.discarded)
 	}
 }
@@ -195,7 +214,7 @@ func TestTriesAgain(t *testing.T) {
 		w.refusal = errors.New("busy")
 		tries := 0
 		attach := w.config.Attach
-		w.config.Attach = func(r *tunnel.Router, d map[string]int) (Path, error) { tries++; return attach(r, d) }
+		w.config.Attach = func(r *tunnel.Router, d *fastpath.Descriptors) (Path, error) { tries++; return attach(r, d) }
 		k := New(w.config, nil)
 		if err := k.Use(new(tunnel.Router)); err != nil {
 			t.Fatal(err)
@@ -242,16 +261,16 @@ func TestLost(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	for _, keep := range []bool{true, false} {
 		w := newWorld(Auto)
-		k := New(w.config, map[string]int{"link": 7})
+		k := New(w.config, &fastpath.Descriptors{Links: []int{7}})
 		if err := k.Use(new(tunnel.Router)); err != nil {
 			t.Fatal(err)
 		}
 		f := w.attached[0]
-		if !maps.Equal(f.inherited, map[string]int{"link": 7}) || len(w.discarded) != 0 {
+		if !reflect.DeepEqual(f.inherited, &fastpath.Descriptors{Links: []int{7}}) || len(w.discarded) != 0 {
 			t.Errorf("it got %v, discarded %v", f.inherited, w.discarded)
 		}
 		d := k.Release(keep)
-		if keep != maps.Equal(d, map[string]int{"link": 9}) || f.released != keep || f.closed == keep {
+		if keep != reflect.DeepEqual(d, &fastpath.Descriptors{Links: []int{9}}) || f.released != keep || f.closed == keep {
 			t.Errorf("keep %t: %v, released %t, closed %t", keep, d, f.released, f.closed)
 		}
 		k.check(t.Context())

@@ -144,7 +144,9 @@ type FastPath struct {
 
 // FastDirection is a fast path's traffic of one direction.
 type FastDirection struct {
-	Count
+	// Packets are IP packets, superpackets as one, and Bytes are theirs.
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 	// Left counts packets that it left to the workers, by reason.
 	Left map[string]uint64 `json:"left"`
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/fastpath"
 )
 
 // stateFormat is the format of the text in which state is handed over. A change
@@ -38,9 +38,9 @@ type State struct {
 	Record *hoststate.State `json:"record,omitempty"`
 	// Tunnel are the device and the sockets, nil with host-gw.
 	Tunnel *tunnel.Descriptors `json:"tunnel"`
-	// FastPath are the descriptors by which a fast path stays attached, by their
-	// names; nil if there is none. The standby doesn't get them.
-	FastPath map[string]int `json:"fast_path,omitempty"`
+	// FastPath are the descriptors by which a fast path stays attached, nil if there is
+	// none. The standby doesn't get them.
+	FastPath *fastpath.Descriptors `json:"fast_path,omitempty"`
 	// Lock, Health and Control are the descriptors of the state directory's lock
 	// and of the listening sockets, or None.
 	Lock    int `json:"lock"`
@@ -113,7 +113,7 @@ func (e *State) Descriptors() []int {
 			fds = append(fds, fd)
 		}
 	}
-	return slices.AppendSeq(fds, maps.Values(e.FastPath))
+	return append(fds, e.FastPath.All()...)
 }
 
 // TakesFastPath tells whether the program of the standby takes over a fast path.

@@ -12,6 +12,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/fastpath"
 	"uvxlan/tunnel/underlay"
 )
 
@@ -35,7 +36,7 @@ func testState(t *testing.T) *State {
 		UDP: []underlay.Sockets{{Receive: []int{12, 13}, Send: [][]int{{12, 14}, {13, 15}}}}, Packet: []int{16, 17},
 	}}
 	e.Lock, e.Control = 18, 19
-	e.FastPath = map[string]int{"egress": 20, "routes4": 21}
+	e.FastPath = &fastpath.Descriptors{Maps: map[string]int{"routes4": 20}, Links: []int{21}}
 	return e
 }
 

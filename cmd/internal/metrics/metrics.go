@@ -88,7 +88,7 @@ func describe() *descs {
 		asOf:         desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
 		hostFault:    desc("host_fault", "Whether a part of the host isn't as it should be; uvxlan status says what is wrong.", "part"),
 		fastAttached: desc("fastpath_attached", "Whether packets may be carried in the kernel, past the workers; absent with host-gw."),
-		fastPackets:  desc("fastpath_packets_total", "IP packets that the fast path has carried, each segment of a superpacket one; uvxlan_peer_packets_total counts them too.", "direction"),
+		fastPackets:  desc("fastpath_packets_total", "IP packets that the fast path has carried, a superpacket as one; the device's totals include them.", "direction"),
 		fastBytes:    desc("fastpath_bytes_total", "Bytes of those packets.", "direction"),
 		fastLeft:     desc("fastpath_left_total", "Packets that the fast path has left to the workers.", "direction", "reason"),
 		heardAt:      desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),

@@ -72,8 +72,8 @@ func full() source {
 			Etcd:      control.Etcd{Up: true, Errors: 7, Skipped: 2},
 			HostParts: []string{"device", "forwarding"}, Faults: []control.Fault{{Part: "forwarding", What: "off", Stops: true}},
 			FastPath: &control.FastPath{
-				On: true, Sent: control.FastDirection{Count: control.Count{Packets: 40, Bytes: 4000}, Left: map[string]uint64{"syn": 4}},
-				Received: control.FastDirection{Count: control.Count{Packets: 41, Bytes: 4001}, Left: map[string]uint64{"ecn": 0}},
+				On: true, Sent: control.FastDirection{Packets: 40, Bytes: 4000, Left: map[string]uint64{"syn": 4}},
+				Received: control.FastDirection{Packets: 41, Bytes: 4001, Left: map[string]uint64{"ecn": 0}},
 			},
 			Watch: control.Watch{Alive: true, Since: now.Add(-90 * time.Second), Heard: now.Add(-time.Second)},
 		},

@@ -2,13 +2,16 @@ package overlay
 
 import (
 	"errors"
-	"maps"
 	"net/netip"
-	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
 
 	"uvxlan/cmd/internal/attach"
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/fastpath"
 )
 
 func (v *Overlay) fastConfig() attach.Config {
@@ -49,14 +52,54 @@ func (v *Overlay) hazards(rules *firewall.Bypass) ([]string, error) {
 	return rules.Hazards(t)
 }
 
-// errNoFastPath is why there is no fast path.
-var errNoFastPath = errors.New("this build has none")
+// attached is a fast path, with the kind of the interface that it is attached to.
+type attached struct {
+	*fastpath.FastPath
+	kind string
+}
 
 // attachFast attaches a fast path to the router.
-func (v *Overlay) attachFast(_ *tunnel.Router, inherited map[string]int) (attach.Path, error) {
-	discardFast(inherited)
-	return nil, errNoFastPath
+func (v *Overlay) attachFast(r *tunnel.Router, inherited *fastpath.Descriptors) (attach.Path, error) {
+	if inherited == nil {
+		n, err := fastpath.RemoveStale()
+		if err != nil {
+			v.log.Warn("tc filters of an earlier run may be left", "error", err)
+		} else if n > 0 {
+			v.log.Info("removed tc filters of an earlier run", "count", n)
+		}
+	}
+	c := fastpath.Config{Link: v.external().Name, Inherited: inherited, Logger: v.log}
+	f, err := fastpath.Attach(r, c)
+	if err != nil && inherited != nil {
+		v.log.Warn("the fast path that was handed over is of no use", "error", err)
+		c.Inherited = nil
+		f, err = fastpath.Attach(r, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a := attached{FastPath: f}
+	if l, err := netlink.LinkByName(c.Link); err == nil {
+		a.kind = l.Type()
+	}
+	return a, nil
 }
 
 // discardFast detaches what another process has left attached.
-func discardFast(inherited map[string]int) { closeAll(slices.Collect(maps.Values(inherited))) }
+func discardFast(inherited *fastpath.Descriptors) error {
+	_, err := fastpath.RemoveStale()
+	return errors.Join(inherited.Close(), err)
+}
+
+// Carries implements [attach.Path].
+func (a attached) Carries(p tunnel.Peer) (bool, string) { return a.FastPath.Carries(p.Subnet) }
+
+// Describe implements [attach.Path].
+func (a attached) Describe() control.FastPath {
+	r, s := a.Report(), a.Stats()
+	return control.FastPath{
+		On: r.On, Reason: r.Reason, Link: strings.TrimSpace(a.kind + " " + r.Link), Superpackets: r.Superpackets,
+		Sent:     control.FastDirection{Packets: s.TxPackets, Bytes: s.TxBytes, Left: r.LeftTx},
+		Received: control.FastDirection{Packets: s.RxPackets, Bytes: s.RxBytes, Left: r.LeftRx},
+	}
+}
