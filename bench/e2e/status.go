@@ -113,11 +113,28 @@ type Status struct {
 		AsOf   time.Time `json:"as_of"`
 		Stored bool
 	}
-	Peers   int
-	Traffic *struct {
+	Peers    int
+	FastPath *FastPath `json:"fast_path"`
+	Traffic  *struct {
 		Sent   struct{ Packets uint64 }
 		Direct uint64
 	}
+}
+
+// FastPath is what uvxlan status -o json prints of the fast path.
+type FastPath struct {
+	On     bool
+	Reason string
+	Link   string
+	Sent   FastDirection
+	// Received is what came by it.
+	Received FastDirection
+}
+
+// FastDirection is a fast path's traffic of one direction.
+type FastDirection struct {
+	Packets uint64
+	Left    map[string]uint64
 }
 
 // AskStatus asks a daemon how it is by uvxlan status.
@@ -164,10 +181,19 @@ type Peer struct {
 	MAC      string
 	Path     string
 	PathMTU  int `json:"path_mtu"`
+	Fast     bool
 	Link     string
 	Reason   string
 	Since    time.Time
+	Traffic  *PeerTraffic
 	AsOf     time.Time `json:"as_of"`
+}
+
+// PeerTraffic is what passed between the hosts.
+type PeerTraffic struct {
+	Sent     struct{ Packets uint64 }
+	Received struct{ Packets uint64 }
+	LastSeen time.Time `json:"last_seen"`
 }
 
 // AskPeers asks a daemon for its peers by uvxlan peers.

@@ -34,10 +34,6 @@ const programsDir = "UVXLAN_TEST_BIN"
 // users' way.
 const fastPath = "UVXLAN_TEST_FASTPATH"
 
-// FastPath tells whether the daemons' packets may pass the workers by, as far as the
-// environment says.
-func FastPath() bool { return os.Getenv(fastPath) != "off" }
-
 // The programs as users get them. Main sets them.
 var (
 	// DaemonBinary is uvxland.
