@@ -1,0 +1,649 @@
+package fastpath
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	bpflink "github.com/cilium/ebpf/link"
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/netnstest"
+	"uvxlan/tunnel/onlink"
+)
+
+const testVNI = 1
+
+// node is a host with a router, its fast path and a container: 10.66.0.N on the
+// underlay, 10.0.N.2 and fd00:0:0:N::2 in the container.
+type node struct {
+	t         *testing.T
+	n         int
+	host      *testhost.Host
+	container *testhost.Host
+	router    *tunnel.Router
+	fast      *FastPath
+	running   sync.WaitGroup
+	ctx       context.Context
+}
+
+// pair are two nodes on one Ethernet, which know each other.
+func newPair(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
+	t.Helper()
+	netnstest.RequireRoot(t)
+	hostA, hostB := testhost.New(t), testhost.New(t)
+	testhost.Join(hostA, hostB, "eth0", "10.66.0")
+	if prepare != nil {
+		prepare(hostA, hostB)
+	}
+	a, b = newNode(t, 1, hostA, direct), newNode(t, 2, hostB, direct)
+	for _, n := range []*node{a, b} {
+		n.attach(c)
+	}
+	a.know(b)
+	b.know(a)
+	return a, b
+}
+
+func newNode(t *testing.T, n int, host *testhost.Host, direct onlink.Mode) *node {
+	t.Helper()
+	nd := &node{t: t, n: n, host: host, container: testhost.New(t), ctx: t.Context()}
+	sysctl(t, host, "net.ipv4.ip_forward", "1")
+	sysctl(t, host, "net.ipv6.conf.all.forwarding", "1")
+	nd.joinContainer()
+	nd.router = testhost.Inside(host, func() (*tunnel.Router, error) {
+		return tunnel.Open("flannel.1", tunnel.Setup{
+			Address: netip.AddrFrom4([4]byte{10, 66, 0, byte(n)}), Port: testhost.Port, VNI: testVNI, MAC: mac(n), Workers: 2, Direct: direct,
+			Link: link.Config{
+				MTU:       1450,
+				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(n), 0}), netip.MustParseAddr(fmt.Sprintf("fd00:0:0:%d::", n))},
+				Networks:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+			},
+		})
+	})
+	nd.running.Go(func() {
+		if err := nd.router.Run(nd.ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		testhost.Must(t, nd.router.Close())
+		nd.running.Wait()
+	})
+	return nd
+}
+
+func (n *node) attach(c Config) {
+	n.t.Helper()
+	n.fast = testhost.Inside(n.host, func() (*FastPath, error) { return Attach(n.router, c) })
+	fast := n.fast
+	n.running.Go(func() {
+		if err := fast.Run(n.ctx); err != nil && !errors.Is(err, ErrClosed) {
+			n.t.Error(err)
+		}
+	})
+	n.t.Cleanup(func() { testhost.Must(n.t, fast.Close()) })
+	if r := n.fast.Report(); !r.On {
+		n.t.Fatalf("the fast path is off: %s", r.Reason)
+	}
+}
+
+func mac(n int) encap.MAC { return encap.MAC{2, 0, 0, 0, 0, byte(n)} }
+
+func (n *node) subnet() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(n.n), 0}), 24)
+}
+
+func (n *node) peers() []tunnel.Peer {
+	underlay := netip.AddrFrom4([4]byte{10, 66, 0, byte(n.n)})
+	return []tunnel.Peer{
+		{Subnet: n.subnet(), Underlay: underlay, MAC: mac(n.n)},
+		{Subnet: netip.MustParsePrefix(fmt.Sprintf("fd00:0:0:%d::/64", n.n)), Underlay: underlay, MAC: mac(n.n)},
+	}
+}
+
+func (n *node) know(peer *node) {
+	n.t.Helper()
+	testhost.Must(n.t, n.router.UpdatePeers(peer.peers(), nil))
+}
+
+func (n *node) addr() string  { return fmt.Sprintf("10.0.%d.2", n.n) }
+func (n *node) addr6() string { return fmt.Sprintf("fd00:0:0:%d::2", n.n) }
+
+// joinContainer gives the host a container on a veth pair.
+func (n *node) joinContainer() {
+	n.t.Helper()
+	testhost.Must(n.t, n.host.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: "c0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(n.container.FD()),
+	}))
+	for _, c := range [][]string{
+		{"ip", "link", "set", "c0", "up"},
+		{"ip", "addr", "add", fmt.Sprintf("10.0.%d.1/24", n.n), "dev", "c0"},
+		{"ip", "addr", "add", fmt.Sprintf("fd00:0:0:%d::1/64", n.n), "dev", "c0", "nodad"},
+	} {
+		run(n.t, n.host, c[0], c[1:]...)
+	}
+	for _, c := range [][]string{
+		{"ip", "link", "set", "lo", "up"},
+		{"ip", "link", "set", "eth0", "mtu", "1450", "up"},
+		{"ip", "addr", "add", n.addr() + "/24", "dev", "eth0"},
+		{"ip", "addr", "add", n.addr6() + "/64", "dev", "eth0", "nodad"},
+		{"ip", "route", "add", "default", "via", fmt.Sprintf("10.0.%d.1", n.n)},
+		{"ip", "-6", "route", "add", "default", "via", fmt.Sprintf("fd00:0:0:%d::1", n.n)},
+	} {
+		run(n.t, n.container, c[0], c[1:]...)
+	}
+}
+
+// run runs a command on a host.
+func run(t *testing.T, h *testhost.Host, name string, args ...string) string {
+	t.Helper()
+	return testhost.Inside(h, func() (string, error) {
+		out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("%s %v: %w: %s", name, args, err, out)
+		}
+		return string(out), nil
+	})
+}
+
+func sysctl(t *testing.T, h *testhost.Host, name, value string) {
+	t.Helper()
+	testhost.Must(t, h.Do(func() error {
+		path := "/proc/sys/" + string(bytes.ReplaceAll([]byte(name), []byte("."), []byte("/")))
+		return os.WriteFile(path, []byte(value), 0o644)
+	}))
+}
+
+// ping sends pings at an interval of 5 ms and fails if an answer is missing.
+func ping(t *testing.T, from *testhost.Host, to string, count int, args ...string) {
+	t.Helper()
+	args = append([]string{"-q", "-i", "0.005", "-w", "20", "-c", strconv.Itoa(count), to}, args...)
+	run(t, from, "ping", args...)
+}
+
+// transfer sends n random bytes by TCP and compares what arrives.
+func transfer(t *testing.T, from, to *testhost.Host, address string, n int) {
+	t.Helper()
+	l := testhost.Inside(to, func() (net.Listener, error) { return net.Listen("tcp", net.JoinHostPort(address, "0")) })
+	defer l.Close()
+	data := make([]byte, 1<<20)
+	_, _ = rand.Read(data)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		c, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		got := make([]byte, len(data))
+		for i := range n >> 20 {
+			if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("MiB %d of a transfer is wrong: %v", i, err)
+				return
+			}
+		}
+	})
+	c := testhost.Inside(from, func() (net.Conn, error) { return net.DialTimeout("tcp", l.Addr().String(), testhost.Patience) })
+	defer c.Close()
+	for range n >> 20 {
+		if _, err := c.Write(data); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	wg.Wait()
+}
+
+// expectCarried fails unless the fast path carried so many packets each way and the
+// workers dropped none, but those to groups that hosts send by themselves.
+func (n *node) expectCarried(tx, rx uint64) {
+	n.t.Helper()
+	s := n.router.Stats()
+	if s.FastPath.TxPackets < tx || s.FastPath.RxPackets < rx {
+		n.t.Errorf("host %d's fast path carried %+v, want %d and %d; it left %s", n.n, s.FastPath, tx, rx, n.left())
+	}
+	if d := s.Dropped() - s.Drop(tunnel.DropMulticast); d > 0 {
+		n.t.Errorf("host %d dropped %s", n.n, s.Drops)
+	}
+	if r := n.fast.Report(); r.LeftTx["lost"]+r.LeftRx["lost"]+r.LeftTx["error"]+r.LeftRx["error"] > 0 {
+		n.t.Errorf("helpers refused: %s", n.left())
+	}
+}
+
+// left are the packets that were left to the workers, in words.
+func (n *node) left() string {
+	r := n.fast.Report()
+	out := ""
+	for _, d := range []struct {
+		name string
+		left map[string]uint64
+	}{{"tx", r.LeftTx}, {"rx", r.LeftRx}} {
+		for _, reason := range slices.Sorted(maps.Keys(d.left)) {
+			if v := d.left[reason]; v > 0 {
+				out += fmt.Sprintf(" %s %s:%d", d.name, reason, v)
+			}
+		}
+	}
+	return out
+}
+
+// withoutTunnelOffload makes eth0 an interface that doesn't pass tunnels' superpackets.
+func withoutTunnelOffload(t *testing.T, h *testhost.Host) {
+	t.Helper()
+	changeFeature(t, h, "tx-udp_tnl-segmentation", false)
+	changeFeature(t, h, "tx-udp_tnl-csum-segmentation", false)
+}
+
+func changeFeature(t *testing.T, h *testhost.Host, feature string, on bool) {
+	t.Helper()
+	testhost.Must(t, h.Do(func() error {
+		e, err := ethtool.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		return e.Change("eth0", map[string]bool{feature: on})
+	}))
+}
+
+func bothWays(t *testing.T, a, b *node) {
+	t.Helper()
+	ping(t, a.container, b.addr(), 100)
+	ping(t, a.container, b.addr6(), 100)
+	transfer(t, a.container, b.container, b.addr(), transferSize)
+	transfer(t, b.container, a.container, a.addr6(), transferSize)
+}
+
+const transferSize = 20 << 20
+
+func TestIntegrationFastPathCarriesPlainPackets(t *testing.T) {
+	for name, c := range map[string]struct {
+		config  Config
+		prepare func(t *testing.T, h *testhost.Host)
+		whole   bool // superpackets
+	}{
+		"superpackets":   {Config{}, nil, true},
+		"single packets": {Config{}, withoutTunnelOffload, false},
+		"clsact":         {Config{Clsact: true}, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newPair(t, onlink.Off, c.config, func(a, b *testhost.Host) {
+				if c.prepare != nil {
+					c.prepare(t, a)
+					c.prepare(t, b)
+				}
+			})
+			if got := a.fast.Report().Superpackets; got != c.whole {
+				t.Errorf("the underlay passes superpackets: %t", got)
+			}
+			bothWays(t, a, b)
+			for _, n := range []*node{a, b} {
+				n.expectCarried(300, 300)
+			}
+			got := a.router.Traffic(b.subnet())
+			if got.TxPackets == 0 || got.RxPackets == 0 || time.Since(got.LastSeen) > time.Hour || got.LastSeen.After(time.Now()) {
+				t.Errorf("of the peer there is %+v", got)
+			}
+		})
+	}
+}
+
+func TestIntegrationFastPathFollowsOffloads(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	for _, on := range []bool{false, true} {
+		changeFeature(t, a.host, "tx-udp_tnl-segmentation", on)
+		testhost.Await(t, fmt.Sprintf("superpackets %t", on), func() bool { return a.fast.Report().Superpackets == on })
+		transfer(t, a.container, b.container, b.addr(), transferSize)
+	}
+	a.expectCarried(1, 1)
+}
+
+func TestIntegrationFastPathLeavesNothingBehind(t *testing.T) {
+	for name, c := range map[string]Config{"tcx": {}, "clsact": {Clsact: true}} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newPair(t, onlink.Off, c, nil)
+			ping(t, a.container, b.addr(), 10)
+			testhost.Must(t, a.fast.Close())
+			testhost.Must(t, a.fast.Close())
+			if out := attachedTo(t, a.host); out != "" {
+				t.Errorf("left behind: %s", out)
+			}
+			before := a.router.Stats().FastPath
+			ping(t, a.container, b.addr(), 10)
+			if after := a.router.Stats(); after.FastPath != before || after.RxPackets < before.RxPackets+10 {
+				t.Errorf("after Close the fast path carried %+v, before %+v", after.FastPath, before)
+			}
+		})
+	}
+}
+
+// attachedTo are the programs and qdiscs at a host's interfaces.
+func attachedTo(t *testing.T, h *testhost.Host) (out string) {
+	t.Helper()
+	testhost.Must(t, h.Do(func() error {
+		for _, name := range []string{"eth0", "flannel.1"} {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+				q, err := bpflink.QueryPrograms(bpflink.QueryOptions{Target: l.Attrs().Index, Attach: at})
+				if err != nil {
+					return err
+				}
+				for _, p := range q.Programs {
+					out += fmt.Sprintf(" %s program %d", name, p.ID)
+				}
+			}
+			qdiscs, err := netlink.QdiscList(l)
+			if err != nil {
+				return err
+			}
+			for _, q := range qdiscs {
+				if q.Type() == "clsact" {
+					out += " " + name + " clsact"
+				}
+			}
+		}
+		return nil
+	}))
+	return out
+}
+
+func TestIntegrationRemoveStale(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{Clsact: true}, nil)
+	if _, err := b.fast.Release(); err != nil { // as if it had been killed
+		t.Fatal(err)
+	}
+	if attachedTo(t, b.host) == "" {
+		t.Fatal("nothing is attached")
+	}
+	if n := testhost.Inside(b.host, RemoveStale); n != 2 {
+		t.Errorf("removed %d filters, want 2", n)
+	}
+	if out := attachedTo(t, b.host); out != "" {
+		t.Errorf("left behind: %s", out)
+	}
+	ping(t, a.container, b.addr(), 10)
+}
+
+func TestIntegrationFastPathHandsOver(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	ping(t, a.container, b.addr(), 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { ping(t, a.container, b.addr(), 1000) })
+	for range 5 {
+		d, err := b.fast.Release()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out := attachedTo(t, b.host); out == "" {
+			t.Error("nothing is attached between two")
+		}
+		b.attach(Config{Inherited: d})
+	}
+	wg.Wait()
+	before := b.router.Stats().FastPath
+	ping(t, a.container, b.addr(), 100)
+	if after := b.router.Stats().FastPath; after.RxPackets < before.RxPackets+100 {
+		t.Errorf("after the handover it carried %+v, before %+v", after, before)
+	}
+}
+
+func TestIntegrationFastPathForgetsRevokedLeases(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	ping(t, a.container, b.addr(), 10)
+	testhost.Must(t, b.router.UpdatePeers(nil, []netip.Prefix{a.subnet()}))
+	before := b.router.Stats()
+	if err := b.host.Do(func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	out, err := pingAnyway(t, a.container, b.addr(), 20)
+	if err == nil {
+		t.Errorf("a revoked peer's packets pass: %s", out)
+	}
+	s := b.router.Stats()
+	if s.FastPath != before.FastPath {
+		t.Errorf("the fast path carried %+v, before %+v", s.FastPath, before.FastPath)
+	}
+	if s.Drop(tunnel.DropInnerSource) < 20 {
+		t.Errorf("the workers dropped %s", s.Drops)
+	}
+}
+
+// pingAnyway sends pings without waiting for answers.
+func pingAnyway(t *testing.T, from *testhost.Host, to string, count int) (out string, err error) {
+	t.Helper()
+	testhost.Must(t, from.Do(func() error {
+		b, e := exec.CommandContext(t.Context(), "ping", "-q", "-i", "0.005", "-W", "1", "-c", strconv.Itoa(count), to).CombinedOutput()
+		out, err = string(b), e
+		return nil
+	}))
+	return out, err
+}
+
+func TestIntegrationFastPathDirect(t *testing.T) {
+	a, b := newPair(t, onlink.Socket, Config{}, nil)
+	for _, n := range []*node{a, b} {
+		peer := map[*node]*node{a: b, b: a}[n]
+		testhost.Await(t, "the peer's direct way", func() bool { return n.router.Path(peer.subnet()).Direct })
+	}
+	tap := testhost.Tap(b.host, "eth0")
+	ping(t, a.container, b.addr(), 1)
+	if c := tap.Next(); c.VXLAN {
+		t.Error("a packet to an on-link host is in VXLAN")
+	}
+	transfer(t, a.container, b.container, b.addr(), transferSize)
+	ping(t, a.container, b.addr6(), 50)
+	if s := a.router.Stats(); s.FastPath.TxDirect < 100 {
+		t.Errorf("the fast path carried %+v and left%s", s.FastPath, a.left())
+	}
+}
+
+func TestIntegrationFastPathHazards(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	check := func(what string, make, undo []string, reason string) {
+		t.Helper()
+		run(t, a.host, make[0], make[1:]...)
+		testhost.Await(t, "off with "+what, func() bool { r := a.fast.Report(); return !r.On && strings.Contains(r.Reason, reason) })
+		before := a.router.Stats().FastPath
+		ping(t, a.container, b.addr(), 20)
+		if after := a.router.Stats().FastPath; after != before {
+			t.Errorf("with %s the fast path carries packets", what)
+		}
+		run(t, a.host, undo[0], undo[1:]...)
+		testhost.Await(t, "on without "+what, func() bool { return a.fast.Report().On })
+		ping(t, a.container, b.addr(), 20)
+		if after := a.router.Stats().FastPath; after == before {
+			t.Errorf("without %s the fast path carries nothing", what)
+		}
+	}
+	check("a rule for the host's own packets", strings.Fields("ip rule add iif lo lookup 100"), strings.Fields("ip rule del iif lo lookup 100"), "iif lo")
+	check("a rule for an interface", strings.Fields("ip rule add oif eth0 lookup 100"), strings.Fields("ip rule del oif eth0 lookup 100"), "oif eth0")
+}
+
+// A filter that somebody else attaches sees every frame: it comes behind programs on
+// tcx links, and so they stay out of its way.
+func TestIntegrationFastPathLeavesFilteredLinks(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	testhost.Must(t, err)
+	defer pass.Close()
+	index := b.host.Index("eth0")
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	testhost.Must(t, b.host.QdiscAdd(qdisc))
+	testhost.Must(t, b.host.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 7},
+		Fd:          pass.FD(), Name: "somebody's", DirectAction: true,
+	}))
+	testhost.Await(t, "off", func() bool { r := b.fast.Report(); return !r.On && strings.Contains(r.Reason, "tc filter") })
+	before := b.router.Stats().FastPath
+	ping(t, a.container, b.addr(), 20)
+	if after := b.router.Stats().FastPath; after != before {
+		t.Error("with a foreign filter the fast path carries packets")
+	}
+	testhost.Must(t, b.host.QdiscDel(qdisc))
+	testhost.Await(t, "on", func() bool { return b.fast.Report().On })
+}
+
+// A program on a tcx link that somebody has attached before sees every frame first.
+func TestIntegrationFastPathComesAfterOthers(t *testing.T) {
+	var drop *ebpf.Program
+	a, b := newPair(t, onlink.Off, Config{}, func(_, b *testhost.Host) {
+		var err error
+		drop, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.SchedCLS, License: "GPL",
+			Instructions: asm.Instructions{ // IPv4 only, so that the hosts find each other
+				asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // protocol
+				asm.Mov.Imm(asm.R0, -1),
+				asm.JNE.Imm(asm.R2, 8, "out"),
+				asm.Mov.Imm(asm.R0, 2), // TC_ACT_SHOT
+				asm.Return().WithSymbol("out"),
+			},
+		})
+		testhost.Must(t, err)
+		l := testhost.Inside(b, func() (bpflink.Link, error) {
+			return bpflink.AttachTCX(bpflink.TCXOptions{Interface: b.Index("eth0"), Program: drop, Attach: ebpf.AttachTCXIngress})
+		})
+		t.Cleanup(func() { testhost.Must(t, errors.Join(l.Close(), drop.Close())) })
+	})
+	if out, err := pingAnyway(t, a.container, b.addr(), 5); err == nil {
+		t.Errorf("what another program drops arrives: %s", out)
+	}
+	if s := b.router.Stats(); s.RxPackets > 0 {
+		t.Errorf("received %+v", s)
+	}
+}
+
+// tryPing tells whether a ping of a length that must not be fragmented is answered.
+func tryPing(t *testing.T, from *testhost.Host, to string, length int) bool {
+	t.Helper()
+	return from.Do(func() error {
+		return exec.CommandContext(t.Context(), "ping", "-q", "-W", "1", "-c", "1", "-M", "do", "-s", strconv.Itoa(length-28), to).Run()
+	}) == nil
+}
+
+func TestIntegrationFastPathLeavesIPsecToWorkers(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	policy := strings.Fields("dir out src 10.66.0.1/32 dst 10.66.0.2/32 proto udp")
+	run(t, a.host, "ip", append([]string{"xfrm", "policy", "add"}, append(policy, "action", "allow")...)...)
+	testhost.Await(t, "the peer to be excluded", func() bool {
+		ok, reason := a.fast.Carries(b.subnet())
+		return !ok && strings.Contains(reason, "IPsec")
+	})
+	before := a.router.Stats().FastPath
+	ping(t, a.container, b.addr(), 20)
+	if after := a.router.Stats().FastPath; after != before {
+		t.Errorf("packets that an IPsec policy is for took the fast path: %+v, before %+v", after, before)
+	}
+	run(t, a.host, "ip", append([]string{"xfrm", "policy", "delete"}, policy...)...)
+	testhost.Await(t, "the peer to be carried", func() bool { ok, _ := a.fast.Carries(b.subnet()); return ok })
+	ping(t, a.container, b.addr(), 20)
+	if after := a.router.Stats().FastPath; after.TxPackets < before.TxPackets+20 {
+		t.Errorf("the fast path carried %+v, before %+v", after, before)
+	}
+}
+
+func TestIntegrationFastPathFollowsRoutes(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) {
+		testhost.Join(a, b, "eth1", "10.67.0")
+		sysctl(t, a, "net.ipv4.conf.all.rp_filter", "0")
+		sysctl(t, b, "net.ipv4.conf.all.rp_filter", "0")
+		sysctl(t, b, "net.ipv4.conf.eth1.rp_filter", "0")
+	})
+	ping(t, a.container, b.addr(), 20)
+	before := a.router.Stats().FastPath
+	run(t, a.host, "ip", "route", "add", "10.66.0.2/32", "via", "10.67.0.2", "dev", "eth1")
+	ping(t, a.container, b.addr(), 20)
+	if after := a.router.Stats().FastPath; after.TxPackets != before.TxPackets || a.fast.Report().LeftTx["other_link"] < 1 {
+		t.Errorf("a route by another interface isn't obeyed: %+v, before %+v, left%s", after, before, a.left())
+	}
+	run(t, a.host, "ip", "route", "replace", "10.66.0.2/32", "nexthop", "via", "10.67.0.2", "dev", "eth1", "nexthop", "via", "10.66.0.2", "dev", "eth0", "onlink")
+	transfer(t, a.container, b.container, b.addr(), transferSize)
+	ping(t, a.container, b.addr(), 50)
+	run(t, a.host, "ip", "route", "replace", "unreachable", "10.66.0.2/32")
+	if out, err := pingAnyway(t, a.container, b.addr(), 3); err == nil {
+		t.Errorf("an unreachable route isn't obeyed: %s", out)
+	}
+	run(t, a.host, "ip", "route", "del", "unreachable", "10.66.0.2/32")
+	ping(t, a.container, b.addr(), 20)
+}
+
+func TestIntegrationFastPathObeysPathMTU(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	if !tryPing(t, a.container, b.addr(), 1450) {
+		t.Error("a packet of the device's MTU doesn't pass")
+	}
+	run(t, a.host, "ip", "route", "add", "10.66.0.2/32", "dev", "eth0", "mtu", "1400")
+	testhost.Await(t, "packets longer than the path's MTU to be refused", func() bool { return !tryPing(t, a.container, b.addr(), 1351) })
+	before := a.router.Stats().FastPath
+	if !tryPing(t, a.container, b.addr(), 1350) {
+		t.Error("a packet of the path's MTU doesn't pass")
+	}
+	transfer(t, a.container, b.container, b.addr(), transferSize)
+	if after := a.router.Stats().FastPath; after.TxPackets < before.TxPackets+50 {
+		t.Errorf("the fast path carried %+v, before %+v, left%s", after, before, a.left())
+	}
+}
+
+func TestIntegrationFastPathTakesNothingForged(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	ping(t, a.container, b.addr(), 10)
+	before := b.router.Stats()
+	inner := func(src string) []byte { return testhost.UDPPacket(src, b.addr(), 64) }
+	frame := func(vni encap.VNI, dst encap.MAC, packet []byte) []byte {
+		h := encap.MakeFrameHeader(vni, dst, mac(1), encap.EtherTypeIPv4)
+		return append(h[:], packet...)
+	}
+	forged := [][]byte{
+		frame(testVNI+1, mac(2), inner(a.addr())),
+		frame(testVNI, mac(9), inner(a.addr())),
+		frame(testVNI, mac(2), inner("10.0.7.7")),
+		frame(testVNI, mac(2), inner("10.66.0.1")),
+		frame(testVNI, mac(2), inner("127.0.0.1")),
+		{0, 0, 0, 0},
+	}
+	const each = 2000
+	c := testhost.Inside(a.host, func() (net.Conn, error) {
+		return net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr("10.66.0.2"), testhost.Port).String())
+	})
+	defer c.Close()
+	for range each {
+		for _, f := range forged {
+			if _, err := c.Write(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if after := b.router.Stats(); after.FastPath != before.FastPath {
+		t.Errorf("the fast path took forged frames: %+v, before %+v", after.FastPath, before.FastPath)
+	}
+	ping(t, a.container, b.addr(), 10)
+}
