@@ -252,3 +252,42 @@ func (r *Router) markUsed() {
 		}
 	}
 }
+
+// plus adds what was counted elsewhere of the same peer.
+func (p PeerTraffic) plus(o PeerTraffic) PeerTraffic {
+	p.TxPackets += o.TxPackets
+	p.TxBytes += o.TxBytes
+	p.TxDropped += o.TxDropped
+	p.RxPackets += o.RxPackets
+	p.RxBytes += o.RxBytes
+	if o.LastSeen.After(p.LastSeen) {
+		p.LastSeen = o.LastSeen
+	}
+	return p
+}
+
+// add counts what was counted elsewhere.
+func (t *traffic) add(p PeerTraffic) {
+	t.sent.Packets.Add(p.TxPackets)
+	t.sent.Bytes.Add(p.TxBytes)
+	t.sent.Dropped.Add(p.TxDropped)
+	t.rxPackets.Add(p.RxPackets)
+	t.rxBytes.Add(p.RxBytes)
+	if seen := p.LastSeen; !seen.IsZero() {
+		t.seen.Store(max(t.seen.Load(), seen.UnixNano()))
+	}
+}
+
+// without lists the subnets that none of entries has.
+func (t *table) without(entries []*entry) (gone []netip.Prefix) {
+	stays := make(map[netip.Prefix]struct{}, len(entries))
+	for _, e := range entries {
+		stays[e.Subnet] = struct{}{}
+	}
+	for subnet := range t.subnets.All() {
+		if _, ok := stays[subnet]; !ok {
+			gone = append(gone, subnet)
+		}
+	}
+	return gone
+}

@@ -49,20 +49,6 @@ func (t *table) lookup(a netip.Addr) *entry {
 // knows tells whether a peer sends from the outer address a.
 func (t *table) knows(a netip.Addr) bool { return t.underlay.Contains(a) }
 
-// without lists the subnets that none of entries has.
-func (t *table) without(entries []*entry) (gone []netip.Prefix) {
-	stays := make(map[netip.Prefix]struct{}, len(entries))
-	for _, e := range entries {
-		stays[e.Subnet] = struct{}{}
-	}
-	for subnet := range t.subnets.All() {
-		if _, ok := stays[subnet]; !ok {
-			gone = append(gone, subnet)
-		}
-	}
-	return gone
-}
-
 // peerTable is the current table. Readers load it; writers take mu, make a
 // table that shares all but the changed path with the old one, and swap it in.
 type peerTable struct {

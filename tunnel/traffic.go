@@ -35,31 +35,6 @@ type traffic struct {
 	_                  [16]byte
 }
 
-// plus adds what was counted elsewhere of the same peer.
-func (p PeerTraffic) plus(o PeerTraffic) PeerTraffic {
-	p.TxPackets += o.TxPackets
-	p.TxBytes += o.TxBytes
-	p.TxDropped += o.TxDropped
-	p.RxPackets += o.RxPackets
-	p.RxBytes += o.RxBytes
-	if o.LastSeen.After(p.LastSeen) {
-		p.LastSeen = o.LastSeen
-	}
-	return p
-}
-
-// add counts what was counted elsewhere.
-func (t *traffic) add(p PeerTraffic) {
-	t.sent.Packets.Add(p.TxPackets)
-	t.sent.Bytes.Add(p.TxBytes)
-	t.sent.Dropped.Add(p.TxDropped)
-	t.rxPackets.Add(p.RxPackets)
-	t.rxBytes.Add(p.RxBytes)
-	if seen := p.LastSeen; !seen.IsZero() {
-		t.seen.Store(max(t.seen.Load(), seen.UnixNano()))
-	}
-}
-
 func (t *traffic) load() PeerTraffic {
 	p := PeerTraffic{
 		TxPackets: t.sent.Packets.Load(), TxBytes: t.sent.Bytes.Load(), TxDropped: t.sent.Dropped.Load(),
