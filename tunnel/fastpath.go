@@ -149,14 +149,16 @@ func (p *fastPath) replace(f FastPath, peers *table) {
 	p.path = f
 }
 
-// traffic adds what the fast path has carried for a peer.
-func (p *fastPath) traffic(subnet netip.Prefix, t PeerTraffic) PeerTraffic {
+// traffic is what workers and fast path have carried for a peer. Both are read under
+// the lock, lest replace move the one's part to the other in between.
+func (p *fastPath) traffic(e *entry) PeerTraffic {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	t := e.traffic.load()
 	if p.path == nil {
 		return t
 	}
-	return t.plus(p.path.Traffic(subnet))
+	return t.plus(p.path.Traffic(e.Subnet))
 }
 
 // addTo adds what the fast paths have carried.
@@ -278,13 +280,22 @@ func (t *traffic) add(p PeerTraffic) {
 	}
 }
 
-// without lists the subnets that none of entries has.
-func (t *table) without(entries []*entry) (gone []netip.Prefix) {
+// allSubnets lists the peers'.
+func (t *table) allSubnets() []netip.Prefix {
+	all := make([]netip.Prefix, 0, t.subnets.Size())
+	for subnet := range t.subnets.All() {
+		all = append(all, subnet)
+	}
+	return all
+}
+
+// without lists those of subnets that none of entries has.
+func without(subnets []netip.Prefix, entries []*entry) (gone []netip.Prefix) {
 	stays := make(map[netip.Prefix]struct{}, len(entries))
 	for _, e := range entries {
 		stays[e.Subnet] = struct{}{}
 	}
-	for subnet := range t.subnets.All() {
+	for _, subnet := range subnets {
 		if _, ok := stays[subnet]; !ok {
 			gone = append(gone, subnet)
 		}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -14,7 +15,7 @@ import (
 
 // fakePath keeps the peers that it is handed.
 type fakePath struct {
-	onRemove func()
+	onRemove, onTraffic func()
 
 	mu    sync.Mutex
 	peers map[netip.Prefix]FastPeer
@@ -24,7 +25,7 @@ type fakePath struct {
 }
 
 func newFakePath() *fakePath {
-	return &fakePath{peers: map[netip.Prefix]FastPeer{}, of: map[netip.Prefix]PeerTraffic{}, onRemove: func() {}}
+	return &fakePath{peers: map[netip.Prefix]FastPeer{}, of: map[netip.Prefix]PeerTraffic{}, onRemove: func() {}, onTraffic: func() {}}
 }
 
 func (f *fakePath) Replace(peers []FastPeer) {
@@ -50,11 +51,18 @@ func (f *fakePath) Remove(subnets []netip.Prefix) {
 	defer f.mu.Unlock()
 	for _, s := range subnets {
 		delete(f.peers, s)
+		delete(f.of, s)
 	}
 }
 
-func (f *fakePath) Traffic(subnet netip.Prefix) PeerTraffic { return f.of[subnet] }
-func (f *fakePath) Stats() FastPathStats                    { return f.stats }
+func (f *fakePath) Traffic(subnet netip.Prefix) PeerTraffic {
+	f.onTraffic()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.of[subnet]
+}
+
+func (f *fakePath) Stats() FastPathStats { return f.stats }
 
 func (f *fakePath) Used() []netip.Prefix {
 	f.mu.Lock()
@@ -134,6 +142,61 @@ func TestFastPathCounts(t *testing.T) {
 	check("while it is in use")
 	a.UseFastPath(nil)
 	check("after it was")
+}
+
+// A peer's counters never fall, not even while what a fast path has carried is added
+// to what the workers have.
+func TestFastPathCountersNeverFall(t *testing.T) {
+	a := startNode(t, 1, testhost.FreePort(t), nil)
+	addPeers(t, a, testPeer9)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range 5000 {
+			f := newFakePath()
+			f.of[testPeer9.Subnet] = PeerTraffic{TxPackets: 1}
+			f.stats = FastPathStats{TxPackets: 1}
+			f.onTraffic = runtime.Gosched // let somebody read meanwhile
+			a.UseFastPath(f)
+			a.UseFastPath(nil)
+		}
+	}()
+	var peer, all uint64
+	for running := true; running; {
+		select {
+		case <-ended:
+			running = false
+		default:
+		}
+		if n := a.Traffic(testPeer9.Subnet).TxPackets; n < peer {
+			t.Fatalf("the peer's packets fell from %d to %d", peer, n)
+		} else {
+			peer = n
+		}
+		if n := a.Stats().TxPackets; n < all {
+			t.Fatalf("the router's packets fell from %d to %d", all, n)
+		} else {
+			all = n
+		}
+	}
+	if peer != 5000 || all != 5000 {
+		t.Errorf("of 5000 packets there are %d of the peer and %d in all", peer, all)
+	}
+}
+
+// A subnet that one change removes and adds never was without a peer.
+func TestFastPathCountsOnAcrossAChangeOfThePeer(t *testing.T) {
+	a := startNode(t, 1, testhost.FreePort(t), nil)
+	addPeers(t, a, testPeer9)
+	f := newFakePath()
+	a.UseFastPath(f)
+	f.of[testPeer9.Subnet] = PeerTraffic{TxPackets: 5}
+	moved := testPeer9
+	moved.Underlay = netip.MustParseAddr("127.0.0.8")
+	testhost.Must(t, a.UpdatePeers([]Peer{moved}, []netip.Prefix{netip.MustParsePrefix("10.0.9.77/24")}))
+	if got := a.Traffic(testPeer9.Subnet).TxPackets; got != 5 {
+		t.Errorf("after the change the peer has %d packets of 5", got)
+	}
 }
 
 func TestFastPathHearsOfPathMTU(t *testing.T) {

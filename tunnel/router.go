@@ -243,7 +243,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	r.carryOn(entries)
 	f := r.fast.path
 	if f != nil {
-		f.Remove(r.peers.load().without(entries))
+		f.Remove(without(r.peers.load().allSubnets(), entries))
 	}
 	r.peers.replace(entries)
 	if f != nil {
@@ -271,7 +271,7 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 	r.carryOn(entries)
 	f := r.fast.path
 	if f != nil {
-		f.Remove(gone)
+		f.Remove(without(gone, entries)) // of the others the counters go on
 	}
 	r.peers.update(entries, gone)
 	if f != nil && len(entries) > 0 {

@@ -76,7 +76,7 @@ func (s *peerRun) flush(now int64) {
 // Traffic is what was counted of the peer of a subnet, zero if there is none.
 func (r *Router) Traffic(subnet netip.Prefix) PeerTraffic {
 	if e, ok := r.peers.load().subnets.Get(subnet.Masked()); ok {
-		return r.fast.traffic(e.Subnet, e.traffic.load())
+		return r.fast.traffic(e)
 	}
 	return PeerTraffic{}
 }
