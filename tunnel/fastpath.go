@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -117,8 +115,16 @@ type fastPath struct {
 	mu   sync.Mutex // guards path and past; held for short
 	path FastPath   // changed under Router.changing too
 	past FastPathStats
-	// dirty says that peers' ways or path MTUs have changed.
-	dirty chan struct{}
+
+	// Who finds that the way to a host has changed, or its MTU, may hold a lock that is
+	// waited for where peers are changed: it only leaves word.
+	dirty   chan struct{} // gets a value when changed isn't empty any more
+	marking sync.Mutex    // guards changed; no other lock is taken under it
+	changed map[netip.Addr]struct{}
+}
+
+func newFastPath() fastPath {
+	return fastPath{dirty: make(chan struct{}, 1), changed: map[netip.Addr]struct{}{}}
 }
 
 // UseFastPath hands all peers to f and keeps it up to date from then on: a change of
@@ -131,7 +137,7 @@ func (r *Router) UseFastPath(f FastPath) {
 	defer r.changing.Unlock()
 	r.fast.replace(f, r.peers.load())
 	if f != nil {
-		f.Replace(r.fastPeers(nil))
+		f.Replace(r.fastPeers(r.peers.load().entries()))
 	}
 }
 
@@ -179,12 +185,8 @@ func (p *fastPath) addTo(s *Stats) {
 	s.FastPath = all
 }
 
-// fastPeers are entries as a fast path must know them, all peers if entries is nil.
-// Router.changing is held.
+// fastPeers are entries as a fast path must know them.
 func (r *Router) fastPeers(entries []*entry) []FastPeer {
-	if entries == nil {
-		entries = slices.Collect(maps.Values(maps.Collect(r.peers.load().subnets.All())))
-	}
 	peers := make([]FastPeer, len(entries))
 	for i, e := range entries {
 		peers[i] = FastPeer{Peer: e.Peer, MaxPacket: min(innerMTU(e.to), r.config.Link.MTU), Direct: directWay(e.hop)}
@@ -201,12 +203,24 @@ func directWay(h *onlink.Hop) *DirectWay {
 	return &DirectWay{Link: index, Source: source, Target: target}
 }
 
-// mark leaves word that peers' ways or path MTUs have changed.
-func (p *fastPath) mark() {
+// mark leaves word that the way to a host has changed, or its MTU.
+func (p *fastPath) mark(host netip.Addr) {
+	p.marking.Lock()
+	p.changed[host] = struct{}{}
+	p.marking.Unlock()
 	select {
 	case p.dirty <- struct{}{}:
 	default:
 	}
+}
+
+// takeChanged returns the hosts that were marked since it was last called.
+func (p *fastPath) takeChanged() map[netip.Addr]struct{} {
+	p.marking.Lock()
+	defer p.marking.Unlock()
+	changed := p.changed
+	p.changed = map[netip.Addr]struct{}{}
+	return changed
 }
 
 // usedInterval is the time between two looks at which peers the fast path carries
@@ -231,11 +245,23 @@ func (r *Router) followFastPath(ctx context.Context) {
 	}
 }
 
+// refreshFastPath hands over the peers behind the hosts that were marked.
 func (r *Router) refreshFastPath() {
+	changed := r.fast.takeChanged()
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	if f := r.fast.path; f != nil {
-		f.Put(r.fastPeers(nil))
+	f := r.fast.path
+	if f == nil {
+		return
+	}
+	var entries []*entry
+	for _, e := range r.peers.load().subnets.All() {
+		if _, ok := changed[e.Underlay]; ok {
+			entries = append(entries, e)
+		}
+	}
+	if len(entries) > 0 {
+		f.Put(r.fastPeers(entries))
 	}
 }
 
@@ -278,6 +304,15 @@ func (t *traffic) add(p PeerTraffic) {
 	if seen := p.LastSeen; !seen.IsZero() {
 		t.seen.Store(max(t.seen.Load(), seen.UnixNano()))
 	}
+}
+
+// entries lists the peers.
+func (t *table) entries() []*entry {
+	all := make([]*entry, 0, t.subnets.Size())
+	for _, e := range t.subnets.All() {
+		all = append(all, e)
+	}
+	return all
 }
 
 // allSubnets lists the peers'.

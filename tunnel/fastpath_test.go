@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/nexthop"
+	"uvxlan/tunnel/onlink"
 )
 
 // fakePath keeps the peers that it is handed.
@@ -19,6 +22,7 @@ type fakePath struct {
 
 	mu    sync.Mutex
 	peers map[netip.Prefix]FastPeer
+	put   []netip.Prefix // in the order of the calls
 	used  []netip.Prefix
 	stats FastPathStats
 	of    map[netip.Prefix]PeerTraffic
@@ -40,6 +44,7 @@ func (f *fakePath) Put(peers []FastPeer) {
 	defer f.mu.Unlock()
 	for _, p := range peers {
 		f.peers[p.Subnet] = p
+		f.put = append(f.put, p.Subnet)
 	}
 }
 
@@ -70,6 +75,13 @@ func (f *fakePath) Used() []netip.Prefix {
 	return f.used
 }
 
+// forget forgets what was put so far, not the peers.
+func (f *fakePath) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.put = nil
+}
+
 func (f *fakePath) get(subnet netip.Prefix) (FastPeer, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -77,17 +89,18 @@ func (f *fakePath) get(subnet netip.Prefix) (FastPeer, bool) {
 	return p, ok
 }
 
+var testPeer8 = Peer{netip.MustParsePrefix("10.0.8.0/24"), netip.MustParseAddr("127.0.0.8"), testMAC(8)}
+
 func TestFastPathFollowsThePeers(t *testing.T) {
 	a := startNode(t, 1, testhost.FreePort(t), nil)
-	peer8 := Peer{netip.MustParsePrefix("10.0.8.0/24"), netip.MustParseAddr("127.0.0.8"), testMAC(8)}
 	addPeers(t, a, testPeer9)
 	f := newFakePath()
 	a.UseFastPath(f)
 	if p, ok := f.get(testPeer9.Subnet); !ok || p.Peer != testPeer9 || p.MaxPacket == 0 || p.Direct != nil {
 		t.Errorf("of the peer before there is %+v, %t", p, ok)
 	}
-	addPeers(t, a, peer8)
-	if _, ok := f.get(peer8.Subnet); !ok {
+	addPeers(t, a, testPeer8)
+	if _, ok := f.get(testPeer8.Subnet); !ok {
 		t.Error("a new peer isn't there when UpdatePeers returns")
 	}
 
@@ -96,27 +109,27 @@ func TestFastPathFollowsThePeers(t *testing.T) {
 	removed := 0
 	f.onRemove = func() {
 		removed++
-		if !a.HasPeer(peer8.Subnet) {
+		if !a.HasPeer(testPeer8.Subnet) {
 			t.Error("the table lost the peer before the fast path did")
 		}
 	}
-	if err := a.Apply(lease.Update{Deleted: []lease.Lease{{Subnet: peer8.Subnet}}}); err != nil {
+	if err := a.Apply(lease.Update{Deleted: []lease.Lease{{Subnet: testPeer8.Subnet}}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := f.get(peer8.Subnet); ok || removed != 1 {
+	if _, ok := f.get(testPeer8.Subnet); ok || removed != 1 {
 		t.Errorf("a revoked lease is there when Apply returns, %d removals", removed)
 	}
-	addPeers(t, a, peer8)
+	addPeers(t, a, testPeer8)
 	if err := a.ReplacePeers([]Peer{testPeer9}); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := f.get(peer8.Subnet); ok || removed != 2 {
+	if _, ok := f.get(testPeer8.Subnet); ok || removed != 2 {
 		t.Errorf("a peer that a new list doesn't have is there, %d removals", removed)
 	}
 
 	a.UseFastPath(nil)
-	addPeers(t, a, peer8)
-	if _, ok := f.get(peer8.Subnet); ok {
+	addPeers(t, a, testPeer8)
+	if _, ok := f.get(testPeer8.Subnet); ok {
 		t.Error("a fast path that isn't used any longer was handed a peer")
 	}
 }
@@ -207,10 +220,55 @@ func TestFastPathHearsOfPathMTU(t *testing.T) {
 	d := a.destination(testPeer9.Underlay)
 	testhost.Await(t, "the fast path to hear of the path's MTU", func() bool {
 		d.SetMaxDatagram(1000 + encap.FrameHeaderLen) // the router asks for the real one meanwhile
-		a.fast.mark()
+		a.fast.mark(testPeer9.Underlay)
 		p, _ := f.get(testPeer9.Subnet)
 		return p.MaxPacket == 1000
 	})
+}
+
+// A peer that comes to be on-link is handed over as such, and nobody else with it.
+func TestFastPathHearsOfWays(t *testing.T) {
+	paths, err := onlink.Open(onlink.Config{Mode: onlink.Socket, Sockets: []int{}})
+	testhost.Must(t, err)
+	a := newNode(t, 1, testhost.FreePort(t), nil)
+	a.paths = paths // whose watcher doesn't run: the test says what it finds
+	paths.Attach(onlink.Settings{MTU: a.config.Link.MTU, Changed: a.fast.mark})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.followFastPath(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-ended
+		testhost.Must(t, a.Close())
+	}()
+	addPeers(t, a, testPeer8, testPeer9)
+	f := newFakePath()
+	a.UseFastPath(f)
+	f.forget()
+	for _, c := range []struct {
+		next nexthop.Hop
+		want *DirectWay
+	}{
+		{nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: testMAC(0xa0), MAC: testMAC(0xb0)}, &DirectWay{7, testMAC(0xa0), testMAC(0xb0)}},
+		{nexthop.Hop{OnLink: true, Link: "eth0", Index: 7, MTU: 1500, Source: testMAC(0xa1), MAC: testMAC(0xb0)}, &DirectWay{7, testMAC(0xa1), testMAC(0xb0)}},
+		{nexthop.Hop{Reason: "gone"}, nil},
+	} {
+		paths.Found([]nexthop.Change{{Addr: testPeer9.Underlay, Hop: c.next}})
+		testhost.Await(t, "the fast path to hear of the way", func() bool {
+			p, _ := f.get(testPeer9.Subnet)
+			return p.Direct == nil && c.want == nil || p.Direct != nil && c.want != nil && *p.Direct == *c.want
+		})
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, subnet := range f.put {
+		if subnet != testPeer9.Subnet {
+			t.Errorf("%s was handed over, though nothing has changed about it", subnet)
+		}
+	}
 }
 
 func TestFastPathKeepsWaysInUse(t *testing.T) {

@@ -39,7 +39,7 @@ type mtuFollower struct {
 	ask          func(netip.Addr) encap.OuterMTU // 0 if it isn't known
 	destinations func() []*batch.Destination
 	device       encap.InnerMTU
-	changed      func() // a path's MTU
+	changed      func(netip.Addr) // the MTU of the path to a host
 	log          *slog.Logger
 
 	due  []*batch.Destination // to be asked for
@@ -79,14 +79,12 @@ func (f *mtuFollower) look() {
 		})
 	}
 	n := min(len(f.due), mtuBudget)
-	changed := false
 	for _, d := range f.due[:n] {
 		before := d.MaxDatagram()
 		updateMTU(d, f.ask)
-		changed = changed || d.MaxDatagram() != before
-	}
-	if changed {
-		f.changed()
+		if d.MaxDatagram() != before {
+			f.changed(d.AddrPort().Addr())
+		}
 	}
 	f.due = f.due[n:]
 	f.tell(all)

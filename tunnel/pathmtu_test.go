@@ -156,7 +156,7 @@ func newPaths(n int) *paths {
 		p.all = append(p.all, d)
 	}
 	p.mtuFollower = &mtuFollower{
-		changed: func() {},
+		changed: func(netip.Addr) {},
 		ask: func(a netip.Addr) encap.OuterMTU {
 			p.asked = append(p.asked, a)
 			return p.mtus[a]

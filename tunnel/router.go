@@ -126,7 +126,7 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 		config: c, device: dev, underlay: u, locals: u.Locals(), paths: c.OnLink, peers: newPeerTable(),
 		destinations: map[netip.Addr]*batch.Destination{},
 		log:          cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		fast:         fastPath{dirty: make(chan struct{}, 1)},
+		fast:         newFastPath(),
 	}
 	if r.paths != nil {
 		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger, Changed: r.fast.mark})
@@ -247,7 +247,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	}
 	r.peers.replace(entries)
 	if f != nil {
-		f.Replace(r.fastPeers(nil))
+		f.Replace(r.fastPeers(r.peers.load().entries()))
 	}
 	r.forget()
 	return err

@@ -32,7 +32,7 @@ func (p *Paths) recordLocked(changes []change, h *Hop, path Path) []change {
 	path.Since = time.Now()
 	before := h.path
 	h.path = path
-	p.changed()
+	p.changed(h.addr)
 	return append(changes, change{hop: h, before: before})
 }
 

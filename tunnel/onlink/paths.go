@@ -102,12 +102,12 @@ type Paths struct {
 	// immutable after New
 	log     *slog.Logger
 	watcher *nexthop.Watcher
-	routes  *kroute.Set // nil with Socket
-	sockets []int       // packet sockets, nil with Route
-	only    string      // the one link that may be used, if not empty
-	alone   bool        // there is no VXLAN to take instead
-	mtu     int         // packets are no longer
-	changed func()      // ways have
+	routes  *kroute.Set      // nil with Socket
+	sockets []int            // packet sockets, nil with Route
+	only    string           // the one link that may be used, if not empty
+	alone   bool             // there is no VXLAN to take instead
+	mtu     int              // packets are no longer
+	changed func(netip.Addr) // a host's way has
 
 	mu     sync.Mutex // guards the rest
 	hops   map[netip.Addr]*Hop
@@ -143,7 +143,7 @@ type Config struct {
 // sockets are owned from here on; after an error they are still the caller's.
 func Open(c Config) (p *Paths, err error) {
 	p = &Paths{
-		log: slog.New(slog.DiscardHandler), changed: func() {},
+		log: slog.New(slog.DiscardHandler), changed: func(netip.Addr) {},
 		only: c.Link, alone: c.Exclusive,
 		hops: map[netip.Addr]*Hop{}, owners: map[netip.Prefix]netip.Addr{}, failed: map[netip.Prefix]string{},
 	}
@@ -164,9 +164,10 @@ type Settings struct {
 	// are left alone, as another router or gateway may keep them; nil means that
 	// all are ours.
 	Networks []netip.Prefix
-	// Changed is called after hosts' ways have changed. It must not block, nor call
-	// the paths. Nil is for nobody who wants to know.
-	Changed func()
+	// Changed is told a host of the underlay whose way may have changed. It must not
+	// block, nor call the paths, whose lock is held. Nil is for nobody who wants to
+	// know.
+	Changed func(netip.Addr)
 	// Logger gets what happens rarely; nil means nothing is logged.
 	Logger *slog.Logger
 }
@@ -539,7 +540,7 @@ func (p *Paths) applyHopLocked(changes []change, h *Hop) []change {
 	} else {
 		h.link.Store(nil)
 	}
-	p.changed()
+	p.changed(h.addr)
 	if reason != "" {
 		return p.recordLocked(changes, h, Path{Reason: reason, Unreachable: p.alone})
 	}
