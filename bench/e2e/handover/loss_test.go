@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/bench/cluster"
 	"uvxlan/bench/e2e"
 	"uvxlan/bench/lab"
 	"uvxlan/lease"
@@ -45,6 +47,7 @@ func TestIntegrationReloadLosesNothing(t *testing.T) {
 				startPings(t, one.Node, other.Address), startPings(t, other.Node, one.Address),
 				startDatagrams(t, one.Node, other), startDatagrams(t, other.Node, one),
 			}
+			fast := hasFastPath(t, daemons[0])
 			for i := range reloads {
 				pauses := reloadDaemon(t, daemons[i%2])
 				for _, f := range flows {
@@ -66,8 +69,17 @@ func TestIntegrationReloadLosesNothing(t *testing.T) {
 			if lost := lostOf(flows); lost != "" {
 				t.Errorf("lost:%s", lost)
 			}
+			if now := hasFastPath(t, daemons[0]); now != fast || strings.Contains(e2e.LogOf(t, daemons[0]), "is of no use") {
+				t.Errorf("the fast path was on: %t, and is now: %t, or another was attached", fast, now)
+			}
 		})
 	}
+}
+
+func hasFastPath(t *testing.T, d *cluster.Daemon) bool {
+	t.Helper()
+	s := e2e.AskStatus(t, d)
+	return s.FastPath != nil && s.FastPath.On
 }
 
 // numbered is a flow of packets that have numbers.

@@ -158,7 +158,7 @@ func TestIntegrationReloadUDP(t *testing.T) {
 		before := queueDrops(t, w)
 		var result iperf.Result
 		var running sync.WaitGroup
-		sent := linkPackets(t, w.Host("kb21"), "flannel.1")
+		sent := linkPackets(t, from.Node, "eth0")
 		running.Go(func() {
 			var err error
 			if result, err = stream.Run(w.Context()); err != nil {
@@ -166,7 +166,7 @@ func TestIntegrationReloadUDP(t *testing.T) {
 			}
 		})
 		for n := range reloads {
-			awaitPackets(t, w.Host("kb21"), "flannel.1", sent+uint64(rate/10*(n+1)))
+			awaitPackets(t, from.Node, "eth0", sent+uint64(rate/10*(n+1)))
 			t.Logf("%s: packets waited %s", daemons[n%2].Host.Name, reloadDaemon(t, daemons[n%2]))
 		}
 		running.Wait()
@@ -188,7 +188,7 @@ func TestIntegrationReloadUDP(t *testing.T) {
 	}
 }
 
-func linkPackets(t *testing.T, h *lab.Host, name string) uint64 {
+func linkPackets(t *testing.T, h *lab.Node, name string) uint64 {
 	t.Helper()
 	l, err := h.Netlink().LinkByName(name)
 	if err != nil {
@@ -197,7 +197,7 @@ func linkPackets(t *testing.T, h *lab.Host, name string) uint64 {
 	return l.Attrs().Statistics.TxPackets
 }
 
-func awaitPackets(t *testing.T, h *lab.Host, name string, count uint64) {
+func awaitPackets(t *testing.T, h *lab.Node, name string, count uint64) {
 	t.Helper()
 	for end := time.Now().Add(e2e.Patience); linkPackets(t, h, name) < count; time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
