@@ -22,6 +22,7 @@ import (
 	"uvxlan/cmd/internal/leasefile"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/fastpath"
 	"uvxlan/tunnel/kroute"
 	"uvxlan/tunnel/link"
 )
@@ -97,7 +98,7 @@ func (c *cleaner) clean() error {
 		return err
 	}
 	err = errors.Join(c.routes(state.Networks), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6),
-		c.firewall(state), c.device(state.Device), c.sysctls(state.Sysctls),
+		c.firewall(state), c.fastPath(state.Device), c.device(state.Device), c.sysctls(state.Sysctls),
 		c.subnetFile(state), c.controlSocket(state.ControlSocket), c.file("leases", leasefile.Path(c.dir)))
 	if err != nil {
 		return err
@@ -255,6 +256,26 @@ func (c *cleaner) replaced(state hoststate.State) bool {
 	file, err := subnetfile.Read(state.SubnetFile)
 	ours := func(n hoststate.Network) bool { return n.Subnet == file.Subnet || n.Subnet == file.SubnetV6 }
 	return err == nil && len(state.Networks) > 0 && !slices.ContainsFunc(state.Networks, ours)
+}
+
+// fastPath detaches the programs that a killed daemon has left at interfaces.
+func (c *cleaner) fastPath(device string) error {
+	why := ""
+	if device == "" && !c.all {
+		why = c.unrecorded()
+	}
+	list := fastpath.RemoveStale
+	if c.dry || why != "" {
+		list = fastpath.Stale
+	}
+	if c.all {
+		device = ""
+	}
+	found, err := list(device)
+	for _, what := range found {
+		c.tell(what, why)
+	}
+	return err
 }
 
 // device removes a TUN device that no process holds. Anything else of its name

@@ -3,12 +3,14 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"uvxlan/encap"
 	"uvxlan/tunnel/internal/tcprog"
 )
 
@@ -29,7 +31,7 @@ func (a *attachment) kind() string {
 }
 
 // attach attaches the programs behind those that others have attached.
-func attach(h *netlink.Handle, p *tcprog.Programs, device, underlay int, clsact bool, inherited *Descriptors) (*attachment, error) {
+func attach(h *netlink.Handle, p *tcprog.Programs, o owner, device, underlay int, clsact bool, inherited *Descriptors) (*attachment, error) {
 	if len(inherited.Links) > 0 {
 		return takeOver(h, p, inherited)
 	}
@@ -39,7 +41,7 @@ func attach(h *netlink.Handle, p *tcprog.Programs, device, underlay int, clsact 
 			return a, err
 		}
 	}
-	return attachClsact(h, p, device, underlay)
+	return attachClsact(h, p, o, device, underlay)
 }
 
 func attachTCX(h *netlink.Handle, p *tcprog.Programs, device, underlay int) (*attachment, error) {
@@ -84,14 +86,25 @@ func takeOver(h *netlink.Handle, p *tcprog.Programs, inherited *Descriptors) (*a
 	return a, nil
 }
 
-// Our filters have a name, a priority and a handle by which a later run knows them.
+// Our filters have a priority, and a name and a handle that tell those of the host's
+// networks apart, by which a later run knows them.
 const (
 	filterName     = "uvxlan-fastpath"
 	filterPriority = 49152 // behind those whose priority the kernel chose
-	filterHandle   = 0x7578
 )
 
-func attachClsact(h *netlink.Handle, p *tcprog.Programs, device, underlay int) (*attachment, error) {
+// owner is a router as its filters tell of it.
+type owner struct {
+	device string
+	vni    encap.VNI
+}
+
+func (o owner) name() string { return filterName + " " + o.device }
+
+// handle isn't 0, which would be the kernel's choice.
+func (o owner) handle() uint32 { return uint32(o.vni) + 1 }
+
+func attachClsact(h *netlink.Handle, p *tcprog.Programs, o owner, device, underlay int) (*attachment, error) {
 	a := &attachment{netlink: h}
 	for _, at := range []struct {
 		index   int
@@ -101,7 +114,7 @@ func attachClsact(h *netlink.Handle, p *tcprog.Programs, device, underlay int) (
 		{device, netlink.HANDLE_MIN_EGRESS, p.Egress()},
 		{underlay, netlink.HANDLE_MIN_INGRESS, p.Ingress()},
 	} {
-		filter, err := addFilter(h, at.index, at.parent, at.program)
+		filter, err := addFilter(h, o, at.index, at.parent, at.program)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("%w: attach by clsact: %w", ErrUnsupported, err), a.detach())
 		}
@@ -110,7 +123,7 @@ func attachClsact(h *netlink.Handle, p *tcprog.Programs, device, underlay int) (
 	return a, nil
 }
 
-func addFilter(h *netlink.Handle, index int, parent uint32, program *ebpf.Program) (*netlink.BpfFilter, error) {
+func addFilter(h *netlink.Handle, o owner, index int, parent uint32, program *ebpf.Program) (*netlink.BpfFilter, error) {
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
 	}}
@@ -119,9 +132,9 @@ func addFilter(h *netlink.Handle, index int, parent uint32, program *ebpf.Progra
 	}
 	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: parent, Handle: filterHandle, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+			LinkIndex: index, Parent: parent, Handle: o.handle(), Protocol: unix.ETH_P_ALL, Priority: filterPriority,
 		},
-		Fd: program.FD(), Name: filterName, DirectAction: true,
+		Fd: program.FD(), Name: o.name(), DirectAction: true,
 	}
 	if err := h.FilterReplace(filter); err != nil {
 		return nil, fmt.Errorf("add a filter: %w", err)
@@ -174,37 +187,47 @@ func removeFilter(h *netlink.Handle, filter *netlink.BpfFilter) error {
 }
 
 // RemoveStale removes filters that an earlier run left on the interfaces of the calling
-// thread's network namespace when it was killed, and returns how many. Those of a fast
-// path that is attached are removed as well. tcx links leave none.
-func RemoveStale() (n int, err error) {
+// thread's network namespace when it was killed, of the router with that device, or of
+// all routers if device is empty. It tells in words what it removed. The filters of a
+// fast path that is attached are removed as well. tcx links leave none.
+func RemoveStale(device string) (removed []string, err error) { return stale(device, true) }
+
+// Stale tells of what [RemoveStale] would remove.
+func Stale(device string) (found []string, err error) { return stale(device, false) }
+
+func stale(device string, remove bool) (found []string, err error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return 0, fmt.Errorf("open netlink socket: %w", err)
+		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	defer h.Close()
 	links, err := h.LinkList()
 	if err != nil {
-		return 0, fmt.Errorf("list interfaces: %w", err)
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	var errs []error
 	for _, l := range links {
-		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		for at, parent := range map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS} {
 			filters, err := h.FilterList(l, parent)
 			if err != nil {
 				continue // no such qdisc, or the interface has gone
 			}
 			for _, filter := range filters {
-				if ours, ok := filter.(*netlink.BpfFilter); ok && isOurs(filter) {
-					errs = append(errs, removeFilter(h, ours))
-					n++
+				ours, ok := filter.(*netlink.BpfFilter)
+				if !ok || !isOurs(filter) || device != "" && ours.Name != (owner{device: device}).name() {
+					continue
 				}
+				if remove {
+					errs = append(errs, removeFilter(h, ours))
+				}
+				found = append(found, fmt.Sprintf("tc filter %q at the %s of %s", ours.Name, at, l.Attrs().Name))
 			}
 		}
 	}
-	return n, errors.Join(errs...)
+	return found, errors.Join(errs...)
 }
 
 func isOurs(f netlink.Filter) bool {
 	b, ok := f.(*netlink.BpfFilter)
-	return ok && b.Name == filterName && b.Priority == filterPriority
+	return ok && strings.HasPrefix(b.Name, filterName) && b.Priority == filterPriority
 }

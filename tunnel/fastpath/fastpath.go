@@ -100,7 +100,7 @@ func Attach(r *tunnel.Router, c Config) (f *FastPath, err error) {
 	}
 	f.inspect()
 	r.UseFastPath(f)
-	if f.attached, err = attach(f.host.netlink, f.programs, f.device, f.link.index, c.Clsact, inherited); err != nil {
+	if f.attached, err = attach(f.host.netlink, f.programs, owner{f.wire.Device, f.wire.VNI}, f.device, f.link.index, c.Clsact, inherited); err != nil {
 		r.UseFastPath(nil)
 		return f, err
 	}

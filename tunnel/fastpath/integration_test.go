@@ -382,8 +382,11 @@ func TestIntegrationRemoveStale(t *testing.T) {
 	if attachedTo(t, b.host) == "" {
 		t.Fatal("nothing is attached")
 	}
-	if n := testhost.Inside(b.host, RemoveStale); n != 2 {
-		t.Errorf("removed %d filters, want 2", n)
+	if found := testhost.Inside(b.host, func() ([]string, error) { return Stale("another.1") }); len(found) != 0 {
+		t.Errorf("of another device there are %q", found)
+	}
+	if removed := testhost.Inside(b.host, func() ([]string, error) { return RemoveStale("") }); len(removed) != 2 {
+		t.Errorf("removed %q, want 2 filters", removed)
 	}
 	if out := attachedTo(t, b.host); out != "" {
 		t.Errorf("left behind: %s", out)

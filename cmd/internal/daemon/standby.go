@@ -11,6 +11,7 @@ import (
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/overlay"
+	"uvxlan/tunnel/fastpath"
 	"uvxlan/tunnel/kroute"
 )
 
@@ -61,6 +62,8 @@ func tidy(o Options, e *handover.State) error {
 	defer lock.Close()
 	if e.Tunnel != nil { // host-gw's routes stay
 		_, err = kroute.RemoveLeftover(kroute.Protocol, e.Config.Networks()...)
+		_, stale := fastpath.RemoveStale(overlay.DeviceName(e.Config.Backend.VNI))
+		err = errors.Join(err, stale)
 	}
 	host.RemoveBlackholes(o.StateDir, o.Logger)
 	host.RestoreSysctls(o.StateDir, o.Logger)

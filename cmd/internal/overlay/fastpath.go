@@ -18,7 +18,7 @@ func (v *Overlay) fastConfig() attach.Config {
 	var rules firewall.Bypass
 	return attach.Config{
 		Mode: v.opts.FastPath, Interval: v.opts.FastPathCheck, Wake: v.wake, Logger: v.log,
-		Attach: v.attachFast, Discard: discardFast,
+		Attach: v.attachFast, Discard: v.discardFast,
 		Hazards: func() ([]string, error) { return v.hazards(&rules) },
 	}
 }
@@ -60,14 +60,6 @@ type attached struct {
 
 // attachFast attaches a fast path to the router.
 func (v *Overlay) attachFast(r *tunnel.Router, inherited *fastpath.Descriptors) (attach.Path, error) {
-	if inherited == nil {
-		n, err := fastpath.RemoveStale()
-		if err != nil {
-			v.log.Warn("tc filters of an earlier run may be left", "error", err)
-		} else if n > 0 {
-			v.log.Info("removed tc filters of an earlier run", "count", n)
-		}
-	}
 	c := fastpath.Config{Link: v.external().Name, Inherited: inherited, Logger: v.log}
 	f, err := fastpath.Attach(r, c)
 	if err != nil && inherited != nil {
@@ -86,9 +78,21 @@ func (v *Overlay) attachFast(r *tunnel.Router, inherited *fastpath.Descriptors) 
 }
 
 // discardFast detaches what another process has left attached.
-func discardFast(inherited *fastpath.Descriptors) error {
-	_, err := fastpath.RemoveStale()
+func (v *Overlay) discardFast(inherited *fastpath.Descriptors) error {
+	_, err := fastpath.RemoveStale(v.name)
 	return errors.Join(inherited.Close(), err)
+}
+
+// removeStaleFast detaches what a run has left that was killed, where the kernel
+// doesn't do so.
+func (v *Overlay) removeStaleFast() {
+	removed, err := fastpath.RemoveStale(v.name)
+	if err != nil {
+		v.log.Warn("a fast path of an earlier run may be left", "error", err)
+	}
+	for _, what := range removed {
+		v.log.Info("detached the fast path of an earlier run", "was", what)
+	}
 }
 
 // Carries implements [attach.Path].

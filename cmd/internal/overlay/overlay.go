@@ -254,6 +254,7 @@ func (v *Overlay) open() error {
 }
 
 func (v *Overlay) acquire() error {
+	v.removeStaleFast()
 	removed, err := link.RemoveStale(v.name)
 	if err != nil {
 		return err
