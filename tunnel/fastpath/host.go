@@ -166,7 +166,9 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 	byIndex := make(map[int]netlink.Link, len(all))
 	for _, l := range all {
 		byIndex[l.Attrs().Index] = l
-		if slices.Contains([]string{"veth", "bridge", "tuntap"}, l.Type()) && l.Attrs().Index != device {
+		// A bridge has no features for tunnels' superpackets: they would be segmented there
+		// in software, which costs more than the workers.
+		if slices.Contains([]string{"veth", "tuntap"}, l.Type()) && l.Attrs().Index != device {
 			v.tolerant = append(v.tolerant, l.Attrs().Index)
 		}
 	}
