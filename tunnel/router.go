@@ -74,8 +74,8 @@ func (c *Config) validate(dev device.Device, u underlay.Underlay) error {
 	if queues == 0 || queues != u.Workers() {
 		errs = append(errs, fmt.Errorf("the device has %d queues and the underlay is for %d workers", queues, u.Workers()))
 	}
-	if n := len(c.OnLink.Sockets()); n > 0 && n != queues {
-		errs = append(errs, fmt.Errorf("the device has %d queues and there are %d packet sockets", queues, n))
+	if s := c.OnLink.Sockets(); s != nil && len(s) != queues {
+		errs = append(errs, fmt.Errorf("the device has %d queues and there are %d packet sockets", queues, len(s)))
 	}
 	if len(u.Locals()) == 0 {
 		errs = append(errs, errors.New("the underlay has no address"))

@@ -21,6 +21,7 @@ import (
 	"uvxlan/tunnel/internal/testhost"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/onlink"
 	"uvxlan/tunnel/underlay"
 )
 
@@ -471,5 +472,21 @@ func TestNewRefusesBadConfig(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error doesn't name %s: %v", want, err)
 		}
+	}
+}
+
+// A list of no packet sockets is too short a list, not none.
+func TestNewRefusesNoPacketSockets(t *testing.T) {
+	paths, err := onlink.Open(onlink.Config{Mode: onlink.Socket, Sockets: []int{}})
+	testhost.Must(t, err)
+	defer paths.Close()
+	dev := testhost.NewMemoryDevice(t, 1, 0)
+	defer dev.Close()
+	u, err := underlay.NewMemory().Listen(1, netip.MustParseAddrPort("192.0.2.1:4789"))
+	testhost.Must(t, err)
+	defer u.Close()
+	r, err := New(dev, u, Config{MAC: testMAC(1), Link: link.Config{MTU: 1450}, OnLink: paths})
+	if err == nil || !strings.Contains(err.Error(), "0 packet sockets") {
+		t.Errorf("New returned %v, %v", r, err)
 	}
 }
