@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -143,6 +144,7 @@ type paths struct {
 	all   []*batch.Destination
 	mtus  map[netip.Addr]encap.OuterMTU
 	asked []netip.Addr
+	heard []netip.Addr // of which the MTU changed
 	log   strings.Builder
 }
 
@@ -156,7 +158,7 @@ func newPaths(n int) *paths {
 		p.all = append(p.all, d)
 	}
 	p.mtuFollower = &mtuFollower{
-		changed: func(netip.Addr) {},
+		changed: func(a netip.Addr) { p.heard = append(p.heard, a) },
 		ask: func(a netip.Addr) encap.OuterMTU {
 			p.asked = append(p.asked, a)
 			return p.mtus[a]
@@ -202,9 +204,15 @@ func TestPathMTUFollowsPathsInUse(t *testing.T) {
 	if asked, log := p.lookAndLog(); asked != 1 || log != "" {
 		t.Errorf("narrow: %v asked, log %q", p.asked, log)
 	}
+	if !slices.Equal(p.heard, []netip.Addr{a}) {
+		t.Errorf("after one change of %s, %s are told", a, p.heard)
+	}
 	p.mtus[a] = 0 // no route
 	if asked, log := p.lookAndLog(); asked != 1 || innerMTU(d) < 1<<16 || !strings.Contains(log, `"path MTU rose" peer=192.0.0.1 mtu=1450`) {
 		t.Errorf("unknown: %v asked, MTU %d, log %q", p.asked, innerMTU(d), log)
+	}
+	if !slices.Equal(p.heard, []netip.Addr{a, a}) {
+		t.Errorf("after two changes of %s, %s are told", a, p.heard)
 	}
 	if asked, log := p.lookAndLog(); asked != 0 || log != "" || len(p.told) != 0 {
 		t.Errorf("wide: %v asked, log %q, %d remembered", p.asked, log, len(p.told))

@@ -219,6 +219,44 @@ func TestPathsRefusal(t *testing.T) {
 	f.expect(1, "vxlan: no route")
 }
 
+// Whoever keeps hosts' ways elsewhere hears of each change, whatever its cause, when
+// the way is what it has come to be.
+func TestPathsTellWhoChanged(t *testing.T) {
+	f := follow(t, slog.LevelInfo)
+	heard := map[netip.Addr]*Neighbour{}
+	f.changed = func(host netip.Addr) { heard[host] = f.hops[host].Neighbour() }
+	f.Replace(append(behind(1, 1), behind(2, 2)...))
+	f.found(2, onLinkHop)
+	h := f.Hop(underlayOf(1))
+	other := onLinkHop
+	other.Source = mac(0xd) // of the same path to who looks at it
+	for _, c := range []struct {
+		what string
+		do   func()
+	}{
+		{"found on-link", func() { f.found(1, onLinkHop) }},
+		{"the link's MAC", func() { f.found(1, other) }},
+		{"a refusal that is noticed", func() {
+			h.refuse(h.Direct(), unix.EMSGSIZE)
+			f.inUse(h.addr)
+		}},
+		{"the link is tried again", func() { f.retryLocked(h, h.retry) }},
+		{"gone", func() { f.found(1, nexthop.Hop{Reason: "no route"}) }},
+		{"found again", func() { f.found(1, onLinkHop) }},
+	} {
+		clear(heard)
+		c.do()
+		if now, ok := heard[h.addr]; len(heard) != 1 || !ok || now != h.Neighbour() {
+			t.Errorf("%s: %v are told, and the neighbour is %v", c.what, heard, h.Neighbour())
+		}
+	}
+	clear(heard)
+	f.giveUp()
+	if len(heard) != 2 || heard[h.addr] != nil || heard[underlayOf(2)] != nil {
+		t.Errorf("when all are given up, %v are told", heard)
+	}
+}
+
 // Without a watcher that runs there is only VXLAN.
 func TestPathsGiveUp(t *testing.T) {
 	f := follow(t, slog.LevelInfo)
