@@ -170,6 +170,41 @@ func TestIntegrationReleaseLosesNothing(t *testing.T) {
 	}
 }
 
+// A router may be released while a fast path is in use, or after. The fast path keeps
+// its peers, for whoever takes them over, and nothing stays open.
+func TestIntegrationReleaseBesideAFastPath(t *testing.T) {
+	a := &vtep{Host: testhost.New(t), n: 1}
+	testhost.Join(a.Host, testhost.New(t), "eth0", "10.66.0")
+	a.start(2, onlink.Off, vtepPeer(2))
+	w, err := a.router.Wire()
+	if err != nil || w.Device != "overlay0" {
+		t.Errorf("the wire is %+v, %v", w, err)
+	}
+	subnet, before := vtepPeer(2).Subnet, testhost.Descriptors(t)
+	for _, ended := range []bool{true, false} {
+		old, f := a.router, newFakePath()
+		f.of[subnet], f.stats = PeerTraffic{TxPackets: 5}, FastPathStats{TxPackets: 4}
+		old.UseFastPath(f)
+		if ended {
+			old.UseFastPath(nil)
+		}
+		a.handOver(onlink.Off)
+		if _, err := old.Wire(); !errors.Is(err, ErrClosed) {
+			t.Errorf("a released router has a wire: %v", err)
+		}
+		old.UseFastPath(nil)
+		if peer, all := old.Traffic(subnet).TxPackets, old.Stats().TxPackets; peer != 5 || all != 4 {
+			t.Errorf("ended before Release: %t: %d packets of the peer and %d in all", ended, peer, all)
+		}
+		if _, ok := f.get(subnet); !ok {
+			t.Errorf("ended before Release: %t: the fast path has lost its peers", ended)
+		}
+	}
+	if after := testhost.Descriptors(t); after > before {
+		t.Errorf("two handovers made %d descriptors %d", before, after)
+	}
+}
+
 // Descriptors may be asked for while the router is closed.
 func TestIntegrationDescriptorsOfAClosingRouter(t *testing.T) {
 	v := &vtep{Host: testhost.New(t), n: 1}

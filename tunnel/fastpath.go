@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/onlink"
 	"uvxlan/tunnel/underlay"
 )
@@ -19,20 +20,22 @@ import (
 // never calls two of the first three methods at a time, and holds a lock meanwhile:
 // they must not call the router.
 type FastPath interface {
-	// Replace makes peers all there are.
+	// Replace makes peers all there are. The slice is the fast path's to keep, as
+	// are those of the other methods.
 	Replace(peers []FastPeer)
-	// Put adds peers, each in the place of the one that has its subnet. One that
-	// hasn't changed is passed over at little cost.
+	// Put adds peers, each in the place of the one that has its subnet, whose traffic
+	// goes on. One that hasn't changed is passed over at little cost.
 	Put(peers []FastPeer)
-	// Remove takes the peers of subnets away: when it returns, nothing is carried for
-	// them.
+	// Remove takes the peers of subnets away, with their traffic: when it returns,
+	// nothing is carried for them.
 	Remove(subnets []netip.Prefix)
-	// Traffic is what was carried for the peer of a subnet, zero if nothing was.
+	// Traffic is what was carried for the peer of a subnet since there has been one,
+	// zero if there is none. Any goroutine may ask, as for what follows.
 	Traffic(subnet netip.Prefix) PeerTraffic
-	// Stats is what was carried in all, since the fast path was made.
+	// Stats is what was carried in all, since the fast path was made. It never falls.
 	Stats() FastPathStats
 	// Used lists the subnets of the peers that packets were carried to since it was
-	// last asked.
+	// last asked, about once a second.
 	Used() []netip.Prefix
 }
 
@@ -40,7 +43,7 @@ type FastPath interface {
 type FastPeer struct {
 	Peer
 	// MaxPacket is the longest packet, in bytes, that travels to the peer in one
-	// piece; longer ones are the workers'.
+	// piece by VXLAN; longer ones are the workers'. A direct way takes any.
 	MaxPacket encap.InnerMTU
 	// Direct is the way without VXLAN to a peer on the same Ethernet, nil for VXLAN.
 	Direct *DirectWay
@@ -77,7 +80,8 @@ var ErrNoFastPath = errors.New("the router's device or underlay isn't the kernel
 
 // Wire is what a [FastPath] must know of a router.
 type Wire struct {
-	// Device is the name of the TUN interface.
+	// Device is the name that the TUN interface has at the moment, in the network
+	// namespace of the router's descriptors.
 	Device string
 	VNI    encap.VNI
 	MAC    encap.MAC
@@ -90,20 +94,31 @@ type Wire struct {
 	SourcePorts map[netip.Addr][]uint16
 }
 
-// Wire tells a [FastPath] of the router.
-func (r *Router) Wire() (Wire, error) {
-	u, ok := r.underlay.(*underlay.UDP)
-	if !ok {
+// Wire tells a [FastPath] of the router. It returns [ErrNoFastPath], and [ErrClosed] on
+// a router that was closed or released before.
+func (r *Router) Wire() (w Wire, err error) {
+	err = ErrClosed
+	r.life.While(func() { w, err = r.wire() })
+	if err != nil {
+		return Wire{}, fmt.Errorf("tell the fast path of the router: %w", err)
+	}
+	return w, nil
+}
+
+func (r *Router) wire() (Wire, error) {
+	u, sockets := r.underlay.(*underlay.UDP)
+	name, kernel := device.Interface(r.device)
+	if !sockets || !kernel {
 		return Wire{}, ErrNoFastPath
 	}
 	w := Wire{
-		Device: r.device.Name(), VNI: r.config.VNI, MAC: r.config.MAC, MTU: r.config.Link.MTU,
+		Device: name, VNI: r.config.VNI, MAC: r.config.MAC, MTU: r.config.Link.MTU,
 		Locals: u.Locals(), SourcePorts: map[netip.Addr][]uint16{},
 	}
 	for _, local := range w.Locals {
 		ports, err := u.SourcePorts(local.Addr())
 		if err != nil {
-			return Wire{}, fmt.Errorf("tell the fast path of the router: %w", err)
+			return Wire{}, err
 		}
 		w.SourcePorts[local.Addr()] = ports
 	}
@@ -128,16 +143,25 @@ func newFastPath() fastPath {
 }
 
 // UseFastPath hands all peers to f and keeps it up to date from then on: a change of
-// the peers is in force there, too, when the method that makes it returns. What f
-// carries is part of what [Router.Traffic] and [Router.Stats] count. Nil ends that;
-// what f has carried by then stays counted. A fast path that was in use before isn't
-// any longer. Close and Release leave f alone: its owner closes it, before or after.
+// the peers is in force there, too, when the method that makes it returns. A peer that
+// is removed is gone from f before the workers stop to serve it, and one that is added
+// is theirs first. What f carries is part of what [Router.Traffic] and [Router.Stats]
+// count. A fast path is used once, by one router.
+//
+// Nil ends that, or another fast path. The one before keeps the peers that it has and
+// hears of no change any more, so it should carry nothing by then, unless it is about
+// to be handed over. What it has carried stays counted.
+//
+// Close and Release leave f alone, and it goes on with the peers that it has. Its owner
+// closes it before the router or after, and ends its use in either case; its Stats and
+// Traffic are asked for until then.
 func (r *Router) UseFastPath(f FastPath) {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	r.fast.replace(f, r.peers.load())
+	peers := r.peers.load()
+	r.fast.replace(f, peers)
 	if f != nil {
-		f.Replace(r.fastPeers(r.peers.load().entries()))
+		f.Replace(r.fastPeers(peers.entries()))
 	}
 }
 

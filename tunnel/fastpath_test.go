@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -11,14 +12,17 @@ import (
 
 	"uvxlan/encap"
 	"uvxlan/lease"
+	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/nexthop"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // fakePath keeps the peers that it is handed.
 type fakePath struct {
-	onRemove, onTraffic func()
+	onPut, onRemove, onTraffic func()
 
 	mu    sync.Mutex
 	peers map[netip.Prefix]FastPeer
@@ -29,7 +33,7 @@ type fakePath struct {
 }
 
 func newFakePath() *fakePath {
-	return &fakePath{peers: map[netip.Prefix]FastPeer{}, of: map[netip.Prefix]PeerTraffic{}, onRemove: func() {}, onTraffic: func() {}}
+	return &fakePath{peers: map[netip.Prefix]FastPeer{}, of: map[netip.Prefix]PeerTraffic{}, onPut: func() {}, onRemove: func() {}, onTraffic: func() {}}
 }
 
 func (f *fakePath) Replace(peers []FastPeer) {
@@ -40,6 +44,7 @@ func (f *fakePath) Replace(peers []FastPeer) {
 }
 
 func (f *fakePath) Put(peers []FastPeer) {
+	f.onPut()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, p := range peers {
@@ -99,10 +104,18 @@ func TestFastPathFollowsThePeers(t *testing.T) {
 	if p, ok := f.get(testPeer9.Subnet); !ok || p.Peer != testPeer9 || p.MaxPacket == 0 || p.Direct != nil {
 		t.Errorf("of the peer before there is %+v, %t", p, ok)
 	}
-	addPeers(t, a, testPeer8)
-	if _, ok := f.get(testPeer8.Subnet); !ok {
-		t.Error("a new peer isn't there when UpdatePeers returns")
+	added := 0
+	f.onPut = func() {
+		added++
+		if !a.HasPeer(testPeer8.Subnet) {
+			t.Error("the fast path got the peer before the table did")
+		}
 	}
+	addPeers(t, a, testPeer8)
+	if _, ok := f.get(testPeer8.Subnet); !ok || added != 1 {
+		t.Errorf("a new peer isn't there when UpdatePeers returns, %d additions", added)
+	}
+	f.onPut = func() {}
 
 	// Workers may have a peer that the fast path doesn't, and not the other way
 	// round: what is revoked is the fast path's first.
@@ -281,18 +294,73 @@ func TestFastPathKeepsWaysInUse(t *testing.T) {
 	testhost.Await(t, "the destination to be marked as used", d.Used)
 }
 
+// Whoever owns the fast path ends its use before the router is closed or after. Neither
+// loses what it has carried.
+func TestFastPathOutlivesTheRouter(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		a := newNode(t, 1, testhost.FreePort(t), nil)
+		ended := make(chan error, 1)
+		go func() { ended <- a.Run(t.Context()) }()
+		addPeers(t, a, testPeer9)
+		f := newFakePath()
+		f.of[testPeer9.Subnet], f.stats = PeerTraffic{TxPackets: 5}, FastPathStats{TxPackets: 4}
+		a.UseFastPath(f)
+		if before {
+			a.UseFastPath(nil)
+		}
+		testhost.Must(t, a.Close())
+		if err := <-ended; err != nil && !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+		if !before {
+			// What is on its way to the router may come late.
+			a.fast.mark(testPeer9.Underlay)
+			testhost.Must(t, a.UpdatePeers([]Peer{testPeer8}, nil))
+			a.UseFastPath(nil)
+		}
+		if peer, all := a.Traffic(testPeer9.Subnet).TxPackets, a.Stats().TxPackets; peer != 5 || all != 4 {
+			t.Errorf("ended before Close: %t: %d packets of the peer and %d in all", before, peer, all)
+		}
+		if _, ok := f.get(testPeer9.Subnet); !ok {
+			t.Errorf("ended before Close: %t: the fast path has lost its peers", before)
+		}
+	}
+}
+
+// kernelLike is a device in memory that passes for one of the kernel's.
+type kernelLike struct{ device.Device }
+
+func (kernelLike) Interface() (string, bool) { return "tun7", true }
+
 func TestWire(t *testing.T) {
 	port := testhost.FreePort(t)
-	a := startNode(t, 1, port, nil)
-	w, err := a.Wire()
-	if err != nil {
-		t.Fatal(err)
+	a := newNode(t, 1, port, nil)
+	if w, err := a.Wire(); !errors.Is(err, ErrNoFastPath) {
+		t.Errorf("of a device in memory: %+v, %v", w, err)
 	}
-	if len(w.Locals) == 0 || w.Locals[0].Port() != port || w.VNI != testVNI || w.MAC != testMAC(1) {
+	a.device = kernelLike{a.device}
+	w, err := a.Wire()
+	testhost.Must(t, err)
+	if w.Device != "tun7" || len(w.Locals) == 0 || w.Locals[0].Port() != port || w.VNI != testVNI || w.MAC != testMAC(1) || w.MTU != 1450 {
 		t.Errorf("the wire is %+v", w)
 	}
 	ports := w.SourcePorts[w.Locals[0].Addr()]
 	if len(ports) == 0 || slices.Contains(ports, 0) {
 		t.Errorf("source ports %v", ports)
+	}
+	testhost.Must(t, a.Close())
+	if w, err := a.Wire(); !errors.Is(err, ErrClosed) {
+		t.Errorf("of a closed router: %+v, %v", w, err)
+	}
+}
+
+func TestWireOfMemoryUnderlay(t *testing.T) {
+	u, err := underlay.NewMemory().Listen(1, netip.MustParseAddrPort("192.0.2.1:4789"))
+	testhost.Must(t, err)
+	r, err := New(kernelLike{testhost.NewMemoryDevice(t, 1, 0)}, u, Config{MAC: testMAC(1), Link: link.Config{MTU: 1450}})
+	testhost.Must(t, err)
+	defer r.Close()
+	if w, err := r.Wire(); !errors.Is(err, ErrNoFastPath) {
+		t.Errorf("of an underlay in memory: %+v, %v", w, err)
 	}
 }

@@ -248,3 +248,23 @@ func TestIntegrationDroppedIsOfTheRightNamespace(t *testing.T) {
 		t.Error("the drops of a device of this network namespace aren't known")
 	}
 }
+
+// The kernel's devices know what their interface is called, whoever renames it.
+func TestIntegrationInterface(t *testing.T) {
+	for _, driver := range device.Drivers()[1:] {
+		s := openOn(t, driver, offload.All)
+		if name, ok := device.Interface(s.device); name != "tun0" || !ok {
+			t.Errorf("%s: the interface is %q, %t", driver, name, ok)
+		}
+		l := s.kernel.Link("tun0")
+		testhost.Must(t, s.kernel.LinkSetDown(l))
+		testhost.Must(t, s.kernel.LinkSetName(l, "other7"))
+		if name, ok := device.Interface(s.device); name != "other7" || !ok {
+			t.Errorf("%s: renamed, the interface is %q, %t", driver, name, ok)
+		}
+		testhost.Must(t, s.device.Close())
+		if name, ok := device.Interface(s.device); ok {
+			t.Errorf("%s: closed, the interface is %q", driver, name)
+		}
+	}
+}
