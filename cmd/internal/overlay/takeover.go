@@ -107,9 +107,15 @@ var errReplaced = errors.New("the sockets or the device were made again meanwhil
 // Release stops the router in favour of another process, which HandOver has told
 // of it. The fast path goes on alone, if that process takes it over.
 func (v *Overlay) Release(e *handover.State) (time.Time, error) {
+	keep := e.TakesFastPath()
+	if !keep {
+		v.fast.Detach() // first, since packets wait from here on
+	}
 	begin, err := v.releaseRouter()
 	if err == nil {
-		e.FastPath = v.fast.Release(e.TakesFastPath())
+		e.FastPath = v.fast.Release(keep)
+	} else if !keep {
+		err = errors.Join(err, v.useFast(false))
 	}
 	return begin, err
 }
