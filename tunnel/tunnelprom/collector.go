@@ -41,6 +41,7 @@ type descs struct {
 	peers                                          *prometheus.Desc
 	packets, bytes, datagrams, messages, batches   *prometheus.Desc
 	directPackets, fallbacks, answers, drops, ways *prometheus.Desc
+	fastPackets, fastBytes                         *prometheus.Desc
 }
 
 func describe(constant prometheus.Labels) *descs {
@@ -54,10 +55,12 @@ func describe(constant prometheus.Labels) *descs {
 		datagrams:     desc("datagrams_total", "VXLAN frames on the wire.", "direction"),
 		messages:      desc("messages_total", "Messages to or from the sockets, each of one or more frames.", "direction"),
 		batches:       desc("batches_total", "Rounds in which a worker moved something.", "direction"),
-		directPackets: desc("direct_packets_total", "Packets sent without VXLAN by a packet socket."),
+		directPackets: desc("direct_packets_total", "Packets sent without VXLAN to hosts on the same Ethernet."),
 		fallbacks:     desc("offload_fallbacks_total", "Superpackets that the kernel refused and that were passed on one by one."),
 		answers:       desc("answers_total", "ARP replies and neighbour advertisements to peers, ICMP errors to containers."),
 		drops:         desc("drops_total", "Dropped packets.", "reason"),
+		fastPackets:   desc("fastpath_packets_total", "IP packets that the fast path has carried past the workers, a superpacket as one; uvxlan_packets_total has them, too.", "direction"),
+		fastBytes:     desc("fastpath_bytes_total", "Bytes of those packets; uvxlan_bytes_total has them, too.", "direction"),
 		ways:          desc("offload_enabled", "Whether a way to move many packets at once is in use.", "offload"),
 	}
 }
@@ -67,6 +70,7 @@ func (c *Collector) Describe(to chan<- *prometheus.Desc) {
 	d := c.descs
 	for _, d := range []*prometheus.Desc{
 		d.peers, d.packets, d.bytes, d.datagrams, d.messages, d.batches, d.directPackets, d.fallbacks, d.answers, d.drops, d.ways,
+		d.fastPackets, d.fastBytes,
 	} {
 		to <- d
 	}
@@ -84,6 +88,8 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	e.counter(d.directPackets, s.TxDirect)
 	e.counter(d.fallbacks, s.Fallbacks)
 	e.counter(d.answers, s.Answers)
+	e.both(d.fastPackets, s.FastPath.TxPackets, s.FastPath.RxPackets)
+	e.both(d.fastBytes, s.FastPath.TxBytes, s.FastPath.RxBytes)
 	for _, reason := range tunnel.DropReasons() {
 		e.counter(d.drops, s.Drop(reason), reason.String())
 	}

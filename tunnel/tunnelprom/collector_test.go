@@ -23,6 +23,7 @@ func example() counted {
 		Peers: 2, Offloads: offload.TSO | offload.UDP,
 		TxDatagrams: 20, RxDatagrams: 21, TxBytes: 1000, RxBytes: 1001, TxPackets: 10, RxPackets: 11,
 		TxMessages: 5, RxMessages: 6, TxBatches: 4, RxBatches: 3, TxDirect: 8, Fallbacks: 9, Answers: 12,
+		FastPath: tunnel.FastPathStats{TxPackets: 40, RxPackets: 41, TxBytes: 4000, RxBytes: 4001},
 	}
 	c.Drops[tunnel.DropNoRoute] = 3
 	return c
@@ -41,12 +42,16 @@ func TestCollector(t *testing.T) {
 		`uvxlan_messages_total{direction="rx",network="a"} 6`, `uvxlan_messages_total{direction="tx",network="a"} 5`,
 		"# HELP uvxlan_batches_total Rounds in which a worker moved something.", "# TYPE uvxlan_batches_total counter",
 		`uvxlan_batches_total{direction="rx",network="a"} 3`, `uvxlan_batches_total{direction="tx",network="a"} 4`,
-		"# HELP uvxlan_direct_packets_total Packets sent without VXLAN by a packet socket.", "# TYPE uvxlan_direct_packets_total counter",
+		"# HELP uvxlan_direct_packets_total Packets sent without VXLAN to hosts on the same Ethernet.", "# TYPE uvxlan_direct_packets_total counter",
 		`uvxlan_direct_packets_total{network="a"} 8`,
 		"# HELP uvxlan_offload_fallbacks_total Superpackets that the kernel refused and that were passed on one by one.", "# TYPE uvxlan_offload_fallbacks_total counter",
 		`uvxlan_offload_fallbacks_total{network="a"} 9`,
 		"# HELP uvxlan_answers_total ARP replies and neighbour advertisements to peers, ICMP errors to containers.", "# TYPE uvxlan_answers_total counter",
 		`uvxlan_answers_total{network="a"} 12`,
+		"# HELP uvxlan_fastpath_packets_total IP packets that the fast path has carried past the workers, a superpacket as one; uvxlan_packets_total has them, too.", "# TYPE uvxlan_fastpath_packets_total counter",
+		`uvxlan_fastpath_packets_total{direction="rx",network="a"} 41`, `uvxlan_fastpath_packets_total{direction="tx",network="a"} 40`,
+		"# HELP uvxlan_fastpath_bytes_total Bytes of those packets; uvxlan_bytes_total has them, too.", "# TYPE uvxlan_fastpath_bytes_total counter",
+		`uvxlan_fastpath_bytes_total{direction="rx",network="a"} 4001`, `uvxlan_fastpath_bytes_total{direction="tx",network="a"} 4000`,
 		"# HELP uvxlan_drops_total Dropped packets.", "# TYPE uvxlan_drops_total counter",
 		"# HELP uvxlan_offload_enabled Whether a way to move many packets at once is in use.", "# TYPE uvxlan_offload_enabled gauge",
 	}

@@ -60,7 +60,7 @@ type descs struct {
 	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
 	stale, asOf                                    *prometheus.Desc
 	hostFault                                      *prometheus.Desc
-	fastAttached, fastPackets, fastBytes, fastLeft *prometheus.Desc
+	fastAttached, fastLeft                         *prometheus.Desc
 }
 
 func describe() *descs {
@@ -88,8 +88,6 @@ func describe() *descs {
 		asOf:         desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
 		hostFault:    desc("host_fault", "Whether a part of the host isn't as it should be; uvxlan status says what is wrong.", "part"),
 		fastAttached: desc("fastpath_attached", "Whether packets may be carried in the kernel, past the workers; absent with host-gw."),
-		fastPackets:  desc("fastpath_packets_total", "IP packets that the fast path has carried, a superpacket as one; the device's totals include them.", "direction"),
-		fastBytes:    desc("fastpath_bytes_total", "Bytes of those packets.", "direction"),
 		fastLeft:     desc("fastpath_left_total", "Packets that the fast path has left to the workers.", "direction", "reason"),
 		heardAt:      desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
 	}
@@ -100,7 +98,7 @@ func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen, d.expiry, d.renewed,
 		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf, d.hostFault,
-		d.fastAttached, d.fastPackets, d.fastBytes, d.fastLeft,
+		d.fastAttached, d.fastLeft,
 	}
 }
 
@@ -200,8 +198,6 @@ func (e emitter) fastPath(d *descs, f *control.FastPath) {
 	}
 	e.gauge(d.fastAttached, number(f.On))
 	for direction, n := range map[string]control.FastDirection{"tx": f.Sent, "rx": f.Received} {
-		e.counter(d.fastPackets, n.Packets, direction)
-		e.counter(d.fastBytes, n.Bytes, direction)
 		for reason, left := range n.Left {
 			e.counter(d.fastLeft, left, direction, reason)
 		}

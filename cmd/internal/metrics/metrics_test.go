@@ -71,15 +71,17 @@ func full() source {
 			Lease:     &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
 			Etcd:      control.Etcd{Up: true, Errors: 7, Skipped: 2},
 			HostParts: []string{"device", "forwarding"}, Faults: []control.Fault{{Part: "forwarding", What: "off", Stops: true}},
+			// The fast path that is attached; the router counts those before it, too.
 			FastPath: &control.FastPath{
-				On: true, Sent: control.FastDirection{Packets: 40, Bytes: 4000, Left: map[string]uint64{"syn": 4}},
-				Received: control.FastDirection{Packets: 41, Bytes: 4001, Left: map[string]uint64{"ecn": 0}},
+				On: true, Sent: control.FastDirection{Packets: 4, Bytes: 400, Left: map[string]uint64{"syn": 4}},
+				Received: control.FastDirection{Packets: 5, Bytes: 401, Left: map[string]uint64{"ecn": 0}},
 			},
 			Watch: control.Watch{Alive: true, Since: now.Add(-90 * time.Second), Heard: now.Add(-time.Second)},
 		},
 		peers: peers(2),
 		stats: &tunnel.Stats{
 			Peers: 2, Offloads: offload.TSO, TxDirect: 8, Fallbacks: 9, Answers: 12,
+			FastPath:  tunnel.FastPathStats{TxPackets: 40, RxPackets: 41, TxBytes: 4000, RxBytes: 4001},
 			TxPackets: 10, TxBytes: 1000, TxDatagrams: 20, TxMessages: 5, TxBatches: 4,
 			RxPackets: 11, RxBytes: 1001, RxDatagrams: 21, RxMessages: 6, RxBatches: 3,
 		},
