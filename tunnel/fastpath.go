@@ -17,8 +17,8 @@ import (
 // FastPath carries packets of peers past the workers, in the kernel; package fastpath
 // has the one that there is. It is handed peers, and takes of their packets those
 // that it can carry just as a worker would. All others come to the workers. A router
-// never calls two of the first three methods at a time, and holds a lock meanwhile:
-// they must not call the router.
+// holds locks while it calls a method, which must not call the router. It never calls
+// two of the first three at a time, and none once its use has ended.
 type FastPath interface {
 	// Replace makes peers all there are. The slice is the fast path's to keep, as
 	// are those of the other methods.
@@ -150,7 +150,8 @@ func newFastPath() fastPath {
 //
 // Nil ends that, or another fast path. The one before keeps the peers that it has and
 // hears of no change any more, so it should carry nothing by then, unless it is about
-// to be handed over. What it has carried stays counted.
+// to be handed over. What it has carried stays counted. When UseFastPath returns, none
+// of its methods is at work, nor will one be called: it may be closed.
 //
 // Close and Release leave f alone, and it goes on with the peers that it has. Its owner
 // closes it before the router or after, and ends its use in either case; its Stats and
@@ -289,10 +290,12 @@ func (r *Router) refreshFastPath() {
 	}
 }
 
+// markUsed holds the lock while f is asked: once UseFastPath has ended its use, f may
+// be gone.
 func (r *Router) markUsed() {
 	r.changing.Lock()
+	defer r.changing.Unlock()
 	f := r.fast.path
-	r.changing.Unlock()
 	if f == nil {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 
 // fakePath keeps the peers that it is handed.
 type fakePath struct {
-	onPut, onRemove, onTraffic func()
+	onPut, onRemove, onTraffic, onUsed func()
 
 	mu    sync.Mutex
 	peers map[netip.Prefix]FastPeer
@@ -33,7 +34,7 @@ type fakePath struct {
 }
 
 func newFakePath() *fakePath {
-	return &fakePath{peers: map[netip.Prefix]FastPeer{}, of: map[netip.Prefix]PeerTraffic{}, onPut: func() {}, onRemove: func() {}, onTraffic: func() {}}
+	return &fakePath{peers: map[netip.Prefix]FastPeer{}, of: map[netip.Prefix]PeerTraffic{}, onPut: func() {}, onRemove: func() {}, onTraffic: func() {}, onUsed: func() {}}
 }
 
 func (f *fakePath) Replace(peers []FastPeer) {
@@ -75,6 +76,7 @@ func (f *fakePath) Traffic(subnet netip.Prefix) PeerTraffic {
 func (f *fakePath) Stats() FastPathStats { return f.stats }
 
 func (f *fakePath) Used() []netip.Prefix {
+	f.onUsed()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.used
@@ -292,6 +294,40 @@ func TestFastPathKeepsWaysInUse(t *testing.T) {
 	a.UseFastPath(f)
 	d := a.destination(testPeer9.Underlay)
 	testhost.Await(t, "the destination to be marked as used", d.Used)
+}
+
+// A fast path is closed once its use has ended, so nobody may be asking it by then.
+func TestFastPathIsntAskedAfterItsUse(t *testing.T) {
+	a := newNode(t, 1, testhost.FreePort(t), nil)
+	defer a.Close()
+	f := newFakePath()
+	asked, answer, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var asking atomic.Bool
+	f.onUsed = func() {
+		asking.Store(true)
+		close(asked)
+		<-answer
+		asking.Store(false)
+	}
+	a.UseFastPath(f)
+	var wg sync.WaitGroup
+	wg.Go(a.markUsed)
+	<-asked
+	wg.Go(func() {
+		a.UseFastPath(nil)
+		if asking.Load() {
+			t.Error("its use ended while it was asked which peers it carries packets to")
+		}
+		close(ended)
+	})
+	// Wrong code ends the use here; right code waits for the answer.
+	select {
+	case <-ended:
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(answer)
+	wg.Wait()
+	a.markUsed() // asks nobody: asked would be closed twice
 }
 
 // Whoever owns the fast path ends its use before the router is closed or after. Neither
