@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -398,5 +399,33 @@ func TestWireOfMemoryUnderlay(t *testing.T) {
 	defer r.Close()
 	if w, err := r.Wire(); !errors.Is(err, ErrNoFastPath) {
 		t.Errorf("of an underlay in memory: %+v, %v", w, err)
+	}
+}
+
+// A flow's port is what Wire says of it, lest the flow change its port when it changes
+// between the workers and the fast path.
+func TestWireTellsAFlowsPort(t *testing.T) {
+	a := newNode(t, 1, testhost.FreePort(t), nil)
+	a.run(t)
+	addPeers(t, a, testPeer9)
+	peer := newWire(t, 9, a)
+	ports, err := a.underlay.(*underlay.UDP).SourcePorts(a.peer.Underlay)
+	testhost.Must(t, err)
+	seen := map[uint16]struct{}{}
+	buf := make([]byte, device.MaxPacket)
+	testhost.Must(t, peer.SetReadDeadline(time.Now().Add(testhost.Patience)))
+	for i := range 128 {
+		packet := testhost.UDPPacket(fmt.Sprintf("10.0.1.%d", i), "10.0.9.1", 8)
+		a.queue.Send(t, packet)
+		_, from, err := peer.ReadFromUDPAddrPort(buf)
+		testhost.Must(t, err)
+		want := ports[encap.FlowHash(packet)%uint32(len(ports))]
+		if from.Port() != want {
+			t.Fatalf("flow %d left from port %d, want %d of %v", i, from.Port(), want, ports)
+		}
+		seen[want] = struct{}{}
+	}
+	if len(seen) < 2 {
+		t.Errorf("all flows left from one port of %v", ports)
 	}
 }
