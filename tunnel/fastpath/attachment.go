@@ -3,6 +3,7 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -17,73 +18,187 @@ import (
 // attachment is where the programs are attached: by tcx links, which end with their
 // last descriptor, or as filters of clsact qdiscs.
 type attachment struct {
-	netlink *netlink.Handle
+	place   place
 	links   []link.Link // of the egress and the ingress program
 	filters []*netlink.BpfFilter
 }
 
-// Kind says how the programs are attached.
+// place is where programs are to be attached.
+type place struct {
+	netlink          *netlink.Handle
+	programs         *tcprog.Programs
+	owner            owner
+	device, underlay int // interface indexes
+	clsact           bool
+}
+
+// hook is the place of one of the programs.
+type hook struct {
+	index   int
+	program *ebpf.Program
+	tcx     ebpf.AttachType
+	parent  uint32 // of filters
+}
+
+// hooks are the places of the egress and the ingress program.
+func (p place) hooks() []hook {
+	return []hook{
+		{p.device, p.programs.Egress(), ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS},
+		{p.underlay, p.programs.Ingress(), ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS},
+	}
+}
+
+// kind says how the programs are attached. A nil attachment is none.
 func (a *attachment) kind() string {
-	if len(a.filters) > 0 {
+	switch {
+	case a == nil:
+		return ""
+	case len(a.filters) > 0:
 		return "clsact"
 	}
 	return "tcx"
 }
 
-// attach attaches the programs behind those that others have attached.
-func attach(h *netlink.Handle, p *tcprog.Programs, o owner, device, underlay int, clsact bool, inherited *Descriptors) (*attachment, error) {
-	if len(inherited.Links) > 0 {
-		return takeOver(h, p, inherited)
+// attach attaches the programs behind those that others have attached. The calling
+// thread is in the network namespace of the interfaces.
+func attach(p place, inherited *Descriptors) (*attachment, error) {
+	a, refused := takeOver(p, inherited)
+	if a != nil {
+		return a, nil
 	}
-	if !clsact {
-		a, err := attachTCX(h, p, device, underlay)
-		if !errors.Is(err, ebpf.ErrNotSupported) {
+	a, err := attachAnew(p)
+	if err != nil {
+		return nil, errors.Join(err, refused)
+	}
+	return a, nil
+}
+
+func attachAnew(p place) (*attachment, error) {
+	if !p.clsact {
+		a, err := attachTCX(p)
+		if err == nil || !errors.Is(err, ebpf.ErrNotSupported) {
 			return a, err
 		}
 	}
-	return attachClsact(h, p, o, device, underlay)
+	return attachClsact(p)
 }
 
-func attachTCX(h *netlink.Handle, p *tcprog.Programs, device, underlay int) (*attachment, error) {
-	a := &attachment{netlink: h}
-	for _, at := range []link.TCXOptions{
-		{Interface: device, Program: p.Egress(), Attach: ebpf.AttachTCXEgress, Anchor: link.Tail()},
-		{Interface: underlay, Program: p.Ingress(), Attach: ebpf.AttachTCXIngress, Anchor: link.Tail()},
-	} {
-		l, err := link.AttachTCX(at)
+func attachTCX(p place) (*attachment, error) {
+	a := &attachment{place: p}
+	for _, at := range p.hooks() {
+		l, err := link.AttachTCX(link.TCXOptions{Interface: at.index, Program: at.program, Attach: at.tcx, Anchor: link.Tail()})
 		if err != nil {
-			return nil, errors.Join(err, a.detach())
+			return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnsupported, err), a.detach())
 		}
 		a.links = append(a.links, l)
 	}
 	return a, nil
 }
 
-// takeOver puts the programs in the place of those of inherited links.
-func takeOver(h *netlink.Handle, p *tcprog.Programs, inherited *Descriptors) (*attachment, error) {
-	a := &attachment{netlink: h}
-	programs := []*ebpf.Program{p.Egress(), p.Ingress()}
-	if len(inherited.Links) != len(programs) {
-		return nil, fmt.Errorf("inherited %d links, not %d", len(inherited.Links), len(programs))
-	}
+// takeOver puts the programs in the place of those of inherited links. Links that are
+// of no use, such as those at an interface that has gone, are closed: that detaches
+// what they held.
+func takeOver(p place, inherited *Descriptors) (a *attachment, err error) {
 	fds := inherited.Links
 	inherited.Links = nil
-	for i, fd := range fds {
-		l, err := link.NewFromFD(fd)
-		if err == nil {
-			a.links = append(a.links, l)
-			err = l.Update(programs[i])
-		} else {
-			unix.Close(fd)
+	if len(fds) == 0 {
+		return nil, nil //nolint:nilnil // nothing to take over isn't an error
+	}
+	a = &attachment{place: p}
+	for _, fd := range fds {
+		l, e := link.NewFromFD(fd)
+		if e != nil {
+			err = errors.Join(err, e, unix.Close(fd))
+			continue
 		}
-		if err != nil {
-			for _, rest := range fds[i+1:] {
-				unix.Close(rest)
-			}
-			return nil, errors.Join(fmt.Errorf("take an inherited link over: %w", err), a.detach())
-		}
+		a.links = append(a.links, l)
+	}
+	if err == nil {
+		err = a.replacePrograms()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("take inherited links over: %w", err), a.detach())
 	}
 	return a, nil
+}
+
+// replacePrograms has the links hold this process's programs.
+func (a *attachment) replacePrograms() error {
+	hooks := a.place.hooks()
+	if len(a.links) != len(hooks) {
+		return fmt.Errorf("there are %d, not %d", len(a.links), len(hooks))
+	}
+	for i, at := range hooks {
+		info, err := a.links[i].Info()
+		if err != nil {
+			return err
+		}
+		if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != at.index || uint32(tcx.AttachType) != uint32(at.tcx) {
+			return errors.New("they are at other interfaces")
+		}
+	}
+	for i, at := range hooks {
+		if err := a.links[i].Update(at.program); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stands tells whether the programs are attached still, and which others' programs have
+// come behind ours since: those don't see what ours take. The calling thread is in the
+// network namespace of the interfaces.
+func (a *attachment) stands() (ok bool, behind []ebpf.ProgramID) {
+	for _, at := range a.place.hooks() {
+		if len(a.filters) > 0 {
+			ok, _ = occupancy(a.place.netlink, at, a.place.owner)
+		} else {
+			var after []ebpf.ProgramID
+			ok, after = behindTCX(at)
+			behind = append(behind, after...)
+		}
+		if !ok {
+			return false, nil
+		}
+	}
+	return true, behind
+}
+
+// behindTCX lists the programs behind ours; false if ours isn't there.
+func behindTCX(at hook) (ok bool, behind []ebpf.ProgramID) {
+	info, err := at.program.Info()
+	if err != nil {
+		return false, nil
+	}
+	ours, _ := info.ID()
+	all, err := link.QueryPrograms(link.QueryOptions{Target: at.index, Attach: at.tcx})
+	if err != nil {
+		return false, nil // the interface has gone
+	}
+	for _, p := range all.Programs {
+		if ok {
+			behind = append(behind, p.ID)
+		}
+		ok = ok || p.ID == ours
+	}
+	return ok, behind
+}
+
+// occupancy tells whether a hook has our filter, and whether it has one that isn't
+// uvxlan's.
+func occupancy(h *netlink.Handle, at hook, o owner) (ours, foreign bool) {
+	filters, err := h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: at.index}}, at.parent)
+	if err != nil {
+		return false, false // no such qdisc, so no filters
+	}
+	for _, f := range filters {
+		if !isOurs(f) {
+			foreign = true
+		} else if f.(*netlink.BpfFilter).Name == o.name() {
+			ours = true
+		}
+	}
+	return ours, foreign
 }
 
 // Our filters have a priority, and a name and a handle that tell those of the host's
@@ -104,17 +219,10 @@ func (o owner) name() string { return filterName + " " + o.device }
 // handle isn't 0, which would be the kernel's choice.
 func (o owner) handle() uint32 { return uint32(o.vni) + 1 }
 
-func attachClsact(h *netlink.Handle, p *tcprog.Programs, o owner, device, underlay int) (*attachment, error) {
-	a := &attachment{netlink: h}
-	for _, at := range []struct {
-		index   int
-		parent  uint32
-		program *ebpf.Program
-	}{
-		{device, netlink.HANDLE_MIN_EGRESS, p.Egress()},
-		{underlay, netlink.HANDLE_MIN_INGRESS, p.Ingress()},
-	} {
-		filter, err := addFilter(h, o, at.index, at.parent, at.program)
+func attachClsact(p place) (*attachment, error) {
+	a := &attachment{place: p}
+	for _, at := range p.hooks() {
+		filter, err := addFilter(p, at)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("%w: attach by clsact: %w", ErrUnsupported, err), a.detach())
 		}
@@ -123,23 +231,57 @@ func attachClsact(h *netlink.Handle, p *tcprog.Programs, o owner, device, underl
 	return a, nil
 }
 
-func addFilter(h *netlink.Handle, o owner, index int, parent uint32, program *ebpf.Program) (*netlink.BpfFilter, error) {
-	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-	}}
-	if err := h.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+func addFilter(p place, at hook) (*netlink.BpfFilter, error) {
+	err := p.netlink.QdiscAdd(clsact(at.index))
+	if errors.Is(err, unix.EEXIST) {
+		err = sharable(p.netlink, at.index)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("add a clsact qdisc: %w", err)
 	}
 	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: parent, Handle: o.handle(), Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+			LinkIndex: at.index, Parent: at.parent, Handle: p.owner.handle(), Protocol: unix.ETH_P_ALL, Priority: filterPriority,
 		},
-		Fd: program.FD(), Name: o.name(), DirectAction: true,
+		Fd: at.program.FD(), Name: p.owner.name(), DirectAction: true,
 	}
-	if err := h.FilterReplace(filter); err != nil {
-		return nil, fmt.Errorf("add a filter: %w", err)
+	if err := p.netlink.FilterReplace(filter); err != nil {
+		err = fmt.Errorf("add a filter: %w", err)
+		return nil, errors.Join(err, removeQdisc(p.netlink, at.index))
 	}
 	return filter, nil
+}
+
+func clsact(index int) *netlink.Clsact {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+}
+
+// sharable tells whether uvxlan made the qdisc that an interface has: nobody but uvxlan
+// has filters in it, and uvxlan has. One that is empty is somebody's, who fills it soon.
+func sharable(h *netlink.Handle, index int) error {
+	filters, err := allFilters(h, index)
+	if err != nil {
+		return err
+	}
+	if len(filters) == 0 || slices.ContainsFunc(filters, func(f netlink.Filter) bool { return !isOurs(f) }) {
+		return errors.New("the interface has one that is somebody else's")
+	}
+	return nil
+}
+
+// allFilters lists the filters of both directions.
+func allFilters(h *netlink.Handle, index int) (all []netlink.Filter, err error) {
+	l := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		filters, err := h.FilterList(l, parent)
+		if err != nil {
+			return nil, fmt.Errorf("list filters: %w", err)
+		}
+		all = append(all, filters...)
+	}
+	return all, nil
 }
 
 // detach takes the programs away. A nil attachment has none.
@@ -155,7 +297,7 @@ func (a *attachment) detach() error {
 		errs = append(errs, l.Close())
 	}
 	for _, filter := range a.filters {
-		errs = append(errs, removeFilter(a.netlink, filter))
+		errs = append(errs, removeFilter(a.place.netlink, filter))
 	}
 	return errors.Join(errs...)
 }
@@ -170,17 +312,15 @@ func removeFilter(h *netlink.Handle, filter *netlink.BpfFilter) error {
 	if err := h.FilterDel(filter); err != nil && !isGone(err) {
 		return fmt.Errorf("remove a filter: %w", err)
 	}
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: filter.LinkIndex}}
-	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		filters, err := h.FilterList(link, parent)
-		if err != nil || len(filters) > 0 {
-			return nil //nolint:nilerr // the interface is gone, or the qdisc is somebody else's
-		}
+	return removeQdisc(h, filter.LinkIndex)
+}
+
+// removeQdisc removes a qdisc of uvxlan's that has no filters any longer.
+func removeQdisc(h *netlink.Handle, index int) error {
+	if filters, err := allFilters(h, index); err != nil || len(filters) > 0 {
+		return nil //nolint:nilerr // the interface is gone, or the qdisc is in use
 	}
-	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: filter.LinkIndex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-	}}
-	if err := h.QdiscDel(qdisc); err != nil && !isGone(err) {
+	if err := h.QdiscDel(clsact(index)); err != nil && !isGone(err) {
 		return fmt.Errorf("remove the clsact qdisc: %w", err)
 	}
 	return nil

@@ -8,6 +8,9 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/internal/lifecycle"
 	"uvxlan/tunnel/internal/tcprog"
@@ -41,23 +44,26 @@ type Config struct {
 type FastPath struct {
 	// immutable
 	router   *tunnel.Router
+	config   Config
 	wire     tunnel.Wire
 	local    netip.AddrPort
 	device   int // index of the TUN
-	link     underlayLink
 	programs *tcprog.Programs
 	log      *slog.Logger
 	host     *host
 	waker    wake.Waker
 	life     lifecycle.Life
 
-	attached *attachment
-
-	mu      sync.Mutex // guards the rest
-	members map[netip.Prefix]*member
-	view    view // of the host
-	usedAll tcprog.Totals
-	used    map[netip.Prefix]uint64 // packets sent to each when Used last looked
+	mu       sync.Mutex // guards the rest
+	link     underlayLink
+	attached *attachment             // nil if there is nothing to be attached to
+	released bool                    // what is attached is somebody else's
+	passed   map[ebpf.ProgramID]bool // programs that ours were moved behind
+	broken   string                  // why nothing is carried any longer; empty if it is
+	members  map[netip.Prefix]*member
+	view     view // of the host
+	usedAll  tcprog.Totals
+	used     map[netip.Prefix]uint64 // packets sent to each when Used last looked
 }
 
 // member is a peer of the router's.
@@ -73,12 +79,15 @@ type member struct {
 // on the host. Close comes before or after the router's.
 func Attach(r *tunnel.Router, c Config) (f *FastPath, err error) {
 	f = &FastPath{
-		router: r, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: wake.Waker{FD: -1},
-		members: map[netip.Prefix]*member{}, used: map[netip.Prefix]uint64{},
+		router: r, config: c, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: wake.Waker{FD: -1},
+		passed: map[ebpf.ProgramID]bool{}, members: map[netip.Prefix]*member{}, used: map[netip.Prefix]uint64{},
 	}
 	inherited := cmp.Or(c.Inherited, &Descriptors{})
 	defer func() {
 		if err != nil {
+			if errors.Is(err, unix.EPERM) && !errors.Is(err, ErrUnsupported) {
+				err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+			}
 			err = errors.Join(fmt.Errorf("attach fast path: %w", err), f.release(), inherited.Close())
 			f = nil
 		}
@@ -98,13 +107,20 @@ func Attach(r *tunnel.Router, c Config) (f *FastPath, err error) {
 	if f.programs, err = tcprog.Load(len(r.Peers()), inherited.takeMaps()); err != nil {
 		return f, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
-	f.inspect()
+	f.apply(f.host.look(f.local.Addr(), f.device, f.link))
 	r.UseFastPath(f)
-	if f.attached, err = attach(f.host.netlink, f.programs, owner{f.wire.Device, f.wire.VNI}, f.device, f.link.index, c.Clsact, inherited); err != nil {
+	if f.attached, err = attach(f.place(f.link), inherited); err != nil {
 		r.UseFastPath(nil)
 		return f, err
 	}
 	return f, nil
+}
+
+func (f *FastPath) place(l underlayLink) place {
+	return place{
+		netlink: f.host.netlink, programs: f.programs, owner: owner{f.wire.Device, f.wire.VNI},
+		device: f.device, underlay: l.index, clsact: f.config.Clsact,
+	}
 }
 
 // find finds the two interfaces.
@@ -217,9 +233,21 @@ func programPeer(p tunnel.FastPeer) tcprog.Peer {
 
 func (f *FastPath) removeLocked(subnets []netip.Prefix) {
 	if err := f.programs.Remove(subnets); err != nil {
-		f.log.Error("the fast path keeps peers that are gone", "error", err)
+		f.breakLocked(fmt.Errorf("the kernel keeps peers that are gone: %w", err))
 	}
 }
+
+// breakLocked has nothing carried from here on: the programs have what they must not.
+func (f *FastPath) breakLocked(err error) {
+	f.broken = err.Error()
+	f.log.Error("the fast path is off: the workers carry everything", "error", err)
+	if err := f.programs.Configure(f.settingsLocked()); err != nil {
+		f.log.Error("turn the fast path off", "error", err)
+	}
+}
+
+// offLocked is why nothing is carried, empty if that isn't so.
+func (f *FastPath) offLocked() string { return cmp.Or(f.broken, f.view.off) }
 
 // Traffic is described with the interface.
 func (f *FastPath) Traffic(subnet netip.Prefix) tunnel.PeerTraffic {
@@ -281,7 +309,7 @@ func (f *FastPath) Used() (used []netip.Prefix) {
 // settingsLocked are what the programs are to do as the host is.
 func (f *FastPath) settingsLocked() tcprog.Settings {
 	s := tcprog.Settings{
-		On:     f.view.off == "",
+		On:     f.offLocked() == "",
 		Device: f.device, Underlay: f.link.index, Local: f.local.Addr(), Port: f.local.Port(),
 		SourcePorts: f.wire.SourcePorts[f.local.Addr()], VNI: f.wire.VNI, MAC: f.wire.MAC,
 		Superpackets: f.view.superpackets, Guard: tcprog.FlowGuard,

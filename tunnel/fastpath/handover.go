@@ -67,14 +67,20 @@ func (f *FastPath) Release() (d *Descriptors, err error) {
 	return d, nil
 }
 
-// copies duplicates the descriptors.
+// copies duplicates the descriptors, which stay as they are from here on.
 func (f *FastPath) copies() (d *Descriptors, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	d = &Descriptors{Maps: map[string]int{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
 		}
+		f.released = err == nil
 	}()
+	if f.attached == nil {
+		return d, errors.New("nothing is attached")
+	}
 	for name, fd := range f.programs.Descriptors() {
 		if d.Maps[name], err = duplicate(fd); err != nil {
 			delete(d.Maps, name)

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel"
@@ -18,7 +21,9 @@ import (
 type host struct {
 	netlink *netlink.Handle // of routing, tc and IPsec
 	ethtool *ethtool.Ethtool
-	events  []int // sockets that poll readable when something may have changed
+	xfrm    *nl.NetlinkSocket // nil in a kernel without IPsec
+	events  []int             // sockets that poll readable when something may have changed
+	ns      *os.File
 }
 
 // openHost opens the sockets in the calling thread's network namespace.
@@ -30,18 +35,23 @@ func openHost() (h *host, err error) {
 			h = nil
 		}
 	}()
+	if h.ns, err = os.Open(ownNamespace); err != nil {
+		return h, err
+	}
 	if h.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_XFRM); err != nil {
 		// A kernel without IPsec has no policies either.
 		if h.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return h, err
 		}
+	} else if h.xfrm, err = nl.Subscribe(unix.NETLINK_XFRM); err != nil {
+		return h, err
 	}
 	if h.ethtool, err = ethtool.NewEthtool(); err != nil {
 		return h, err
 	}
 	const xfrmPolicyGroup = 4 // XFRMNLGRP_POLICY of linux/xfrm.h
 	const policies = 1 << (xfrmPolicyGroup - 1)
-	const routing = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_TC-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1)
+	const routing = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_TC-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1)
 	if err := h.subscribe(unix.NETLINK_ROUTE, routing); err != nil {
 		return h, err
 	}
@@ -74,8 +84,35 @@ func (h *host) drain(fd int) {
 	}
 }
 
+// ownNamespace is the network namespace of the thread that opens it.
+const ownNamespace = "/proc/thread-self/ns/net"
+
+// inside runs f in the host's network namespace.
+func (h *host) inside(f func() error) error {
+	runtime.LockOSThread()
+	own, err := os.Stat(ownNamespace)
+	if err == nil {
+		var ours os.FileInfo
+		if ours, err = h.ns.Stat(); err == nil && os.SameFile(own, ours) {
+			defer runtime.UnlockOSThread()
+			return f()
+		}
+	}
+	runtime.UnlockOSThread()
+	if err != nil {
+		return fmt.Errorf("find the network namespace: %w", err)
+	}
+	return tunnel.Inside(h.ns, f)
+}
+
 func (h *host) close() error {
 	var errs []error
+	if h.ns != nil {
+		errs = append(errs, h.ns.Close())
+	}
+	if h.xfrm != nil {
+		h.xfrm.Close()
+	}
 	for _, fd := range h.events {
 		errs = append(errs, unix.Close(fd))
 	}
@@ -131,15 +168,17 @@ type view struct {
 }
 
 // look looks at the host. A part that can't be looked at is taken for the worst.
-func (h *host) look(device int, link underlayLink) (v view) {
+func (h *host) look(local netip.Addr, device int, link underlayLink) (v view) {
 	v.off = cmpOr(
+		func() string { return h.missing(local) },
 		func() string { return h.badLinks(device, link, &v) },
 		func() string { return h.foreignRules(device) },
 		func() string { return h.foreignFilters(device, link) },
 		func() string { return h.readPolicies(&v) },
+		h.blocks,
 	)
 	if v.off == "" {
-		v.superpackets = h.passesSuperpackets(link.name)
+		v.superpackets = v.superpackets && h.passesSuperpackets(link.name)
 	}
 	return v
 }
@@ -154,8 +193,21 @@ func cmpOr(all ...func() string) string {
 	return ""
 }
 
-// tested are the kinds of underlay that the programs were tried on.
-var tested = []string{"device", "veth", "bridge", "vlan"}
+// missing tells that the host hasn't the address that frames leave from.
+func (h *host) missing(local netip.Addr) string {
+	addresses, err := h.netlink.AddrList(nil, unix.AF_INET)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("can't list addresses: %v", err)
+	case !slices.ContainsFunc(addresses, func(a netlink.Addr) bool { return a.IP.Equal(local.AsSlice()) }):
+		return fmt.Sprintf("no interface has %s", local)
+	}
+	return ""
+}
+
+// tested are the kinds of underlay that the programs were tried on. "device" is what
+// has no kind: a NIC.
+var tested = []string{"device", "veth", "bridge"}
 
 // badLinks looks at the interfaces.
 func (h *host) badLinks(device int, link underlayLink, v *view) string {
@@ -180,9 +232,11 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 		return link.name + " is gone"
 	case !slices.Contains(tested, underlay.Type()):
 		return fmt.Sprintf("%s is a %s interface, which the fast path wasn't tried on", link.name, underlay.Type())
-	case underlay.Attrs().HardwareAddr == nil:
+	case underlay.Attrs().EncapType != "ether":
 		return link.name + " isn't an Ethernet"
 	}
+	// A bridge has no features for what is in a tunnel (hw_enc_features).
+	v.superpackets = underlay.Type() != "bridge"
 	for _, l := range []netlink.Link{byIndex[device], underlay} {
 		if master := byIndex[l.Attrs().MasterIndex]; master != nil {
 			return fmt.Sprintf("%s belongs to %s (%s)", l.Attrs().Name, master.Attrs().Name, master.Type())
@@ -253,6 +307,32 @@ func (h *host) readPolicies(v *view) string {
 	return ""
 }
 
+// blocks tells whether IPsec's default policy (Linux 5.14) blocks datagrams that no
+// policy is for.
+func (h *host) blocks() string {
+	if h.xfrm == nil {
+		return ""
+	}
+	const getDefault = 0x28 // XFRM_MSG_GETDEFAULT of linux/xfrm.h
+	const block = 1         // XFRM_USERPOLICY_BLOCK
+	r := nl.NewNetlinkRequest(getDefault, 0)
+	r.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_XFRM: {Socket: h.xfrm}}
+	r.AddRawData([]byte{0, 0, 0}) // struct xfrm_userpolicy_default: in, fwd, out
+	answers, err := r.Execute(unix.NETLINK_XFRM, getDefault)
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return "" // the kernel has no such thing
+	case err != nil:
+		return fmt.Sprintf("can't read IPsec's default policy: %v", err)
+	case len(answers) != 1 || len(answers[0]) < 3:
+		return "can't read IPsec's default policy"
+	}
+	if in, out := answers[0][0], answers[0][2]; in == block || out == block {
+		return "IPsec's default policy blocks what no policy allows"
+	}
+	return ""
+}
+
 // passesSuperpackets tells whether an interface takes TCP superpackets in a UDP tunnel
 // unsplit.
 func (h *host) passesSuperpackets(name string) bool {
@@ -264,9 +344,6 @@ func (h *host) passesSuperpackets(name string) bool {
 func (v *view) objection(local netip.Addr, p tunnel.FastPeer) string {
 	if !p.Underlay.Is4() {
 		return "its address isn't IPv4"
-	}
-	if p.Direct != nil {
-		return ""
 	}
 	for _, policy := range v.policies {
 		if mayCover(policy, local, p.Underlay) {

@@ -3,12 +3,8 @@ package fastpath
 import (
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
-
 	"uvxlan/tunnel/internal/tcprog"
 )
-
-type netlinkPolicy = netlink.XfrmPolicy
 
 // Report is how a fast path is at a moment.
 type Report struct {
@@ -17,7 +13,8 @@ type Report struct {
 	Reason string
 	// Link is the underlay's interface.
 	Link string
-	// Attached is how the programs are attached: "tcx" or "clsact".
+	// Attached is how the programs are attached: "tcx" or "clsact", empty if they
+	// aren't at the moment.
 	Attached string
 	// Superpackets says that TCP superpackets pass the underlay in VXLAN unsplit;
 	// otherwise they are the workers'.
@@ -35,7 +32,7 @@ func (f *FastPath) Report() Report {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := Report{
-		On: f.view.off == "", Reason: f.view.off, Link: f.link.name, Attached: f.attached.kind(),
+		On: f.offLocked() == "", Reason: f.offLocked(), Link: f.link.name, Attached: f.attached.kind(),
 		Superpackets: f.view.superpackets, LeftTx: map[string]uint64{}, LeftRx: map[string]uint64{},
 	}
 	for _, m := range f.members {
@@ -65,8 +62,8 @@ func (f *FastPath) Carries(subnet netip.Prefix) (ok bool, reason string) {
 	switch {
 	case m == nil:
 		return false, "there is no such peer"
-	case f.view.off != "":
-		return false, f.view.off
+	case f.offLocked() != "":
+		return false, f.offLocked()
 	}
 	return m.reason == "", m.reason
 }

@@ -7,16 +7,21 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel"
 )
 
 const (
-	// settle is waited out after an event, since one change makes many.
+	// settle is the least time between two looks at the host.
 	settle = 20 * time.Millisecond
 	// lookInterval is the time between two looks at the host without an event.
 	lookInterval = 10 * time.Second
+	// checkInterval is the time between two looks at whether the programs are where
+	// they belong.
+	checkInterval = time.Second
 )
 
 // Run follows what changes about the host until ctx ends or Close is called, and then
@@ -34,36 +39,109 @@ func (f *FastPath) Run(ctx context.Context) error {
 		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
 	for {
-		f.inspect()
-		if _, err := unix.Poll(fds, int(lookInterval/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for the kernel's events: %w", err)
-		}
-		if ctx.Err() != nil || f.life.Closed() {
-			return nil
-		}
-		// More of the same change comes at once; an end doesn't wait.
-		if _, err := unix.Poll(fds[:1], int(settle/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for the kernel's events: %w", err)
-		}
 		for _, fd := range f.host.events {
 			f.host.drain(fd)
+		}
+		f.inspect()
+		// One change makes many events; an end doesn't wait.
+		if err := poll(fds[:1], settle); err != nil {
+			return err
+		}
+		for looked := time.Now(); ; {
+			if ctx.Err() != nil || f.life.Closed() {
+				return nil
+			}
+			if err := poll(fds, checkInterval); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(fds, func(p unix.PollFd) bool { return p.Revents != 0 }) || time.Since(looked) >= lookInterval || f.isMisplaced() {
+				break
+			}
 		}
 	}
 }
 
-// inspect looks at the host and has the programs do what that allows.
+func poll(fds []unix.PollFd, limit time.Duration) error {
+	if _, err := unix.Poll(fds, int(limit/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("wait for the kernel's events: %w", err)
+	}
+	return nil
+}
+
+// isMisplaced tells whether the programs aren't where they belong. Nothing tells of
+// programs that come and go.
+func (f *FastPath) isMisplaced() (is bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.attached == nil {
+		return true
+	}
+	_ = f.host.inside(func() error {
+		ok, behind := f.attached.stands()
+		is = !ok || f.isPassedLocked(behind)
+		return nil
+	})
+	return is
+}
+
+// isPassedLocked tells whether there is a program behind ours that ours weren't moved
+// behind yet. They are but once, or two fast paths would overtake each other for ever.
+func (f *FastPath) isPassedLocked(behind []ebpf.ProgramID) bool {
+	return slices.ContainsFunc(behind, func(id ebpf.ProgramID) bool { return !f.passed[id] })
+}
+
+// inspect looks at the host, has the programs attached where they belong, and has them
+// do what the host allows.
 func (f *FastPath) inspect() {
-	v := f.host.look(f.device, f.link)
+	l, err := f.host.underlay(f.local.Addr(), f.config.Link)
+	if err != nil {
+		f.apply(view{off: err.Error()})
+		return
+	}
+	v := f.host.look(f.local.Addr(), f.device, l)
+	if err := f.host.inside(func() error { return f.keep(l) }); err != nil && v.off == "" {
+		v.off = err.Error()
+	}
+	f.apply(v)
+}
+
+// keep attaches the programs to the underlay's interface again, behind all others, if
+// they aren't there.
+func (f *FastPath) keep(l underlayLink) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.released {
+		return nil
+	}
+	if f.attached != nil {
+		ok, behind := f.attached.stands()
+		if ok && l == f.link && !f.isPassedLocked(behind) {
+			return nil
+		}
+		f.passed = map[ebpf.ProgramID]bool{}
+		for _, id := range behind {
+			f.passed[id] = true
+		}
+		f.log.Info("attaching the fast path again", "link", l.name)
+		if err := f.attached.detach(); err != nil {
+			f.log.Warn("detach the fast path", "error", err)
+		}
+	}
+	f.link = l
+	var err error
+	f.attached, err = attach(f.place(l), &Descriptors{})
+	return err
+}
+
+// apply has the programs do what the host allows.
+func (f *FastPath) apply(v view) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	before := f.view
+	if v.off != "" {
+		v.policies = before.policies // which weren't looked at
+	}
 	f.view = v
-	if err := f.programs.Tolerate(v.tolerant); err != nil {
-		f.log.Error("follow the host's interfaces", "error", err)
-	}
-	if err := f.programs.Configure(f.settingsLocked()); err != nil {
-		f.log.Error("follow the host", "error", err)
-	}
 	if v.off != before.off {
 		if v.off != "" {
 			f.log.Warn("the fast path is off: the workers carry everything", "reason", v.off)
@@ -71,13 +149,19 @@ func (f *FastPath) inspect() {
 			f.log.Info("the fast path is on again")
 		}
 	}
-	samePolicies := slices.EqualFunc(v.policies, before.policies, func(a, b netlinkPolicy) bool { return a.String() == b.String() })
-	if samePolicies {
-		return
+	// What must not be carried is gone before anything is.
+	samePolicy := func(a, b netlink.XfrmPolicy) bool { return a.String() == b.String() }
+	if !slices.EqualFunc(v.policies, before.policies, samePolicy) {
+		peers := make([]tunnel.FastPeer, 0, len(f.members))
+		for _, m := range f.members {
+			peers = append(peers, m.FastPeer)
+		}
+		f.putLocked(peers)
 	}
-	peers := make([]tunnel.FastPeer, 0, len(f.members))
-	for _, m := range f.members {
-		peers = append(peers, m.FastPeer)
+	if err := f.programs.Tolerate(v.tolerant); err != nil {
+		f.log.Error("follow the host's interfaces", "error", err)
 	}
-	f.putLocked(peers)
+	if err := f.programs.Configure(f.settingsLocked()); err != nil {
+		f.log.Error("follow the host", "error", err)
+	}
 }
