@@ -310,7 +310,7 @@ func (f *FastPath) Used() (used []netip.Prefix) {
 func (f *FastPath) settingsLocked() tcprog.Settings {
 	s := tcprog.Settings{
 		On:     f.offLocked() == "",
-		Device: f.device, Underlay: f.link.index, Local: f.local.Addr(), Port: f.local.Port(),
+		Device: f.device, MTU: f.wire.MTU, Underlay: f.link.index, Local: f.local.Addr(), Port: f.local.Port(),
 		SourcePorts: f.wire.SourcePorts[f.local.Addr()], VNI: f.wire.VNI, MAC: f.wire.MAC,
 		Superpackets: f.view.superpackets, Guard: tcprog.FlowGuard,
 	}

@@ -24,7 +24,7 @@ const MaxSourcePorts = 64
 const FlowGuard = 3 * time.Millisecond
 
 // Settings are what the programs must know beside the peers. All are required but
-// SourcePorts and Bulk.
+// SourcePorts, MTU and Bulk.
 type Settings struct {
 	// On has packets carried at all.
 	On bool
@@ -40,6 +40,8 @@ type Settings struct {
 	SourcePorts []uint16
 	VNI         encap.VNI
 	MAC         encap.MAC
+	// MTU is the device's, in bytes.
+	MTU encap.InnerMTU
 	// Superpackets says that the underlay passes TCP superpackets in VXLAN unsplit,
 	// or segments them itself.
 	Superpackets bool
@@ -140,8 +142,8 @@ func adopt(spec *ebpf.CollectionSpec, inherited map[string]int) (fit map[string]
 			continue
 		}
 		want := spec.Maps[name]
-		if want != nil {
-			want.MaxEntries = m.MaxEntries()
+		if name == vxlanMapCounters {
+			want.MaxEntries = m.MaxEntries() // of the peers that there were at that time
 		}
 		if want == nil || want.Compatible(m) != nil {
 			err = errors.Join(err, m.Close())
@@ -165,10 +167,23 @@ func (p *Programs) start(inherited map[string]*ebpf.Map) error {
 		return err
 	}
 	p.options = options
-	if inherited[vxlanMapPeers4] == nil && inherited[vxlanMapPeers6] == nil {
-		return nil
+	if inherited[vxlanMapPeers4] != nil || inherited[vxlanMapPeers6] != nil {
+		err = p.readPeers()
 	}
-	return p.readPeers()
+	if inherited[vxlanMapCounters] != nil {
+		p.keepIDs()
+	}
+	return err
+}
+
+// keepIDs has no id given anew that counters are of, and removes those of nobody.
+func (p *Programs) keepIDs() {
+	var id uint32
+	var values []vxlanTraffic
+	for all := p.objects.Counters.Iterate(); all.Next(&id, &values); {
+		p.next = max(p.next, id)
+	}
+	p.AllCounters()
 }
 
 func (p *Programs) readPeers() error {
@@ -201,9 +216,11 @@ func (p *Programs) keep(subnet netip.Prefix, v vxlanPeer) {
 	p.next = max(p.next, v.Id)
 }
 
-// Egress is the program for packets that leave by the TUN, and Ingress that for those
-// which arrive at the underlay's interface. They stay the Programs'.
-func (p *Programs) Egress() *ebpf.Program  { return p.objects.VxlanEgress }
+// Egress is the program for packets that leave by the TUN. It stays the Programs'.
+func (p *Programs) Egress() *ebpf.Program { return p.objects.VxlanEgress }
+
+// Ingress is the program for what arrives at the underlay's interface. It stays the
+// Programs'.
 func (p *Programs) Ingress() *ebpf.Program { return p.objects.VxlanIngress }
 
 // Configure changes the settings; packets meet the old ones or the new.
@@ -214,7 +231,7 @@ func (p *Programs) Configure(s Settings) error {
 	v := vxlanSettings{
 		Device: uint32(s.Device), Underlay: uint32(s.Underlay), Local: word(s.Local.AsSlice()),
 		Vni: order32(uint32(s.VNI) << 8), Guard: uint64(s.Guard), Options: p.options, Bulk: uint32(s.Bulk),
-		Port: order16(s.Port), Ports: uint16(len(s.SourcePorts)), Mac: s.MAC,
+		Port: order16(s.Port), Ports: uint16(len(s.SourcePorts)), Mac: s.MAC, Mtu: uint32(s.MTU),
 	}
 	if s.On {
 		v.Options |= optionOn
@@ -249,8 +266,12 @@ func order16(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
+// errNotIPv4 is why a peer can't be put on the fast path.
+var errNotIPv4 = errors.New("the peer's address isn't IPv4")
+
 // Put adds peers, each in the place of the one that has its subnet, whose counters go
-// on. The error says how many of them the kernel refused; the others are in force.
+// on. The error says how many of them were refused, by the kernel or since their
+// address isn't IPv4; the others are in force.
 func (p *Programs) Put(peers []Peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -258,8 +279,15 @@ func (p *Programs) Put(peers []Peer) error {
 	var keys6 []vxlanPrefix6
 	var values4, values6 []vxlanPeer
 	var subnets4, subnets6 []netip.Prefix
+	var errOther error
+	others := 0
 	for _, peer := range peers {
 		subnet := peer.Subnet.Masked()
+		if peer.Underlay = peer.Underlay.Unmap(); !peer.Underlay.Is4() {
+			errOther = errNotIPv4
+			others++
+			continue
+		}
 		v := p.value(peer, subnet)
 		if before, ok := p.peers[subnet]; ok && before == v {
 			continue
@@ -278,8 +306,9 @@ func (p *Programs) Put(peers []Peer) error {
 	for i, subnet := range subnets6[:m] {
 		p.peers[subnet] = values6[i]
 	}
-	if err := errors.Join(err, err6); err != nil {
-		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", len(keys4)+len(keys6), len(keys4)+len(keys6)-n-m, err)
+	if err := errors.Join(err, err6, errOther); err != nil {
+		all := len(keys4) + len(keys6) + others
+		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", all, all-n-m, err)
 	}
 	return nil
 }
@@ -380,14 +409,18 @@ func (p *Programs) Counters(subnet netip.Prefix) (Counters, bool) {
 	return sum(all, now()), true
 }
 
-// AllCounters are those of every peer that packets were carried for.
+// AllCounters are those of every peer that packets were carried for. Counters of peers
+// that are gone, which a packet has made anew that was on its way as its peer went,
+// are removed.
 func (p *Programs) AllCounters() map[netip.Prefix]Counters {
 	p.mu.Lock()
 	ids := make(map[uint32]netip.Prefix, len(p.peers))
 	for subnet, v := range p.peers {
 		ids[v.Id] = subnet
 	}
+	newest := p.next
 	p.mu.Unlock()
+	var gone []uint32
 	counters, clock := map[netip.Prefix]Counters{}, now()
 	var id uint32
 	var values []vxlanTraffic
@@ -395,7 +428,12 @@ func (p *Programs) AllCounters() map[netip.Prefix]Counters {
 	for all.Next(&id, &values) {
 		if subnet, ok := ids[id]; ok {
 			counters[subnet] = sum(values, clock)
+		} else if id <= newest {
+			gone = append(gone, id)
 		}
+	}
+	for _, id := range gone {
+		_ = p.objects.Counters.Delete(id) // or at the next look
 	}
 	return counters
 }

@@ -19,6 +19,9 @@ const (
 	// SYN: the first packet of a TCP connection, of which workers learn the segment
 	// size.
 	SYN
+	// PathMTU: an ICMP error that says how long packets may be, of which workers learn
+	// that, too.
+	PathMTU
 	// Superpacket: of TCP, which the underlay would not pass unsplit.
 	Superpacket
 	// UDPSuperpacket: of UDP, whose segment size a receiver that gets it unsplit
@@ -26,7 +29,8 @@ const (
 	UDPSuperpacket
 	// TooLong: for the path to the peer.
 	TooLong
-	// Checksum: the inner packet has none, or the outer one does not match it.
+	// Checksum: the inner packet has none or that of its header is wrong, or the outer
+	// one doesn't match it.
 	Checksum
 	// Flowlet: other packets of the flow were left just before.
 	Flowlet
@@ -57,7 +61,7 @@ const (
 )
 
 var reasonNames = [reasons]string{
-	"carried", "not_ip", "options", "fragment", "protocol", "no_peer", "syn", "superpacket", "udp_superpacket",
+	"carried", "not_ip", "options", "fragment", "protocol", "no_peer", "syn", "path_mtu", "superpacket", "udp_superpacket",
 	"too_long", "checksum", "flowlet", "no_route", "other_link", "no_neighbour", "foreign_vni", "inner_mac",
 	"inner_source", "ecn", "aggregate", "bulk", "error", "lost",
 }

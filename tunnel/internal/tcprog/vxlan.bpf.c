@@ -46,6 +46,11 @@
 #define TCP_FLAGS 13 /* where they are in the header */
 #define TCP_SYN 0x02
 
+/* ICMP errors that tell how long packets may be: RFC 1191 and RFC 4443, section 3.2 */
+#define ICMP_UNREACHABLE 3
+#define ICMP_FRAGMENTATION_NEEDED 4
+#define ICMPV6_PACKET_TOO_BIG 2
+
 /* The headers of a frame: RFC 7348, section 5. The fields around them align them. */
 struct frame {
 	__u16 before;
@@ -82,7 +87,7 @@ struct settings {
 	__u8 mac[ETH_ALEN];
 	__u8 pad[2];
 	__be16 source_ports[MAX_PORTS];
-	__u32 pad2;
+	__u32 mtu; /* of the device; 0 if it doesn't matter */
 };
 
 /* A peer, found by its subnet. */
@@ -136,6 +141,7 @@ enum reason {
 	LEFT_PROTOCOL,    /* not TCP, UDP or ICMP; neighbour discovery */
 	LEFT_NO_PEER,     /* nobody's address */
 	LEFT_SYN,         /* workers learn a flow's segment size from it */
+	LEFT_PATH_MTU,    /* an ICMP error, from which they learn it too */
 	LEFT_SUPERPACKET, /* of TCP, which the underlay would not pass unsplit */
 	LEFT_UDP_SUPERPACKET,
 	LEFT_TOO_LONG,    /* for the path */
@@ -230,7 +236,7 @@ static __always_inline void count(enum direction d, enum reason r)
 		*n += 1;
 }
 
-/* How many seconds a flow may be held by its own packets alone. */
+/* How long a flow may be held by its own packets alone, in ns. */
 #define HELD_AT_MOST 1000000000ULL
 
 static __always_inline struct flowlet *flowlet(enum direction d, __u32 hash)
@@ -257,12 +263,13 @@ static __always_inline int leave(enum direction d, enum reason r)
 	return TC_ACT_UNSPEC;
 }
 
-/* Tells whether packets of the flow may still be on their way through a worker. */
+/* Tells whether packets of the flow may still be on their way through a worker.
+ * Another CPU may have left one since this one looked at the clock. */
 static __always_inline int held(enum direction d, __u32 hash, __u64 now, __u64 guard)
 {
 	struct flowlet *f = flowlet(d, hash);
 
-	if (!f || now - f->left >= guard || now - f->needed >= HELD_AT_MOST)
+	if (!f || (__s64)(now - f->left) >= (__s64)guard || (__s64)(now - f->needed) >= (__s64)HELD_AT_MOST)
 		return 0;
 	f->left = now;
 	return 1;
@@ -289,6 +296,17 @@ static __always_inline __u16 fold(__u64 s)
 	return s;
 }
 
+static __always_inline __u64 sum_ip(struct iphdr *h)
+{
+	__u16 *w = (__u16 *)h;
+	__u64 s = 0;
+
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		s += w[i];
+	return s;
+}
+
 /* An inner packet, as far as it was looked at. */
 struct packet {
 	__u32 len;
@@ -299,6 +317,7 @@ struct packet {
 	__u8 ecn;
 	__u8 tcp_flags;
 	__u8 has_sum;  /* it has a checksum of its transport */
+	__u8 tells_mtu; /* ICMP: how long other packets may be */
 	__be32 dst4, src4;
 	__be32 dst6[4], src6[4];
 	/* What the packet sums to from its transport header on, if that has a right
@@ -338,9 +357,11 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 
 		last |= ((__u64)h[0] << 24 | (__u64)h[1] << 16 | (__u64)h[2] << 8 | h[3]) << 8;
 		break;
 	case IPPROTO_ICMP:
-		pseudo = 0xffff;
+		pseudo = 0;
+		p->tells_mtu = h[0] == ICMP_UNREACHABLE && h[1] == ICMP_FRAGMENTATION_NEEDED;
 		break;
 	case IPPROTO_ICMPV6:
+		p->tells_mtu = h[0] == ICMPV6_PACKET_TOO_BIG;
 		if (h[0] >= 133 && h[0] <= 137) /* neighbour discovery: RFC 4861 */
 			return LEFT_PROTOCOL;
 		break;
@@ -364,6 +385,8 @@ static __always_inline enum reason parse4(struct __sk_buff *skb, __u32 at, struc
 		return LEFT_FRAGMENT;
 	if (h.protocol != IPPROTO_TCP && h.protocol != IPPROTO_UDP && h.protocol != IPPROTO_ICMP)
 		return LEFT_PROTOCOL;
+	if (fold(sum_ip(&h)) != 0xffff)
+		return LEFT_CHECKSUM;
 	p->type = bpf_htons(ETH_P_IP);
 	p->len = bpf_ntohs(h.tot_len);
 	p->proto = h.protocol;
@@ -458,17 +481,6 @@ static __always_inline __u64 sum_headers(struct frame *f)
 	return s;
 }
 
-static __always_inline __u64 sum_ip(struct iphdr *h)
-{
-	__u16 *w = (__u16 *)h;
-	__u64 s = 0;
-
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		s += w[i];
-	return s;
-}
-
 static __always_inline void count_tx(struct traffic *t, __u32 n, __u32 bytes, __u32 direct)
 {
 	__u32 zero = 0;
@@ -483,6 +495,13 @@ static __always_inline void count_tx(struct traffic *t, __u32 n, __u32 bytes, __
 		all->tx_bytes += bytes;
 		all->tx_direct += direct;
 	}
+}
+
+/* The datagrams and frames of workers have neither, whatever the packet has. */
+static __always_inline void clear_marks(struct __sk_buff *skb)
+{
+	skb->mark = 0;
+	skb->priority = 0;
 }
 
 /* Sends a packet as it is to a peer on the same Ethernet. */
@@ -500,6 +519,7 @@ static __always_inline int send_direct(struct __sk_buff *skb, struct peer *peer,
 		count(TX, LOST);
 		return TC_ACT_SHOT;
 	}
+	clear_marks(skb);
 	count_tx(t, n, len, 1);
 	return bpf_redirect(link, 0);
 }
@@ -536,7 +556,13 @@ int vxlan_egress(struct __sk_buff *skb)
 		return leave(TX, LEFT_NO_PEER);
 	if (p.proto == IPPROTO_TCP && p.tcp_flags & TCP_SYN)
 		return leave(TX, LEFT_SYN);
+	if (p.tells_mtu)
+		return leave(TX, LEFT_PATH_MTU);
 
+	/* A link takes what is longer than its MTU and drops it. */
+	longest = gso ? p.headers + gso : p.len;
+	if (longest > peer->longest)
+		return leave_flow(TX, p.hash, LEFT_TOO_LONG);
 	now = bpf_ktime_get_ns();
 	if (peer->link) {
 		if (held(TX, p.hash, now, s->guard))
@@ -547,18 +573,14 @@ int vxlan_egress(struct __sk_buff *skb)
 		return send_direct(skb, peer, &p, t);
 	}
 
-	longest = p.len;
 	if (gso) {
 		if (p.proto != IPPROTO_TCP)
 			return leave_flow(TX, p.hash, LEFT_UDP_SUPERPACKET);
 		if (!(s->options & SUPERPACKETS) || p.len + ROOM > MAX_IP_LEN)
 			return leave_flow(TX, p.hash, LEFT_SUPERPACKET);
-		longest = p.headers + gso;
 	} else if (!p.has_sum) {
 		return leave_flow(TX, p.hash, LEFT_CHECKSUM);
 	}
-	if (longest > peer->longest)
-		return leave_flow(TX, p.hash, LEFT_TOO_LONG);
 	if (held(TX, p.hash, now, s->guard))
 		return leave(TX, LEFT_FLOWLET);
 
@@ -644,10 +666,20 @@ int vxlan_egress(struct __sk_buff *skb)
 		count(TX, LOST);
 		return TC_ACT_SHOT;
 	}
+	clear_marks(skb);
 	count_tx(t, segments(gso, &p), p.len, 0);
 	next.nh_family = AF_INET;
 	next.ipv4_nh = to.ipv4_dst; /* the gateway, or the peer itself */
 	return bpf_redirect_neigh(to.ifindex, &next, sizeof(next), 0);
+}
+
+/* For each inner ECN field four bits, by the outer one: set where decapsulation leaves
+ * the inner field as it is (RFC 6040, figure 4). */
+#define ECN_STAYS 0xf577
+
+static __always_inline int ecn_stays(__u8 inner, __u8 outer)
+{
+	return ECN_STAYS >> ((inner & ECN_MASK) << 2 | (outer & ECN_MASK)) & 1;
 }
 
 /* Tells whether the way to a packet's destination takes superpackets which still
@@ -769,8 +801,10 @@ int vxlan_ingress(struct __sk_buff *skb)
 	if (p.len + FRAME_LEN != skb->len || bpf_ntohs(f.ip.tot_len) != p.len + ROOM ||
 	    bpf_ntohs(f.udp.len) != p.len + ROOM - sizeof(f.ip))
 		return leave_flow(RX, p.hash, LEFT_AGGREGATE);
-	if ((f.ip.tos & ECN_MASK) != p.ecn && (f.ip.tos & ECN_MASK) != 0)
+	if (!ecn_stays(p.ecn, f.ip.tos))
 		return leave_flow(RX, p.hash, LEFT_ECN);
+	if (fold(sum_ip(&f.ip)) != 0xffff)
+		return leave_flow(RX, p.hash, LEFT_CHECKSUM);
 	if (gso) {
 		if (p.proto != IPPROTO_TCP)
 			return leave_flow(RX, p.hash, LEFT_UDP_SUPERPACKET);
@@ -781,9 +815,12 @@ int vxlan_ingress(struct __sk_buff *skb)
 		else if (!is_tolerant(skb, s, &p))
 			return leave_flow(RX, p.hash, LEFT_SUPERPACKET);
 	} else {
+		/* Before Linux 5.12 redirection drops it. */
+		if (s->mtu && p.len > s->mtu)
+			return leave_flow(RX, p.hash, LEFT_TOO_LONG);
 		if (s->bulk && p.proto == IPPROTO_TCP && p.len >= s->bulk)
 			return leave_flow(RX, p.hash, LEFT_BULK);
-		if (fold(sum_ip(&f.ip)) != 0xffff || !sum_holds(skb, &f, &p))
+		if (!sum_holds(skb, &f, &p))
 			return leave_flow(RX, p.hash, LEFT_CHECKSUM);
 	}
 	now = bpf_ktime_get_ns();

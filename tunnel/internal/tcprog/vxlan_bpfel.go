@@ -57,7 +57,7 @@ type vxlanSettings struct {
 	Mac         [6]uint8
 	Pad         [2]uint8
 	SourcePorts [64]uint16
-	Pad2        uint32
+	Mtu         uint32
 }
 
 type vxlanTotals struct {

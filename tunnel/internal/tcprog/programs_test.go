@@ -1,0 +1,304 @@
+package tcprog
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
+)
+
+// Without CAP_PERFMON the verifier trusts programs less, and without others less
+// still; CAP_BPF and CAP_NET_ADMIN are enough.
+func TestLoadWithFewPrivileges(t *testing.T) {
+	load(t) // skips where there are none
+	for _, c := range []struct {
+		name string
+		caps uint64
+		ok   bool
+	}{
+		{"CAP_BPF and CAP_NET_ADMIN", 1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN, true},
+		{"CAP_NET_ADMIN", 1 << unix.CAP_NET_ADMIN, false},
+	} {
+		p, err := loadWith(c.caps)
+		switch {
+		case c.ok && err != nil:
+			if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
+				t.Logf("%+v", v)
+			}
+			t.Errorf("%s: %v", c.name, err)
+		case !c.ok && !errors.Is(err, unix.EPERM):
+			t.Errorf("%s: error %v, want EPERM", c.name, err)
+		}
+		if err == nil {
+			must(t, p.Close())
+		}
+	}
+}
+
+// loadWith loads the programs on a thread that has these capabilities alone, and ends
+// with that.
+func loadWith(caps uint64) (p *Programs, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		data := [2]unix.CapUserData{
+			{Effective: uint32(caps), Permitted: uint32(caps)},
+			{Effective: uint32(caps >> 32), Permitted: uint32(caps >> 32)},
+		}
+		if err = unix.Capset(&header, &data[0]); err == nil {
+			p, err = Load(0, nil)
+		}
+	}()
+	<-done
+	return p, err
+}
+
+// duplicates are descriptors to be inherited.
+func duplicates(t *testing.T, p *Programs) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	for name, fd := range p.Descriptors() {
+		d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		must(t, err)
+		all[name] = d
+	}
+	return all
+}
+
+// A successor goes on with the maps: peers, settings, counters and what was left.
+func TestInherit(t *testing.T) {
+	in := newInbound(t)
+	for range 3 {
+		in.check(pingFrame(0, 0))
+	}
+	in.check(pingFrame(3, 0)) // is left
+	p, err := Load(0, duplicates(t, in.Programs))
+	must(t, err)
+	defer func() { must(t, p.Close()) }()
+	successor := &inbound{p, t, testPeers, in.out}
+	if len(p.Subnets()) != len(testPeers) {
+		t.Errorf("the successor has %v", p.Subnets())
+	}
+	clearFlowlets(t, p)
+	if !successor.check(pingFrame(0, 0)) {
+		t.Error("not carried without being configured anew")
+	}
+	c, ok := p.Counters(testPeers[0].Subnet)
+	if !ok || c.RxPackets != 4 || time.Since(c.Seen) > time.Hour || time.Since(c.Seen) < 0 {
+		t.Errorf("counters %+v, want 4 packets", c)
+	}
+	if l, err := p.Left(); err != nil || l.Rx[ECN] != 1 {
+		t.Errorf("left %s, error %v", p.reasons(), err)
+	}
+	// A peer that comes gets counters of its own.
+	late := Peer{Subnet: netip.MustParsePrefix("10.0.77.0/24"), Underlay: netip.MustParseAddr("10.66.0.7"), MaxPacket: testMTU}
+	must(t, p.Put([]Peer{late}))
+	if c, ok := p.Counters(late.Subnet); !ok || c != (Counters{}) {
+		t.Errorf("a new peer has %+v", c)
+	}
+}
+
+// Maps of another make are replaced: here of a version with fewer reasons.
+func TestInheritOtherMaps(t *testing.T) {
+	in := newInbound(t)
+	fds := duplicates(t, in.Programs)
+	must(t, unix.Close(fds[vxlanMapLeft]))
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 5})
+	must(t, err)
+	defer other.Close()
+	fds[vxlanMapLeft], err = unix.FcntlInt(uintptr(other.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	must(t, err)
+	p, err := Load(0, fds)
+	must(t, err)
+	defer func() { must(t, p.Close()) }()
+	successor := &inbound{p, t, testPeers, in.out}
+	successor.check(pingFrame(3, 0))
+	if l, err := p.Left(); err != nil || l.Rx[ECN] != 1 {
+		t.Errorf("left %s, error %v", p.reasons(), err)
+	}
+	if len(p.Subnets()) != len(testPeers) {
+		t.Errorf("the successor has %v", p.Subnets())
+	}
+}
+
+// Counters are the peer's, go with it, and don't pass to whoever comes after it.
+func TestCounters(t *testing.T) {
+	in := newInbound(t)
+	frame := pingFrame(0, 0)
+	before := time.Now()
+	for range 5 {
+		if !in.check(frame) {
+			t.Fatal("not carried")
+		}
+	}
+	subnet := testPeers[0].Subnet
+	c, ok := in.Counters(subnet)
+	if !ok || c.RxPackets != 5 || c.RxBytes != 5*64 || c.TxPackets != 0 || c.Seen.Before(before.Add(-time.Second)) {
+		t.Errorf("counters %+v, want 5 packets of 64 bytes", c)
+	}
+	if all := in.AllCounters(); len(all) != 1 || all[subnet].RxPackets != 5 {
+		t.Errorf("all counters %+v", all)
+	}
+	if c, ok := in.Counters(testPeers[2].Subnet); !ok || c != (Counters{}) {
+		t.Errorf("counters of a quiet peer: %+v, %v", c, ok)
+	}
+	id := in.Programs.peers[subnet].Id
+	must(t, in.Remove([]netip.Prefix{subnet}))
+	if _, ok := in.Counters(subnet); ok {
+		t.Error("a peer that is gone has counters")
+	}
+	// A packet that was on its way as the peer went.
+	stale := make([]vxlanTraffic, ebpf.MustPossibleCPU())
+	stale[0].RxPackets = 9
+	must(t, in.objects.Counters.Put(id, stale))
+	if all := in.AllCounters(); len(all) != 0 {
+		t.Errorf("counters of nobody: %+v", all)
+	}
+	if err := in.objects.Counters.Lookup(id, &stale); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("counters of nobody stay: %v", err)
+	}
+	must(t, in.Put(testPeers[:1]))
+	if c, ok := in.Counters(subnet); !ok || c != (Counters{}) {
+		t.Errorf("the peer has come back with %+v", c)
+	}
+	if !in.check(frame) {
+		t.Error("not carried for the peer that came back")
+	}
+}
+
+// A peer without an IPv4 address is refused, and the others are put.
+func TestPutOtherFamily(t *testing.T) {
+	p := load(t)
+	peers := []Peer{
+		{Subnet: netip.MustParsePrefix("10.0.8.0/24"), Underlay: netip.MustParseAddr("fd66::8"), MaxPacket: testMTU},
+		{Subnet: netip.MustParsePrefix("10.0.9.0/24"), Underlay: netip.MustParseAddr("::ffff:10.66.0.9"), MaxPacket: testMTU},
+	}
+	if err := p.Put(peers); !errors.Is(err, errNotIPv4) {
+		t.Errorf("error %v", err)
+	}
+	if _, ok := p.Counters(peers[0].Subnet); ok {
+		t.Error("the peer is there")
+	}
+	if v := p.peers[peers[1].Subnet]; v.Address != word([]byte{10, 66, 0, 9}) {
+		t.Errorf("the other peer is %+v", v)
+	}
+	if err := p.Configure(Settings{Local: netip.MustParseAddr("fd66::1")}); err == nil {
+		t.Error("configured with an IPv6 address")
+	}
+	if err := p.Configure(Settings{Local: testLocal, SourcePorts: make([]uint16, MaxSourcePorts+1)}); err == nil {
+		t.Error("configured with too many ports")
+	}
+}
+
+func TestTolerate(t *testing.T) {
+	p := load(t)
+	for _, want := range [][]int{{3, 5}, {5, 8, 13}, nil} {
+		must(t, p.Tolerate(want))
+		var got []uint32
+		var key, value uint32
+		all := p.objects.Tolerant.Iterate()
+		for all.Next(&key, &value) {
+			got = append(got, key)
+		}
+		must(t, all.Err())
+		if len(got) != len(want) {
+			t.Errorf("links are %v, want %v", got, want)
+		}
+		for _, link := range want {
+			if err := p.objects.Tolerant.Lookup(uint32(link), &value); err != nil {
+				t.Errorf("link %d: %v", link, err)
+			}
+		}
+	}
+}
+
+// manyPeers are so many, each with a /28.
+func manyPeers(n int) []Peer {
+	peers := make([]Peer, n)
+	for i := range peers {
+		peers[i] = Peer{
+			Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 12), byte(i >> 4), byte(i << 4)}), 28),
+			Underlay: netip.AddrFrom4([4]byte{172, byte(16 + i>>16), byte(i >> 8), byte(i)}),
+			MAC:      encap.MAC{2, 1, 0, byte(i >> 16), byte(i >> 8), byte(i)}, MaxPacket: testMTU,
+		}
+	}
+	return peers
+}
+
+// As many peers as any cluster has are taken, and all can be had again.
+func TestManyPeers(t *testing.T) {
+	p := load(t)
+	peers := manyPeers(100_000)
+	must(t, p.Put(peers))
+	if n := len(p.Subnets()); n != len(peers) {
+		t.Errorf("%d peers of %d", n, len(peers))
+	}
+	subnets := make([]netip.Prefix, len(peers))
+	for i := range peers {
+		subnets[i] = peers[i].Subnet
+	}
+	must(t, p.Remove(subnets))
+	var key vxlanPrefix4
+	var value vxlanPeer
+	if all := p.objects.Peers4.Iterate(); all.Next(&key, &value) {
+		t.Errorf("%+v is left", key)
+	}
+}
+
+func TestReasons(t *testing.T) {
+	seen := map[string]bool{}
+	for _, r := range Reasons() {
+		if s := r.String(); s == "" || s == "unknown" || seen[s] {
+			t.Errorf("reason %d is %q", r, s)
+		} else {
+			seen[s] = true
+		}
+	}
+	if Reason(200).String() != "unknown" {
+		t.Error("a reason that there isn't has a name")
+	}
+	spec, err := loadVxlan()
+	must(t, err)
+	if n := spec.Maps[vxlanMapLeft].MaxEntries; n != uint32(2*reasons) {
+		t.Errorf("the programs have %d reasons, not %d", n/2, reasons)
+	}
+}
+
+func BenchmarkPut(b *testing.B) {
+	for _, n := range []int{10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			peers := manyPeers(n)
+			for range b.N {
+				b.StopTimer()
+				p, err := Load(n, nil)
+				if err != nil {
+					b.Skip(err)
+				}
+				b.StartTimer()
+				must(b, p.Put(peers))
+				b.StopTimer()
+				must(b, p.Close())
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+func BenchmarkLoad(b *testing.B) {
+	for range b.N {
+		p, err := Load(0, nil)
+		if err != nil {
+			b.Skip(err)
+		}
+		must(b, p.Close())
+	}
+}
