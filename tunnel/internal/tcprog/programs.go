@@ -170,20 +170,42 @@ func (p *Programs) start(inherited map[string]*ebpf.Map) error {
 	if inherited[vxlanMapPeers4] != nil || inherited[vxlanMapPeers6] != nil {
 		err = p.readPeers()
 	}
-	if inherited[vxlanMapCounters] != nil {
-		p.keepIDs()
-	}
-	return err
+	return errors.Join(err, p.countAnew(inherited))
 }
 
-// keepIDs has no id given anew that counters are of, and removes those of nobody.
-func (p *Programs) keepIDs() {
-	var id uint32
-	var values []vxlanTraffic
-	for all := p.objects.Counters.Iterate(); all.Next(&id, &values); {
-		p.next = max(p.next, id)
+// countAnew removes what inherited maps have counted, which was somebody else's.
+func (p *Programs) countAnew(inherited map[string]*ebpf.Map) error {
+	var errs []error
+	if inherited[vxlanMapCounters] != nil {
+		var ids []uint32
+		var id uint32
+		var values []vxlanTraffic
+		all := p.objects.Counters.Iterate()
+		for all.Next(&id, &values) {
+			ids = append(ids, id)
+			p.next = max(p.next, id) // a program that has just met it may make it again
+		}
+		errs = append(errs, all.Err())
+		for _, id := range ids {
+			if err := p.objects.Counters.Delete(id); !errors.Is(err, ebpf.ErrKeyNotExist) {
+				errs = append(errs, err)
+			}
+		}
 	}
-	p.AllCounters()
+	cpus, err := ebpf.PossibleCPU()
+	errs = append(errs, err)
+	if inherited[vxlanMapSums] != nil {
+		errs = append(errs, p.objects.Sums.Put(uint32(0), make([]vxlanTotals, cpus)))
+	}
+	if inherited[vxlanMapLeft] != nil {
+		for key := range 2 * uint32(reasons) {
+			errs = append(errs, p.objects.Left.Put(key, make([]uint64, cpus)))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("count anew: %w", err)
+	}
+	return nil
 }
 
 func (p *Programs) readPeers() error {
@@ -280,12 +302,12 @@ func (p *Programs) Put(peers []Peer) error {
 	var values4, values6 []vxlanPeer
 	var subnets4, subnets6 []netip.Prefix
 	var errOther error
-	others := 0
+	var otherSubnets []netip.Prefix
 	for _, peer := range peers {
 		subnet := peer.Subnet.Masked()
 		if peer.Underlay = peer.Underlay.Unmap(); !peer.Underlay.Is4() {
 			errOther = errNotIPv4
-			others++
+			otherSubnets = append(otherSubnets, subnet)
 			continue
 		}
 		v := p.value(peer, subnet)
@@ -307,7 +329,9 @@ func (p *Programs) Put(peers []Peer) error {
 		p.peers[subnet] = values6[i]
 	}
 	if err := errors.Join(err, err6, errOther); err != nil {
-		all := len(keys4) + len(keys6) + others
+		// What they were before isn't true any longer.
+		err = errors.Join(err, p.removeLocked(slices.Concat(subnets4[n:], subnets6[m:], otherSubnets)))
+		all := len(keys4) + len(keys6) + len(otherSubnets)
 		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", all, all-n-m, err)
 	}
 	return nil
@@ -362,6 +386,10 @@ func put[K any](m *ebpf.Map, keys []K, values []vxlanPeer) (n int, err error) {
 func (p *Programs) Remove(subnets []netip.Prefix) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.removeLocked(subnets)
+}
+
+func (p *Programs) removeLocked(subnets []netip.Prefix) error {
 	var errs []error
 	for _, subnet := range subnets {
 		subnet = subnet.Masked()

@@ -74,7 +74,8 @@ func duplicates(t *testing.T, p *Programs) map[string]int {
 	return all
 }
 
-// A successor goes on with the maps: peers, settings, counters and what was left.
+// A successor goes on with the maps: peers and settings. It counts anew, as all that
+// begins with it does.
 func TestInherit(t *testing.T) {
 	in := newInbound(t)
 	for range 3 {
@@ -93,10 +94,13 @@ func TestInherit(t *testing.T) {
 		t.Error("not carried without being configured anew")
 	}
 	c, ok := p.Counters(testPeers[0].Subnet)
-	if !ok || c.RxPackets != 4 || time.Since(c.Seen) > time.Hour || time.Since(c.Seen) < 0 {
-		t.Errorf("counters %+v, want 4 packets", c)
+	if !ok || c.RxPackets != 1 || time.Since(c.Seen) > time.Hour || time.Since(c.Seen) < 0 {
+		t.Errorf("counters %+v, want 1 packet", c)
 	}
-	if l, err := p.Left(); err != nil || l.Rx[ECN] != 1 {
+	if all, err := p.Totals(); err != nil || all.RxPackets != 1 {
+		t.Errorf("%+v in all, error %v; want 1 packet", all, err)
+	}
+	if l, err := p.Left(); err != nil || l != (Left{}) {
 		t.Errorf("left %s, error %v", p.reasons(), err)
 	}
 	// A peer that comes gets counters of its own.
@@ -300,5 +304,21 @@ func BenchmarkLoad(b *testing.B) {
 			b.Skip(err)
 		}
 		must(b, p.Close())
+	}
+}
+
+// A peer that changes into one that can't be carried isn't carried as it was.
+func TestRefusedChange(t *testing.T) {
+	in := newInbound(t)
+	if !in.check(pingFrame(0, 0)) {
+		t.Fatal("not carried")
+	}
+	changed := testPeers[0]
+	changed.Underlay = netip.MustParseAddr("fd00::9")
+	if err := in.Put([]Peer{changed}); !errors.Is(err, errNotIPv4) {
+		t.Errorf("error %v", err)
+	}
+	if _, ok := in.Counters(changed.Subnet); ok {
+		t.Error("the peer is there as it was")
 	}
 }
