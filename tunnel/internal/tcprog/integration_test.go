@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -253,6 +255,7 @@ func TestIntegrationEgressLeaves(t *testing.T) {
 		return func() ([]byte, encap.Offload) { return udpPacket(dst, payload, size) }
 	}
 	const ack, syn = 0x10, 0x02
+	able := r.options
 	for _, c := range []struct {
 		name         string
 		packet       func() ([]byte, encap.Offload)
@@ -270,6 +273,9 @@ func TestIntegrationEgressLeaves(t *testing.T) {
 		{"TCP superpacket of too long segments", tcp("10.0.2.9", ack, 5000, 1411), true, TooLong},
 		{"TCP superpacket, IPv6, of too long segments", tcp("fd00:0:0:2::9", ack, 5000, 1391), true, TooLong},
 		{"TCP superpacket with no room for headers", tcp("10.0.2.9", ack, 65450, 1400), true, Superpacket},
+		{"single, Linux 5.10", tcp("10.0.2.9", ack, 100, 0), false, 0},
+		{"single, undone, Linux 5.10", tcp("10.0.2.9", ack, 100, -1), false, 0},
+		{"TCP superpacket, Linux 5.10", tcp("10.0.2.9", ack, 5000, 1400), true, Superpacket},
 		{"UDP superpacket", udp("10.0.2.9", 5000, 1400), true, UDPSuperpacket},
 		{"too long for the peer", udp("10.0.26.9", 700-27, 0), false, TooLong},
 		{"as long as the peer takes", udp("10.0.26.9", 700-28, 0), false, 0},
@@ -285,6 +291,10 @@ func TestIntegrationEgressLeaves(t *testing.T) {
 		{"nobody's", udp("10.0.99.9", 9, 0), false, NoPeer},
 	} {
 		r.settings.Superpackets = c.superpackets
+		r.options = able
+		if strings.HasSuffix(c.name, "Linux 5.10") {
+			r.options = 0
+		}
 		r.configure()
 		before, err := r.Left()
 		must(t, err)
@@ -600,5 +610,59 @@ func TestIntegrationBothWays(t *testing.T) {
 	came, ok2 := far.Counters(netip.MustParsePrefix("10.0.1.0/24"))
 	if !ok || !ok2 || sent.TxPackets != passed || came.RxPackets != passed || sent.TxBytes != came.RxBytes {
 		t.Errorf("sent %+v, came %+v", sent, came)
+	}
+}
+
+// Datagrams and frames have neither the mark nor the priority of the packets inside, as
+// those of the workers.
+func TestIntegrationEgressMarks(t *testing.T) {
+	r := newRig(t)
+	must(t, r.Put([]Peer{{
+		Subnet: netip.MustParsePrefix("10.0.4.0/24"), Underlay: netip.MustParseAddr("10.66.0.4"), MaxPacket: testMTU,
+		Direct: &Direct{Link: r.under, Source: r.mac, Target: r.farMAC},
+	}}))
+	marks, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	must(t, err)
+	defer marks.Close()
+	const mark, priority = 8, 32 // in struct __sk_buff
+	watch, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R6, asm.R1, mark, asm.Word),
+			asm.LoadMem(asm.R7, asm.R1, priority, asm.Word),
+			asm.Or.Reg(asm.R6, asm.R7),
+			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
+			asm.StoreMem(asm.RFP, -8, asm.R6, asm.Word),
+			asm.LoadMapPtr(asm.R1, marks.FD()),
+			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -4),
+			asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, -8),
+			asm.Mov.Imm(asm.R4, 0),
+			asm.FnMapUpdateElem.Call(),
+			asm.Mov.Imm(asm.R0, -1),
+			asm.Return(),
+		},
+	})
+	must(t, err)
+	defer watch.Close()
+	must(t, r.host.Do(func() error {
+		l, err := link.AttachTCX(link.TCXOptions{Interface: r.under, Program: watch, Attach: ebpf.AttachTCXEgress})
+		if err == nil {
+			t.Cleanup(func() { must(t, l.Close()) })
+		}
+		return err
+	}))
+	must(t, unix.SetsockoptInt(r.into, unix.SOL_SOCKET, unix.SO_MARK, 0x40))
+	must(t, unix.SetsockoptInt(r.into, unix.SOL_SOCKET, unix.SO_PRIORITY, 6))
+	for _, dst := range []string{"10.0.2.9", "10.0.4.9"} {
+		must(t, marks.Put(uint32(0), uint32(0xffff)))
+		packet, o := udpPacket(dst, 20, 0)
+		if !r.pass(packet, encap.EtherTypeIPv4, o).carried {
+			t.Fatalf("to %s: left alone (%s)", dst, r.reasons())
+		}
+		var got uint32
+		must(t, marks.Lookup(uint32(0), &got))
+		if got != 0 {
+			t.Errorf("to %s: mark and priority are %#x", dst, got)
+		}
 	}
 }

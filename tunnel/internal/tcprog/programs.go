@@ -276,6 +276,7 @@ const (
 	optionDecapL4UDP
 	optionDecapIPv6
 	optionOn
+	optionEncapEthernet
 )
 
 // word is four bytes as they lie in memory.

@@ -2,7 +2,6 @@ package tcprog
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -10,8 +9,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"uvxlan/encap"
 )
 
 // Without CAP_PERFMON the verifier trusts programs less, and without others less
@@ -179,6 +176,28 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// Where there is no memory for a peer's counters the workers carry its packets, who
+// have counters.
+func TestCountersFull(t *testing.T) {
+	in := newInbound(t)
+	none := make([]vxlanTraffic, ebpf.MustPossibleCPU())
+	const first = 1 << 20
+	n := in.objects.Counters.MaxEntries()
+	for id := range n {
+		must(t, in.objects.Counters.Put(first+id, none))
+	}
+	if in.check(pingFrame(0, 0)) {
+		t.Error("carried without being counted")
+	}
+	if l, err := in.Left(); err != nil || l.Rx[Error] != 1 {
+		t.Errorf("left: %s", in.reasons())
+	}
+	must(t, in.objects.Counters.Delete(uint32(first)))
+	if !in.check(pingFrame(0, 0)) {
+		t.Errorf("not carried with room for counters (%s)", in.reasons())
+	}
+}
+
 // A peer without an IPv4 address is refused, and the others are put.
 func TestPutOtherFamily(t *testing.T) {
 	p := load(t)
@@ -225,19 +244,6 @@ func TestTolerate(t *testing.T) {
 	}
 }
 
-// manyPeers are so many, each with a /28.
-func manyPeers(n int) []Peer {
-	peers := make([]Peer, n)
-	for i := range peers {
-		peers[i] = Peer{
-			Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 12), byte(i >> 4), byte(i << 4)}), 28),
-			Underlay: netip.AddrFrom4([4]byte{172, byte(16 + i>>16), byte(i >> 8), byte(i)}),
-			MAC:      encap.MAC{2, 1, 0, byte(i >> 16), byte(i >> 8), byte(i)}, MaxPacket: testMTU,
-		}
-	}
-	return peers
-}
-
 // As many peers as any cluster has are taken, and all can be had again.
 func TestManyPeers(t *testing.T) {
 	p := load(t)
@@ -274,36 +280,6 @@ func TestReasons(t *testing.T) {
 	must(t, err)
 	if n := spec.Maps[vxlanMapLeft].MaxEntries; n != uint32(2*reasons) {
 		t.Errorf("the programs have %d reasons, not %d", n/2, reasons)
-	}
-}
-
-func BenchmarkPut(b *testing.B) {
-	for _, n := range []int{10_000, 100_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			peers := manyPeers(n)
-			for range b.N {
-				b.StopTimer()
-				p, err := Load(n, nil)
-				if err != nil {
-					b.Skip(err)
-				}
-				b.StartTimer()
-				must(b, p.Put(peers))
-				b.StopTimer()
-				must(b, p.Close())
-				b.StartTimer()
-			}
-		})
-	}
-}
-
-func BenchmarkLoad(b *testing.B) {
-	for range b.N {
-		p, err := Load(0, nil)
-		if err != nil {
-			b.Skip(err)
-		}
-		must(b, p.Close())
 	}
 }
 

@@ -73,6 +73,7 @@ struct frame {
 #define DECAP_L4_UDP 2 /* decapsulation clears the marks of a UDP tunnel */
 #define DECAP_IPV6 4   /* decapsulation may change the protocol */
 #define ON 8           /* anything at all */
+#define ENCAP_ETH 16   /* encapsulation can be told of the inner Ethernet header */
 
 struct settings {
 	__u32 device;   /* index of the TUN */
@@ -536,7 +537,8 @@ int vxlan_egress(struct __sk_buff *skb)
 	struct peer *peer;
 	enum reason why;
 	__u32 zero = 0, gso = skb->gso_size, longest;
-	__u64 now;
+	__u64 now, flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+			   BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN);
 
 	s = bpf_map_lookup_elem(&config, &zero);
 	if (!s || !(s->options & ON))
@@ -576,7 +578,7 @@ int vxlan_egress(struct __sk_buff *skb)
 	if (gso) {
 		if (p.proto != IPPROTO_TCP)
 			return leave_flow(TX, p.hash, LEFT_UDP_SUPERPACKET);
-		if (!(s->options & SUPERPACKETS) || p.len + ROOM > MAX_IP_LEN)
+		if (!(s->options & SUPERPACKETS) || !(s->options & ENCAP_ETH) || p.len + ROOM > MAX_IP_LEN)
 			return leave_flow(TX, p.hash, LEFT_SUPERPACKET);
 	} else if (!p.has_sum) {
 		return leave_flow(TX, p.hash, LEFT_CHECKSUM);
@@ -584,7 +586,9 @@ int vxlan_egress(struct __sk_buff *skb)
 	if (held(TX, p.hash, now, s->guard))
 		return leave(TX, LEFT_FLOWLET);
 
-	/* The kernel's routing decides, with what it has learnt of the path. */
+	/* The kernel's routing decides, with what it has learnt of the path's MTU. The
+	 * MTU of a route, which doesn't count for what is forwarded unless it is locked,
+	 * is part of peer->longest. */
 	to.family = AF_INET;
 	to.l4_protocol = IPPROTO_UDP;
 	to.dport = s->port;
@@ -656,10 +660,10 @@ int vxlan_egress(struct __sk_buff *skb)
 		f.udp.check = c ? c : 0xffff;
 	}
 
-	if (bpf_skb_adjust_room(skb, ROOM, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) < 0)
+	/* Only whoever segments it must know of the inner Ethernet header. */
+	if (gso)
+		flags |= BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+	if (bpf_skb_adjust_room(skb, ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
 		return leave_flow(TX, p.hash, LEFT_ERROR); /* such as: it is a tunnel's already */
 	/* The TUN has no link-layer header, and redirection takes one away. */
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 || bpf_skb_store_bytes(skb, 0, &f.eth, FRAME_LEN, 0) < 0) {
