@@ -7,3 +7,4 @@
 package tcprog
 
 //go:generate go tool -modfile=../../../.ci/tools.mod bpf2go -cc clang -strip llvm-strip -type settings -type peer -type traffic -type totals -type prefix4 -type prefix6 -target bpfel,bpfeb vxlan vxlan.bpf.c -- -O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate sh -c "clang -dumpversion | cut -d. -f1 >clang.version"

@@ -333,4 +333,6 @@ func transportHolds(packet []byte) bool {
 	return encap.Fold(encap.Sum(packet[at:], pseudo)) == 0xffff
 }
 
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
 func timeOf(nanoseconds uint64) time.Duration { return time.Duration(nanoseconds) }
