@@ -168,12 +168,12 @@ func (a *attachment) stands() (ok bool, behind []ebpf.ProgramID) {
 func behindTCX(at hook) (ok bool, behind []ebpf.ProgramID) {
 	info, err := at.program.Info()
 	if err != nil {
-		return false, nil
+		return true, nil // nobody can tell
 	}
 	ours, _ := info.ID()
 	all, err := link.QueryPrograms(link.QueryOptions{Target: at.index, Attach: at.tcx})
 	if err != nil {
-		return false, nil // the interface has gone
+		return !errors.Is(err, unix.ENODEV), nil // the interface has gone, or nobody can tell
 	}
 	for _, p := range all.Programs {
 		if ok {
