@@ -15,6 +15,13 @@
 // netfilter between the tunnel and the wire: rules for the VXLAN port don't apply to
 // it. Routes, neighbours and the paths' MTUs are the kernel's, asked for each packet.
 // Peers whose packets IPsec policies (ip-xfrm(8)) may cover stay with the workers.
+// Programs that others attach to tcx hooks run before these, also if they come later:
+// within a second then. With classic tc filters of others at the same hooks nothing is
+// carried.
+//
+// Reverse-path filtering (rp_filter) isn't applied to what is carried: that a frame
+// comes by the underlay's interface from the address of the peer that owns the inner
+// source is what is asked of it.
 //
 // The programs are under the GPL 2.0 or the two-clause BSD licence, as the kernel
 // wants of some of what they call.
