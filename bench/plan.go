@@ -56,7 +56,7 @@ var (
 		sel("uvxlan,kernel", "nic-gro,veth", "tcp*,udp*,rtt*,connections"),
 		sel("uvxlan,kernel", "nic,nic-plain", "tcp1,tcp4,udp64"),
 		sel("uvxlan-no-fastpath", "nic-gro,nic,veth", "tcp1"),
-		sel("uvxlan-no-fastpath", "nic-gro,veth", "udp64"),
+		sel("uvxlan-no-fastpath", "nic-gro,nic,veth", "udp64"),
 		sel("uvxlan-direct,host-gw", "veth", "tcp1,tcp4,udp64,rtt"),
 		sel("uvxlan-direct-no-fastpath", "veth", "tcp1,udp64"),
 		sel("uvxlan-route,uvxlan-host-gw", "veth", "tcp1"),

@@ -41,7 +41,7 @@ func (o Offload) String() string {
 func (o Offload) About() string {
 	switch o {
 	case Veth:
-		return "a link as it is made: even tunnels' superpackets pass unsplit, which no NIC can; uvxlan splits all it encapsulates"
+		return "a link as it is made: even tunnels' superpackets pass unsplit, which no NIC can; uvxlan's workers split all they encapsulate, its fast path doesn't"
 	case NIC:
 		return "TCP and UDP superpackets pass whole, tunnels' don't; what comes in single isn't joined"
 	case NICGRO:
