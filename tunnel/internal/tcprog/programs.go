@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
 )
@@ -105,9 +106,7 @@ type Programs struct {
 // nothing before Configure. It takes CAP_BPF and CAP_NET_ADMIN (CAP_SYS_ADMIN before
 // Linux 5.8); the error says what the kernel refused.
 func Load(peers int, inherited map[string]int) (*Programs, error) {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
-	}
+	memlock := rlimit.RemoveMemlock() // matters before Linux 5.11, and may be enough as it is
 	spec, err := loadVxlan()
 	if err != nil {
 		return nil, fmt.Errorf("read the fast path's programs: %w", err)
@@ -127,9 +126,21 @@ func Load(peers int, inherited map[string]int) (*Programs, error) {
 		err = p.start(replaced)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("load the fast path's programs: %w", err), p.Close())
+		return nil, errors.Join(explain(err, memlock), p.Close())
 	}
 	return p, nil
+}
+
+// explain says what the kernel refused, and what is missing if it is privileges or, on
+// old kernels, memory that may be locked.
+func explain(err, memlock error) error {
+	switch {
+	case !errors.Is(err, unix.EPERM):
+		return fmt.Errorf("load the fast path's programs: %w", err)
+	case memlock != nil:
+		err = fmt.Errorf("%w; raise RLIMIT_MEMLOCK: %w", err, memlock)
+	}
+	return fmt.Errorf("load the fast path's programs, which takes CAP_BPF and CAP_NET_ADMIN: %w", err)
 }
 
 // adopt opens the maps that the programs can go on with and closes the others.
