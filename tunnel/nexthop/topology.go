@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/dump"
 )
 
 // recheckAfter is when all addresses are decided once more after a link went down or
@@ -152,7 +154,7 @@ func (w *Watcher) path(a netip.Addr) Hop {
 // resync asks for everything that events tell the changes of. Events that are
 // older and still to come are followed by those that led to what it found.
 func (w *Watcher) resync() error {
-	links, err := dump(w.handle.LinkList)
+	links, err := dump.List(w.handle.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
@@ -163,7 +165,7 @@ func (w *Watcher) resync() error {
 	if !w.config.Neighbours {
 		return nil
 	}
-	entries, err := dump(func() ([]netlink.Neigh, error) { return w.handle.NeighList(0, unix.AF_UNSPEC) })
+	entries, err := dump.List(func() ([]netlink.Neigh, error) { return w.handle.NeighList(0, unix.AF_UNSPEC) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -177,17 +179,4 @@ func (w *Watcher) resync() error {
 		w.touch(a)
 	}
 	return nil
-}
-
-// dumpAttempts bounds how often a list is asked for that changes meanwhile.
-const dumpAttempts = 20
-
-// dump repeats a request for a list that the kernel calls inconsistent.
-func dump[T any](list func() ([]T, error)) (all []T, err error) {
-	for range dumpAttempts {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
 }

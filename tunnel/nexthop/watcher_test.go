@@ -195,29 +195,6 @@ func TestMalformedEvents(t *testing.T) {
 	}
 }
 
-func TestDumpRepeats(t *testing.T) {
-	calls := 0
-	all, err := dump(func() ([]int, error) {
-		calls++
-		if calls < 3 {
-			return nil, netlink.ErrDumpInterrupted
-		}
-		return []int{1}, nil
-	})
-	if err != nil || calls != 3 || len(all) != 1 {
-		t.Errorf("%v, %v after %d calls", all, err, calls)
-	}
-	_, err = dump(func() ([]int, error) { return nil, netlink.ErrDumpInterrupted })
-	if !errors.Is(err, netlink.ErrDumpInterrupted) {
-		t.Errorf("an endless interruption is %v", err)
-	}
-	calls = 0
-	_, err = dump(func() ([]int, error) { calls++; return nil, unix.EPERM })
-	if !errors.Is(err, unix.EPERM) || calls != 1 {
-		t.Errorf("%v after %d calls", err, calls)
-	}
-}
-
 // Who isn't used is asked for ever more rarely, and never many at once.
 func TestWants(t *testing.T) {
 	w := newState("10.0.0.1")
