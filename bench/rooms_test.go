@@ -21,6 +21,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"tunnel":            {"encap", "lease", "tunnel/batch", "tunnel/device", "tunnel/link", "tunnel/offload", "tunnel/onlink", "tunnel/underlay", internal},
 		"tunnel/batch":      {internal},
 		"tunnel/device":     {"encap", "tunnel/offload", internal},
+		"tunnel/fastpath":   {"encap", "tunnel", internal},
 		"tunnel/hostgw":     {"lease", "tunnel/onlink", internal},
 		"tunnel/kroute":     {},
 		"tunnel/link":       {"encap", "tunnel/device", "tunnel/kroute"},

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/encap"
+	"uvxlan/tunnel/internal/dump"
 	"uvxlan/tunnel/internal/tcprog"
 )
 
@@ -151,7 +152,7 @@ func (a *attachment) replacePrograms() error {
 func (a *attachment) stands() (ok bool, behind []ebpf.ProgramID) {
 	for _, at := range a.place.hooks() {
 		if len(a.filters) > 0 {
-			ok, _ = occupancy(a.place.netlink, at, a.place.owner)
+			ok = hasFilter(a.place.netlink, at, a.place.owner)
 		} else {
 			var after []ebpf.ProgramID
 			ok, after = behindTCX(at)
@@ -184,21 +185,25 @@ func behindTCX(at hook) (ok bool, behind []ebpf.ProgramID) {
 	return ok, behind
 }
 
-// occupancy tells whether a hook has our filter, and whether it has one that isn't
-// uvxlan's.
-func occupancy(h *netlink.Handle, at hook, o owner) (ours, foreign bool) {
-	filters, err := h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: at.index}}, at.parent)
-	if err != nil {
-		return false, false // no such qdisc, so no filters
+// hasFilter tells whether a hook has our filter.
+func hasFilter(h *netlink.Handle, at hook, o owner) bool {
+	filters, err := filtersAt(h, at.index, at.parent)
+	return err != nil || // nobody can tell
+		slices.ContainsFunc(filters, func(f netlink.Filter) bool { return isOurs(f) && f.(*netlink.BpfFilter).Name == o.name() })
+}
+
+// filtersAt lists the filters of one direction. An interface without a qdisc for
+// them, or that has gone, has none.
+func filtersAt(h *netlink.Handle, index int, parent uint32) ([]netlink.Filter, error) {
+	l := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	filters, err := dump.List(func() ([]netlink.Filter, error) { return h.FilterList(l, parent) })
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil // a kernel without filters
+	case err != nil:
+		return nil, fmt.Errorf("list filters: %w", err)
 	}
-	for _, f := range filters {
-		if !isOurs(f) {
-			foreign = true
-		} else if f.(*netlink.BpfFilter).Name == o.name() {
-			ours = true
-		}
-	}
-	return ours, foreign
+	return filters, nil
 }
 
 // Our filters have a priority, and a name and a handle that tell those of the host's
@@ -273,11 +278,10 @@ func sharable(h *netlink.Handle, index int) error {
 
 // allFilters lists the filters of both directions.
 func allFilters(h *netlink.Handle, index int) (all []netlink.Filter, err error) {
-	l := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		filters, err := h.FilterList(l, parent)
+		filters, err := filtersAt(h, index, parent)
 		if err != nil {
-			return nil, fmt.Errorf("list filters: %w", err)
+			return nil, err
 		}
 		all = append(all, filters...)
 	}
@@ -341,17 +345,15 @@ func stale(device string, remove bool) (found []string, err error) {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := dump.List(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	var errs []error
 	for _, l := range links {
 		for at, parent := range map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS} {
-			filters, err := h.FilterList(l, parent)
-			if err != nil {
-				continue // no such qdisc, or the interface has gone
-			}
+			filters, err := filtersAt(h, l.Attrs().Index, parent)
+			errs = append(errs, err)
 			for _, filter := range filters {
 				ours, ok := filter.(*netlink.BpfFilter)
 				if !ok || !isOurs(filter) || device != "" && ours.Name != (owner{device: device}).name() {

@@ -26,8 +26,8 @@ var ErrClosed = lifecycle.ErrClosed
 
 // Config is what [Attach] may be told. The zero Config is fine.
 type Config struct {
-	// Link is the underlay's interface; empty means the one that has the router's IPv4
-	// address.
+	// Link is the underlay's interface, whose name may change later; empty means the one
+	// that has the router's IPv4 address at a time.
 	Link string
 	// Clsact attaches the programs as filters of a clsact qdisc even where the kernel
 	// has tcx links (Linux 6.6). The kernel doesn't remove filters when the process
@@ -138,7 +138,7 @@ func (f *FastPath) find(name string) error {
 		return fmt.Errorf("%w: find %s: %w", ErrUnsupported, f.wire.Device, err)
 	}
 	f.device = device.Attrs().Index
-	f.link, err = f.host.underlay(f.local.Addr(), name)
+	f.link, err = f.host.underlay(f.local.Addr(), name, underlayLink{})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/internal/dump"
 )
 
 // host is what is asked about the host, in one network namespace.
@@ -131,32 +132,46 @@ type underlayLink struct {
 	name  string
 }
 
-// underlay finds the interface that has an address, or that of a name.
-func (h *host) underlay(local netip.Addr, name string) (underlayLink, error) {
-	addresses, err := h.netlink.AddrList(nil, unix.AF_INET)
+// underlay finds the interface that has an address or, if it isn't empty, a name.
+// With a name it stays the one that it was before, by whatever name it goes, until
+// that one is gone.
+func (h *host) underlay(local netip.Addr, name string, before underlayLink) (underlayLink, error) {
+	if name == "" {
+		return h.linkOf(local)
+	}
+	if before.index != 0 {
+		if l, err := h.netlink.LinkByIndex(before.index); err == nil {
+			return underlayLink{before.index, l.Attrs().Name}, nil
+		}
+	}
+	l, err := h.netlink.LinkByName(name)
+	if err != nil {
+		return underlayLink{}, fmt.Errorf("find %s: %w", name, err)
+	}
+	return underlayLink{l.Attrs().Index, l.Attrs().Name}, nil
+}
+
+// linkOf finds the interface that has an address.
+func (h *host) linkOf(local netip.Addr) (underlayLink, error) {
+	addresses, err := h.addresses()
 	if err != nil {
 		return underlayLink{}, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addresses {
-		if ip, ok := netip.AddrFromSlice(a.IP.To4()); !ok || ip != local {
+		if !a.IP.Equal(local.AsSlice()) {
 			continue
 		}
 		l, err := h.netlink.LinkByIndex(a.LinkIndex)
 		if err != nil {
 			return underlayLink{}, fmt.Errorf("find the interface of %s: %w", local, err)
 		}
-		if name == "" || l.Attrs().Name == name {
-			return underlayLink{l.Attrs().Index, l.Attrs().Name}, nil
-		}
+		return underlayLink{a.LinkIndex, l.Attrs().Name}, nil
 	}
-	if name == "" {
-		return underlayLink{}, fmt.Errorf("no interface has %s", local)
-	}
-	l, err := h.netlink.LinkByName(name)
-	if err != nil {
-		return underlayLink{}, fmt.Errorf("find %s: %w", name, err)
-	}
-	return underlayLink{l.Attrs().Index, name}, nil
+	return underlayLink{}, fmt.Errorf("no interface has %s", local)
+}
+
+func (h *host) addresses() ([]netlink.Addr, error) {
+	return dump.List(func() ([]netlink.Addr, error) { return h.netlink.AddrList(nil, unix.AF_INET) })
 }
 
 // view is what matters about the host at a moment.
@@ -177,9 +192,6 @@ func (h *host) look(local netip.Addr, device int, link underlayLink) (v view) {
 		func() string { return h.readPolicies(&v) },
 		h.blocks,
 	)
-	if v.off == "" {
-		v.superpackets = v.superpackets && h.passesSuperpackets(link.name)
-	}
 	return v
 }
 
@@ -195,7 +207,7 @@ func cmpOr(all ...func() string) string {
 
 // missing tells that the host hasn't the address that frames leave from.
 func (h *host) missing(local netip.Addr) string {
-	addresses, err := h.netlink.AddrList(nil, unix.AF_INET)
+	addresses, err := h.addresses()
 	switch {
 	case err != nil:
 		return fmt.Sprintf("can't list addresses: %v", err)
@@ -207,11 +219,11 @@ func (h *host) missing(local netip.Addr) string {
 
 // tested are the kinds of underlay that the programs were tried on. "device" is what
 // has no kind: a NIC.
-var tested = []string{"device", "veth", "bridge"}
+var tested = []string{"device", "veth", "bridge", "macvlan"}
 
 // badLinks looks at the interfaces.
 func (h *host) badLinks(device int, link underlayLink, v *view) string {
-	all, err := h.netlink.LinkList()
+	all, err := dump.List(h.netlink.LinkList)
 	if err != nil {
 		return fmt.Sprintf("can't list interfaces: %v", err)
 	}
@@ -235,8 +247,7 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 	case underlay.Attrs().EncapType != "ether":
 		return link.name + " isn't an Ethernet"
 	}
-	// A bridge has no features for what is in a tunnel (hw_enc_features).
-	v.superpackets = underlay.Type() != "bridge"
+	v.superpackets = h.passesSuperpackets(underlay, byIndex)
 	for _, l := range []netlink.Link{byIndex[device], underlay} {
 		if master := byIndex[l.Attrs().MasterIndex]; master != nil {
 			return fmt.Sprintf("%s belongs to %s (%s)", l.Attrs().Name, master.Attrs().Name, master.Type())
@@ -249,7 +260,7 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 // than a lookup for what the device forwards: those that ask for the interface or the
 // user.
 func (h *host) foreignRules(device int) string {
-	rules, err := h.netlink.RuleList(unix.AF_INET)
+	rules, err := dump.List(func() ([]netlink.Rule, error) { return h.netlink.RuleList(unix.AF_INET) })
 	if err != nil {
 		return fmt.Sprintf("can't list routing rules: %v", err)
 	}
@@ -281,9 +292,9 @@ func (h *host) foreignFilters(device int, link underlayLink) string {
 		{device, netlink.HANDLE_MIN_EGRESS, "egress of the device"},
 		{link.index, netlink.HANDLE_MIN_INGRESS, "ingress of " + link.name},
 	} {
-		filters, err := h.netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: at.index}}, at.parent)
+		filters, err := filtersAt(h.netlink, at.index, at.parent)
 		if err != nil {
-			continue // no such qdisc, so no filters
+			return fmt.Sprintf("at the %s: can't %v", at.where, err)
 		}
 		for _, f := range filters {
 			if !isOurs(f) {
@@ -296,7 +307,7 @@ func (h *host) foreignFilters(device int, link underlayLink) string {
 
 // readPolicies reads the IPsec policies.
 func (h *host) readPolicies(v *view) string {
-	policies, err := h.netlink.XfrmPolicyList(unix.AF_INET)
+	policies, err := dump.List(func() ([]netlink.XfrmPolicy, error) { return h.netlink.XfrmPolicyList(unix.AF_INET) })
 	switch {
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
 		return "" // no IPsec in this kernel
@@ -333,11 +344,23 @@ func (h *host) blocks() string {
 	return ""
 }
 
-// passesSuperpackets tells whether an interface takes TCP superpackets in a UDP tunnel
-// unsplit.
-func (h *host) passesSuperpackets(name string) bool {
-	features, err := h.ethtool.Features(name)
-	return err == nil && features["tx-udp_tnl-segmentation"]
+// passesSuperpackets tells whether an interface and those below it take TCP
+// superpackets in a UDP tunnel unsplit. Without one of the features the kernel splits
+// them before, which costs more than the workers.
+func (h *host) passesSuperpackets(l netlink.Link, byIndex map[int]netlink.Link) bool {
+	for l != nil && l.Type() != "bridge" { // which has no features for what is in a tunnel (hw_enc_features)
+		features, err := h.ethtool.Features(l.Attrs().Name)
+		switch {
+		case err != nil || !features["tx-udp_tnl-segmentation"] || !features["tx-tcp-segmentation"]:
+			return false
+		case l.Type() != "macvlan":
+			return true
+		case l.Attrs().NetNsID >= 0:
+			return false // the one below is in another network namespace
+		}
+		l = byIndex[l.Attrs().ParentIndex] // a macvlan always has the features itself
+	}
+	return false
 }
 
 // objection is why the programs can't have a peer, empty if they can.

@@ -93,7 +93,10 @@ func (f *FastPath) isPassedLocked(behind []ebpf.ProgramID) bool {
 // inspect looks at the host, has the programs attached where they belong, and has them
 // do what the host allows.
 func (f *FastPath) inspect() {
-	l, err := f.host.underlay(f.local.Addr(), f.config.Link)
+	f.mu.Lock()
+	l := f.link
+	f.mu.Unlock()
+	l, err := f.host.underlay(f.local.Addr(), f.config.Link, l)
 	if err != nil {
 		f.apply(view{off: err.Error()})
 		return
