@@ -60,6 +60,8 @@ type FastPath struct {
 	released bool                    // what is attached is somebody else's
 	passed   map[ebpf.ProgramID]bool // programs that ours were moved behind
 	broken   string                  // why nothing is carried any longer; empty if it is
+	ended    string                  // likewise; the programs are no longer to be asked
+	final    tunnel.FastPathStats    // when it ended
 	members  map[netip.Prefix]*member
 	view     view // of the host
 	usedAll  tcprog.Totals
@@ -83,7 +85,13 @@ func Attach(r *tunnel.Router, c Config) (f *FastPath, err error) {
 		passed: map[ebpf.ProgramID]bool{}, members: map[netip.Prefix]*member{}, used: map[netip.Prefix]uint64{},
 	}
 	inherited := cmp.Or(c.Inherited, &Descriptors{})
+	// Filters stay without a descriptor, with the peers that they have.
+	filters := c.Inherited != nil && len(c.Inherited.Links) == 0
 	defer func() {
+		if filters && f.wire.Device != "" && f.attached.kind() != "clsact" {
+			_, e := RemoveStale(f.wire.Device)
+			err = errors.Join(err, e)
+		}
 		if err != nil {
 			if errors.Is(err, unix.EPERM) && !errors.Is(err, ErrUnsupported) {
 				err = fmt.Errorf("%w: %w", ErrUnsupported, err)
@@ -247,7 +255,7 @@ func (f *FastPath) breakLocked(err error) {
 }
 
 // offLocked is why nothing is carried, empty if that isn't so.
-func (f *FastPath) offLocked() string { return cmp.Or(f.broken, f.view.off) }
+func (f *FastPath) offLocked() string { return cmp.Or(f.ended, f.broken, f.view.off) }
 
 // Traffic is described with the interface.
 func (f *FastPath) Traffic(subnet netip.Prefix) tunnel.PeerTraffic {
@@ -276,6 +284,15 @@ func (f *FastPath) trafficLocked(subnet netip.Prefix, m *member) tunnel.PeerTraf
 
 // Stats is described with the interface.
 func (f *FastPath) Stats() tunnel.FastPathStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended != "" {
+		return f.final
+	}
+	return f.statsLocked()
+}
+
+func (f *FastPath) statsLocked() tunnel.FastPathStats {
 	t, err := f.programs.Totals()
 	if err != nil {
 		f.log.Error("read the fast path's counters", "error", err)
@@ -328,8 +345,16 @@ func (f *FastPath) Close() error {
 	return f.life.Close(f.waker.Wake, func() error {
 		err := f.attached.detach()
 		f.router.UseFastPath(nil)
+		f.end("it is closed")
 		return errors.Join(err, f.release())
 	})
+}
+
+// end says why nothing is carried from here on, before what tells of it is closed.
+func (f *FastPath) end(why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.final, f.ended, f.attached = f.statsLocked(), why, nil
 }
 
 // release closes what Attach opened.

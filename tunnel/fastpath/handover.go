@@ -61,6 +61,7 @@ func (f *FastPath) Release() (d *Descriptors, err error) {
 	for _, l := range f.attached.links {
 		err = errors.Join(err, l.Close())
 	}
+	f.end("it was handed over")
 	if err = errors.Join(err, f.release()); err != nil {
 		f.log.Warn("release fast path", "error", err)
 	}

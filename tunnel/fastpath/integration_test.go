@@ -183,8 +183,10 @@ func sysctl(t *testing.T, h *testhost.Host, name, value string) {
 // ping sends pings at an interval of 5 ms and fails if an answer is missing.
 func ping(t *testing.T, from *testhost.Host, to string, count int, args ...string) {
 	t.Helper()
-	args = append([]string{"-q", "-i", "0.005", "-w", "20", "-c", strconv.Itoa(count), to}, args...)
-	run(t, from, "ping", args...)
+	args = append([]string{"-q", "-i", "0.005", "-c", strconv.Itoa(count), to}, args...)
+	if out := run(t, from, "ping", args...); !strings.Contains(out, fmt.Sprintf(" %d received", count)) {
+		t.Errorf("of %d pings answers are missing: %s", count, out)
+	}
 }
 
 // transfer sends n random bytes by TCP and compares what arrives.
@@ -263,13 +265,18 @@ func withoutTunnelOffload(t *testing.T, h *testhost.Host) {
 
 func changeFeature(t *testing.T, h *testhost.Host, feature string, on bool) {
 	t.Helper()
+	changeFeatureOf(t, h, "eth0", feature, on)
+}
+
+func changeFeatureOf(t *testing.T, h *testhost.Host, link, feature string, on bool) {
+	t.Helper()
 	testhost.Must(t, h.Do(func() error {
 		e, err := ethtool.NewEthtool()
 		if err != nil {
 			return err
 		}
 		defer e.Close()
-		return e.Change("eth0", map[string]bool{feature: on})
+		return e.Change(link, map[string]bool{feature: on})
 	}))
 }
 

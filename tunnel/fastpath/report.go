@@ -23,7 +23,7 @@ type Report struct {
 	// don't.
 	Peers, Excluded int
 	// LeftTx and LeftRx count packets of each direction that were left to the workers,
-	// by reason. Every reason is there.
+	// by reason. Every reason is there; all are 0 after Close or Release.
 	LeftTx, LeftRx map[string]uint64
 }
 
@@ -42,9 +42,12 @@ func (f *FastPath) Report() Report {
 			r.Excluded++
 		}
 	}
-	left, err := f.programs.Left()
-	if err != nil {
-		f.log.Error("read the fast path's counters", "error", err)
+	var left tcprog.Left
+	if f.ended == "" {
+		var err error
+		if left, err = f.programs.Left(); err != nil {
+			f.log.Error("read the fast path's counters", "error", err)
+		}
 	}
 	for _, reason := range tcprog.Reasons() {
 		r.LeftTx[reason.String()] = left.Tx[reason]

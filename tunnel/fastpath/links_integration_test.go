@@ -1,0 +1,293 @@
+package fastpath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
+	"uvxlan/tunnel/onlink"
+)
+
+// script runs commands on a host, one a line.
+func script(t *testing.T, h *testhost.Host, commands string) {
+	t.Helper()
+	for line := range strings.Lines(commands) {
+		if f := strings.Fields(line); len(f) > 0 {
+			run(t, h, f[0], f[1:]...)
+		}
+	}
+}
+
+func TestIntegrationFastPathOnMacvlan(t *testing.T) {
+	for _, offload := range []bool{true, false} {
+		t.Run(fmt.Sprintf("offload %t", offload), func(t *testing.T) {
+			a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) {
+				if !offload {
+					withoutTunnelOffload(t, a)
+					withoutTunnelOffload(t, b)
+				}
+				script(t, a, `
+					ip addr del 10.66.0.1/24 dev eth0
+					ip link add mv0 link eth0 type macvlan mode bridge
+					ip link set mv0 up
+					ip addr add 10.66.0.1/24 dev mv0`)
+			})
+			if r := a.fast.Report(); r.Link != "mv0" {
+				t.Errorf("attached to %s, want mv0", r.Link)
+			}
+			if r := a.fast.Report(); r.Superpackets != offload {
+				t.Errorf("mv0 passes superpackets: %t", r.Superpackets)
+			}
+			bothWays(t, a, b)
+			for _, n := range []*node{a, b} {
+				n.expectCarried(150, 150)
+			}
+			if offload {
+				expectWhole(t, a, b)
+				expectWhole(t, b, a)
+			}
+		})
+	}
+}
+
+// expectWhole fails unless superpackets from one host arrive at the other's eth0 in one
+// piece.
+func expectWhole(t *testing.T, from, to *node) {
+	t.Helper()
+	tap := testhost.Tap(to.host, "eth0")
+	var sending sync.WaitGroup
+	sending.Go(func() { transfer(t, from.container, to.container, to.addr(), transferSize) })
+	for {
+		if c := tap.Next(); c.VXLAN && c.Offload.SegmentSize > 0 && len(c.Packet) > 2000 {
+			break
+		}
+	}
+	sending.Wait()
+}
+
+// Who doesn't segment TCP splits superpackets before they reach the interface, in a
+// tunnel or not.
+func TestIntegrationFastPathFollowsSegmentation(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	expectWhole(t, a, b)
+	for _, on := range []bool{false, true} {
+		changeFeature(t, a.host, "tx-tcp-segmentation", on)
+		testhost.Await(t, fmt.Sprintf("superpackets %t", on), func() bool { return a.fast.Report().Superpackets == on })
+		transfer(t, a.container, b.container, b.addr(), transferSize)
+	}
+}
+
+// The underlay's interface stays the same by another name, also when its name was
+// configured.
+func TestIntegrationFastPathFollowsRenamedUnderlay(t *testing.T) {
+	for _, name := range []string{"", "eth0"} {
+		t.Run("link "+name, func(t *testing.T) {
+			a, b := newPair(t, onlink.Off, Config{Link: name}, nil)
+			a.expectCarrying(b)
+			script(t, a.host, `
+				ip link set eth0 down
+				ip link set eth0 name up0
+				ip link set up0 up`)
+			testhost.Await(t, "the name to be known", func() bool { return a.fast.Report().Link == "up0" })
+			a.awaitOn()
+			a.expectCarrying(b)
+			changeFeatureOf(t, a.host, "up0", "tx-udp_tnl-segmentation", false)
+			testhost.Await(t, "no superpackets", func() bool { return !a.fast.Report().Superpackets })
+		})
+	}
+}
+
+// Interfaces come and go all the time on a host of containers, which interrupts lists
+// of them. That is no reason to leave packets to the workers.
+func TestIntegrationFastPathStaysOnWhileLinksComeAndGo(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	testhost.Must(t, a.fast.Close())
+	for i := range 60 { // so that a list takes several messages
+		testhost.Must(t, a.host.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("x%d", i)}, PeerName: fmt.Sprintf("y%d", i)}))
+	}
+	var log countingHandler
+	a.attach(Config{Logger: slog.New(&log)})
+	ctx, stop := context.WithCancel(t.Context())
+	var churn sync.WaitGroup
+	churn.Go(func() {
+		for ctx.Err() == nil {
+			v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "z0"}, PeerName: "z1"}
+			if err := errors.Join(a.host.LinkAdd(v), a.host.LinkDel(v)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 1000 {
+		a.fast.inspect()
+	}
+	stop()
+	churn.Wait()
+	if n := log.warnings.Load(); n > 0 {
+		t.Errorf("%d warnings, the first: %s", n, log.first.Load())
+	}
+	a.expectCarrying(b)
+}
+
+// countingHandler counts a log's warnings and errors.
+type countingHandler struct {
+	warnings atomic.Int64
+	first    atomic.Value
+}
+
+func (h *countingHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (h *countingHandler) WithAttrs([]slog.Attr) slog.Handler           { return h }
+func (h *countingHandler) WithGroup(string) slog.Handler                { return h }
+
+func (h *countingHandler) Handle(_ context.Context, r slog.Record) error {
+	h.warnings.Add(1)
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		text += " " + a.String()
+		return true
+	})
+	h.first.CompareAndSwap(nil, text)
+	return nil
+}
+
+// A filter in a block that interfaces share is somebody's, too.
+func TestIntegrationFastPathLeavesSharedBlocks(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	testhost.Must(t, err)
+	defer pass.Close()
+	script(t, b.host, "tc qdisc add dev eth0 ingress_block 7 clsact")
+	b.awaitOn()
+	testhost.Must(t, b.host.FilterAdd(&netlink.BpfFilter{
+		// An index of -1 and the block's number for a parent: linux/rtnetlink.h.
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: -1, Parent: 7, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 7},
+		Fd:          pass.FD(), Name: "somebody's", DirectAction: true,
+	}))
+	b.awaitOff("tc filter")
+	ping(t, a.container, b.addr(), 5)
+	script(t, b.host, "tc qdisc del dev eth0 clsact")
+	b.awaitOn()
+	b.expectCarrying(a)
+}
+
+// Two networks of a host share the underlay's interface.
+func TestIntegrationFastPathsOfTwoNetworks(t *testing.T) {
+	for name, c := range map[string]Config{"tcx": {}, "clsact": {Clsact: true}} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newPair(t, onlink.Off, c, nil)
+			a.expectCarrying(b)
+			second := testhost.Inside(b.host, func() (*tunnel.Router, error) {
+				return tunnel.Open("flannel.7", tunnel.Setup{
+					Address: netip.MustParseAddr("10.66.0.2"), Port: testhost.Port + 1, VNI: 7, MAC: encap.MAC{2, 7}, Workers: 1,
+					Link: link.Config{MTU: 1450, Addresses: []netip.Addr{netip.MustParseAddr("10.7.2.0")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.7.0.0/16")}},
+				})
+			})
+			defer func() { testhost.Must(t, second.Close()) }()
+			fast := testhost.Inside(b.host, func() (*FastPath, error) { return Attach(second, c) })
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() {
+				if err := fast.Run(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+			if r := fast.Report(); !r.On {
+				t.Errorf("the second is off: %s", r.Reason)
+			}
+			a.expectCarrying(b)
+			b.expectCarrying(a)
+			stop()
+			running.Wait()
+			testhost.Must(t, fast.Close())
+			a.expectCarrying(b)
+			b.expectCarrying(a)
+			if r := b.fast.Report(); !r.On {
+				t.Errorf("the first is off: %s", r.Reason)
+			}
+		})
+	}
+}
+
+// Nothing is carried by what was closed, and it says so.
+func TestIntegrationFastPathReportsItsEnd(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	a.expectCarrying(b)
+	var log countingHandler
+	a.fast.log = slog.New(&log)
+	testhost.Must(t, a.fast.Close())
+	r := a.fast.Report()
+	if r.On || r.Reason == "" || r.Attached != "" {
+		t.Errorf("after Close: %+v", r)
+	}
+	if ok, reason := a.fast.Carries(b.subnet()); ok || reason == "" {
+		t.Errorf("after Close a peer is carried: %t, %q", ok, reason)
+	}
+	if _, err := b.fast.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.fast.Report(); r.On || r.Reason == "" {
+		t.Errorf("after Release: %+v", r)
+	}
+	if n := log.warnings.Load(); n > 0 {
+		t.Errorf("%d warnings, the first: %s", n, log.first.Load())
+	}
+}
+
+// Filters, too, are handed over while packets pass.
+func TestIntegrationFastPathHandsFiltersOver(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{Clsact: true}, nil)
+	a.expectCarrying(b)
+	var pings sync.WaitGroup
+	pings.Go(func() { ping(t, a.container, b.addr(), 1000) })
+	for range 5 {
+		d, err := b.fast.Release()
+		testhost.Must(t, err)
+		if out := attachedTo(t, b.host); !strings.Contains(out, "clsact") {
+			t.Errorf("between two there is %q", out)
+		}
+		b.attach(Config{Clsact: true, Inherited: d})
+	}
+	pings.Wait()
+	b.expectCarrying(a)
+	testhost.Must(t, b.fast.Close())
+	if out := attachedTo(t, b.host); out != "" {
+		t.Errorf("left behind: %s", out)
+	}
+}
+
+// A successor that can't go on leaves nothing that carries packets by old peers.
+func TestIntegrationFastPathLeavesNothingOfAPredecessor(t *testing.T) {
+	for name, c := range map[string]Config{"tcx": {}, "clsact": {Clsact: true}} {
+		t.Run(name, func(t *testing.T) {
+			_, b := newPair(t, onlink.Off, c, nil)
+			d, err := b.fast.Release()
+			testhost.Must(t, err)
+			c.Link, c.Inherited = "nowhere0", d
+			fast, err := attachIn(b, c)
+			if !errors.Is(err, ErrUnsupported) {
+				t.Errorf("at an interface that there isn't: %v", err)
+			}
+			testhost.Must(t, closeFast(fast))
+			if out := attachedTo(t, b.host); out != "" {
+				t.Errorf("left behind: %s", out)
+			}
+		})
+	}
+}
