@@ -21,8 +21,9 @@ import (
 const MaxSourcePorts = 64
 
 // FlowGuard is how long a flow stays with the workers after one of its packets was
-// left to them: they have passed it on by then.
-const FlowGuard = 3 * time.Millisecond
+// left to them. They have passed it on by then, even on a busy machine: a worker that
+// waits for a CPU may be late by some ticks of the scheduler.
+const FlowGuard = 200 * time.Millisecond
 
 // Settings are what the programs must know beside the peers. All are required but
 // SourcePorts, MTU and Bulk.
