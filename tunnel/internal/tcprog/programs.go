@@ -580,7 +580,7 @@ func (p *Programs) Close() error {
 	var errs []error
 	for _, c := range []interface{ Close() error }{
 		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.Config, p.objects.Counters, p.objects.Flowlets,
-		p.objects.Left, p.objects.Peers4, p.objects.Peers6, p.objects.Sums, p.objects.Tolerant,
+		p.objects.Left, p.objects.Peers4, p.objects.Peers6, p.objects.Scratches, p.objects.Sums, p.objects.Tolerant,
 	} {
 		errs = append(errs, c.Close()) // of nil too
 	}

@@ -1,6 +1,7 @@
 package tcprog
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,6 +38,30 @@ func TestLoadWithFewPrivileges(t *testing.T) {
 		}
 		if err == nil {
 			must(t, p.Close())
+		}
+	}
+}
+
+// Verifiers before Linux 6.13, without CAP_PERFMON, refuse a store of less than eight
+// bytes to a place on the stack that a number of eight was stored at: the programs do
+// no other stores there.
+func TestStackStores(t *testing.T) {
+	spec, err := loadVxlan()
+	must(t, err)
+	for name, p := range spec.Programs {
+		stores := 0
+		for i, ins := range p.Instructions {
+			class := ins.OpCode.Class()
+			if (class != asm.StClass && class != asm.StXClass) || ins.Dst != asm.RFP {
+				continue
+			}
+			stores++
+			if ins.OpCode.Size() != asm.DWord {
+				t.Errorf("%s: instruction %d, %v", name, i, ins)
+			}
+		}
+		if stores == 0 {
+			t.Errorf("%s: no stores on the stack were found", name)
 		}
 	}
 }
@@ -297,5 +323,24 @@ func TestRefusedChange(t *testing.T) {
 	}
 	if _, ok := in.Counters(changed.Subnet); ok {
 		t.Error("the peer is there as it was")
+	}
+}
+
+// A program that finds another at work on its CPU leaves the packet.
+func TestBusyCPU(t *testing.T) {
+	in := newInbound(t)
+	scratches := make([][]byte, ebpf.MustPossibleCPU())
+	for _, busy := range []uint32{1, 0} {
+		for i := range scratches {
+			scratches[i] = make([]byte, in.objects.Scratches.ValueSize())
+			binary.NativeEndian.PutUint32(scratches[i], busy)
+		}
+		must(t, in.objects.Scratches.Put(uint32(0), scratches))
+		if got := in.check(pingFrame(0, 0)); got != (busy == 0) {
+			t.Errorf("busy %d: carried is %v", busy, got)
+		}
+	}
+	if !in.check(pingFrame(0, 0)) {
+		t.Error("busy after a packet")
 	}
 }

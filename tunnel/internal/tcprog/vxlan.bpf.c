@@ -228,11 +228,69 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } tolerant SEC(".maps");
 
-static __always_inline void count(enum direction d, enum reason r)
-{
-	__u32 key = d * REASONS + r;
-	__u64 *n = bpf_map_lookup_elem(&left, &key);
+/* An inner packet, as far as it was looked at. */
+struct packet {
+	__u32 len;
+	__u32 hash;    /* of the flow: FlowHash of package encap */
+	__u32 headers; /* their length */
+	__be16 type;   /* Ethernet's */
+	__u8 proto;
+	__u8 ecn;
+	__u8 tcp_flags;
+	__u8 has_sum;  /* it has a checksum of its transport */
+	__u8 tells_mtu; /* ICMP: how long other packets may be */
+	__be32 dst4, src4;
+	__be32 dst6[4], src6[4];
+	/* What the packet sums to from its transport header on, if that has a right
+	 * checksum: the complement of its pseudo-header. The IPv4 header sums to 0. */
+	__u16 sum;
+};
 
+struct header6 {
+	__be32 start; /* version, traffic class, flow label */
+	__be16 len;
+	__u8 proto, limit;
+	__be32 src[4], dst[4];
+};
+
+/* What a program works with. It isn't on the stack: without CAP_PERFMON verifiers
+ * before Linux 6.13 refuse stores of less than eight bytes to where there was a
+ * number of eight, and the compiler chooses what shares a place. */
+struct scratch {
+	__u32 busy;
+	__u32 zero; /* always */
+	__u32 key;
+	union {
+		struct iphdr ip4;
+		struct header6 ip6;
+		__be32 words[10];
+	} h; /* the inner network header */
+	__u8 transport[20];
+	struct prefix4 prefix4;
+	struct prefix6 prefix6;
+	struct packet p;
+	struct frame f;
+	struct ethhdr eth;
+	struct bpf_fib_lookup to;
+	struct bpf_redir_neigh next;
+	struct traffic none; /* all zero */
+};
+
+/* One for each CPU. Programs run with softirqs off, so that none runs on a CPU while
+ * another does; should a kernel think otherwise, busy tells. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct scratch);
+	__uint(max_entries, 1);
+} scratches SEC(".maps");
+
+static __always_inline void count(struct scratch *x, enum direction d, enum reason r)
+{
+	__u64 *n;
+
+	x->key = d * REASONS + r;
+	n = bpf_map_lookup_elem(&left, &x->key);
 	if (n)
 		*n += 1;
 }
@@ -240,35 +298,34 @@ static __always_inline void count(enum direction d, enum reason r)
 /* How long a flow may be held by its own packets alone, in ns. */
 #define HELD_AT_MOST 1000000000ULL
 
-static __always_inline struct flowlet *flowlet(enum direction d, __u32 hash)
+static __always_inline struct flowlet *flowlet(struct scratch *x, enum direction d)
 {
-	__u32 key = d * FLOWLETS + (hash & (FLOWLETS - 1));
-
-	return bpf_map_lookup_elem(&flowlets, &key);
+	x->key = d * FLOWLETS + (x->p.hash & (FLOWLETS - 1));
+	return bpf_map_lookup_elem(&flowlets, &x->key);
 }
 
 /* Leaves a packet, and those of its flow that follow soon, to the workers. */
-static __always_inline int leave_flow(enum direction d, __u32 hash, enum reason r)
+static __always_inline int leave_flow(struct scratch *x, enum direction d, enum reason r)
 {
-	struct flowlet *f = flowlet(d, hash);
+	struct flowlet *f = flowlet(x, d);
 
 	if (f)
 		f->left = f->needed = bpf_ktime_get_ns();
-	count(d, r);
+	count(x, d, r);
 	return TC_ACT_UNSPEC;
 }
 
-static __always_inline int leave(enum direction d, enum reason r)
+static __always_inline int leave(struct scratch *x, enum direction d, enum reason r)
 {
-	count(d, r);
+	count(x, d, r);
 	return TC_ACT_UNSPEC;
 }
 
 /* Tells whether packets of the flow may still be on their way through a worker.
  * Another CPU may have left one since this one looked at the clock. */
-static __always_inline int held(enum direction d, __u32 hash, __u64 now, __u64 guard)
+static __always_inline int held(struct scratch *x, enum direction d, __u64 now, __u64 guard)
 {
-	struct flowlet *f = flowlet(d, hash);
+	struct flowlet *f = flowlet(x, d);
 
 	if (!f || (__s64)(now - f->left) >= (__s64)guard || (__s64)(now - f->needed) >= (__s64)HELD_AT_MOST)
 		return 0;
@@ -308,28 +365,11 @@ static __always_inline __u64 sum_ip(struct iphdr *h)
 	return s;
 }
 
-/* An inner packet, as far as it was looked at. */
-struct packet {
-	__u32 len;
-	__u32 hash;    /* of the flow: FlowHash of package encap */
-	__u32 headers; /* their length */
-	__be16 type;   /* Ethernet's */
-	__u8 proto;
-	__u8 ecn;
-	__u8 tcp_flags;
-	__u8 has_sum;  /* it has a checksum of its transport */
-	__u8 tells_mtu; /* ICMP: how long other packets may be */
-	__be32 dst4, src4;
-	__be32 dst6[4], src6[4];
-	/* What the packet sums to from its transport header on, if that has a right
-	 * checksum: the complement of its pseudo-header. The IPv4 header sums to 0. */
-	__u16 sum;
-};
-
 /* Looks at the transport header at an offset; the network header is read. */
-static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 at, struct packet *p, __u64 pseudo, __u64 hash, __u32 network)
+static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 at, struct scratch *x, __u64 pseudo, __u64 hash, __u32 network)
 {
-	__u8 h[20] = {};
+	struct packet *p = &x->p;
+	__u8 *h = x->transport;
 	__u64 last = p->proto;
 	__u32 need = p->proto == IPPROTO_TCP ? 20 : 8;
 
@@ -374,89 +414,87 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 
 
 #define HASH_SEED 0x9e3779b97f4a7c15ULL
 
-static __always_inline enum reason parse4(struct __sk_buff *skb, __u32 at, struct packet *p)
+static __always_inline enum reason parse4(struct __sk_buff *skb, __u32 at, struct scratch *x)
 {
-	struct iphdr h = {};
+	struct packet *p = &x->p;
+	struct iphdr *h = &x->h.ip4;
 
-	if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) < 0 || h.version != 4)
+	if (bpf_skb_load_bytes(skb, at, h, sizeof(*h)) < 0 || h->version != 4)
 		return LEFT_NOT_IP;
-	if (h.ihl != 5)
+	if (h->ihl != 5)
 		return LEFT_OPTIONS;
-	if (h.frag_off & bpf_htons(IP_FRAGMENT))
+	if (h->frag_off & bpf_htons(IP_FRAGMENT))
 		return LEFT_FRAGMENT;
-	if (h.protocol != IPPROTO_TCP && h.protocol != IPPROTO_UDP && h.protocol != IPPROTO_ICMP)
+	if (h->protocol != IPPROTO_TCP && h->protocol != IPPROTO_UDP && h->protocol != IPPROTO_ICMP)
 		return LEFT_PROTOCOL;
-	if (fold(sum_ip(&h)) != 0xffff)
+	if (fold(sum_ip(h)) != 0xffff)
 		return LEFT_CHECKSUM;
 	p->type = bpf_htons(ETH_P_IP);
-	p->len = bpf_ntohs(h.tot_len);
-	p->proto = h.protocol;
-	p->ecn = h.tos & ECN_MASK;
-	p->src4 = h.saddr;
-	p->dst4 = h.daddr;
-	return parse_transport(skb, at + sizeof(h), p,
-			       (__u64)h.saddr + h.daddr + bpf_htons(h.protocol) + bpf_htons(p->len - sizeof(h)),
-			       mix(HASH_SEED ^ pair(h.saddr, h.daddr)), sizeof(h));
+	p->len = bpf_ntohs(h->tot_len);
+	p->proto = h->protocol;
+	p->ecn = h->tos & ECN_MASK;
+	p->src4 = h->saddr;
+	p->dst4 = h->daddr;
+	return parse_transport(skb, at + sizeof(*h), x,
+			       (__u64)h->saddr + h->daddr + bpf_htons(h->protocol) + bpf_htons(p->len - sizeof(*h)),
+			       mix(HASH_SEED ^ pair(h->saddr, h->daddr)), sizeof(*h));
 }
 
-static __always_inline enum reason parse6(struct __sk_buff *skb, __u32 at, struct packet *p)
+static __always_inline enum reason parse6(struct __sk_buff *skb, __u32 at, struct scratch *x)
 {
-	struct {
-		__be32 start; /* version, traffic class, flow label */
-		__be16 len;
-		__u8 proto, limit;
-		__be32 src[4], dst[4];
-	} h = {};
+	struct packet *p = &x->p;
+	struct header6 *h = &x->h.ip6;
 	__u64 pseudo = 0, hash = HASH_SEED;
 	__u32 n;
 
-	if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) < 0 || bpf_ntohl(h.start) >> 28 != 6)
+	if (bpf_skb_load_bytes(skb, at, h, sizeof(*h)) < 0 || bpf_ntohl(h->start) >> 28 != 6)
 		return LEFT_NOT_IP;
-	if (h.proto != IPPROTO_TCP && h.proto != IPPROTO_UDP && h.proto != IPPROTO_ICMPV6)
-		return h.proto == IPPROTO_FRAGMENT ? LEFT_FRAGMENT : LEFT_PROTOCOL;
-	n = bpf_ntohs(h.len);
+	if (h->proto != IPPROTO_TCP && h->proto != IPPROTO_UDP && h->proto != IPPROTO_ICMPV6)
+		return h->proto == IPPROTO_FRAGMENT ? LEFT_FRAGMENT : LEFT_PROTOCOL;
+	n = bpf_ntohs(h->len);
 	p->type = bpf_htons(ETH_P_IPV6);
-	p->len = n + sizeof(h);
-	p->proto = h.proto;
-	p->ecn = bpf_ntohl(h.start) >> 20 & ECN_MASK;
+	p->len = n + sizeof(*h);
+	p->proto = h->proto;
+	p->ecn = bpf_ntohl(h->start) >> 20 & ECN_MASK;
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		p->src6[i] = h.src[i];
-		p->dst6[i] = h.dst[i];
-		pseudo += (__u64)h.src[i] + h.dst[i];
+		p->src6[i] = h->src[i];
+		p->dst6[i] = h->dst[i];
+		pseudo += (__u64)h->src[i] + h->dst[i];
 	}
-	hash = mix(hash ^ pair(h.src[0], h.src[1]));
-	hash = mix(hash ^ pair(h.src[2], h.src[3]));
-	hash = mix(hash ^ pair(h.dst[0], h.dst[1]));
-	hash = mix(hash ^ pair(h.dst[2], h.dst[3]));
-	return parse_transport(skb, at + sizeof(h), p, pseudo + bpf_htons(h.proto) + bpf_htons(n), hash, sizeof(h));
+	hash = mix(hash ^ pair(h->src[0], h->src[1]));
+	hash = mix(hash ^ pair(h->src[2], h->src[3]));
+	hash = mix(hash ^ pair(h->dst[0], h->dst[1]));
+	hash = mix(hash ^ pair(h->dst[2], h->dst[3]));
+	return parse_transport(skb, at + sizeof(*h), x, pseudo + bpf_htons(h->proto) + bpf_htons(n), hash, sizeof(*h));
 }
 
-static __always_inline struct peer *find4(__be32 a)
+static __always_inline struct peer *find4(struct scratch *x, __be32 a)
 {
-	struct prefix4 k = {32, a};
-
-	return bpf_map_lookup_elem(&peers4, &k);
+	x->prefix4.bits = 32;
+	x->prefix4.address = a;
+	return bpf_map_lookup_elem(&peers4, &x->prefix4);
 }
 
-static __always_inline struct peer *find6(__be32 *a)
+static __always_inline struct peer *find6(struct scratch *x, __be32 *a)
 {
-	struct prefix6 k = {128, {a[0], a[1], a[2], a[3]}};
-
-	return bpf_map_lookup_elem(&peers6, &k);
+	x->prefix6.bits = 128;
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		x->prefix6.address[i] = a[i];
+	return bpf_map_lookup_elem(&peers6, &x->prefix6);
 }
 
 /* The counters of a peer, NULL if there is no memory for them. */
-static __always_inline struct traffic *traffic_of(struct peer *p)
+static __always_inline struct traffic *traffic_of(struct scratch *x, struct peer *p)
 {
-	__u32 id = p->id;
-	struct traffic *t = bpf_map_lookup_elem(&counters, &id);
+	struct traffic *t;
 
+	x->key = p->id;
+	t = bpf_map_lookup_elem(&counters, &x->key);
 	if (!t) {
-		struct traffic none = {};
-
-		bpf_map_update_elem(&counters, &id, &none, BPF_NOEXIST);
-		t = bpf_map_lookup_elem(&counters, &id);
+		bpf_map_update_elem(&counters, &x->key, &x->none, BPF_NOEXIST);
+		t = bpf_map_lookup_elem(&counters, &x->key);
 	}
 	return t;
 }
@@ -482,10 +520,9 @@ static __always_inline __u64 sum_headers(struct frame *f)
 	return s;
 }
 
-static __always_inline void count_tx(struct traffic *t, __u32 n, __u32 bytes, __u32 direct)
+static __always_inline void count_tx(struct scratch *x, struct traffic *t, __u32 n, __u32 bytes, __u32 direct)
 {
-	__u32 zero = 0;
-	struct totals *all = bpf_map_lookup_elem(&sums, &zero);
+	struct totals *all = bpf_map_lookup_elem(&sums, &x->zero);
 
 	t->tx_packets += n;
 	t->tx_bytes += bytes;
@@ -506,138 +543,133 @@ static __always_inline void clear_marks(struct __sk_buff *skb)
 }
 
 /* Sends a packet as it is to a peer on the same Ethernet. */
-static __always_inline int send_direct(struct __sk_buff *skb, struct peer *peer, struct packet *p, struct traffic *t)
+static __always_inline int send_direct(struct __sk_buff *skb, struct scratch *x, struct peer *peer, struct traffic *t)
 {
-	struct ethhdr eth = {};
-	__u32 link = peer->link, n = segments(skb->gso_size, p), len = p->len, hash = p->hash;
+	__u32 link = peer->link, n = segments(skb->gso_size, &x->p);
 
-	__builtin_memcpy(eth.h_dest, peer->target, ETH_ALEN);
-	__builtin_memcpy(eth.h_source, peer->source, ETH_ALEN);
-	eth.h_proto = p->type;
-	if (bpf_skb_change_head(skb, sizeof(eth), 0) < 0)
-		return leave_flow(TX, hash, LEFT_ERROR);
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) < 0) {
-		count(TX, LOST);
+	__builtin_memcpy(x->eth.h_dest, peer->target, ETH_ALEN);
+	__builtin_memcpy(x->eth.h_source, peer->source, ETH_ALEN);
+	x->eth.h_proto = x->p.type;
+	if (bpf_skb_change_head(skb, sizeof(x->eth), 0) < 0)
+		return leave_flow(x, TX, LEFT_ERROR);
+	if (bpf_skb_store_bytes(skb, 0, &x->eth, sizeof(x->eth), 0) < 0) {
+		count(x, TX, LOST);
 		return TC_ACT_SHOT;
 	}
 	clear_marks(skb);
-	count_tx(t, n, len, 1);
+	count_tx(x, t, n, x->p.len, 1);
 	return bpf_redirect(link, 0);
 }
 
-SEC("tc")
-int vxlan_egress(struct __sk_buff *skb)
+static __always_inline int egress(struct __sk_buff *skb, struct settings *s, struct scratch *x)
 {
-	struct packet p = {};
-	struct frame f = {};
-	struct bpf_fib_lookup to = {};
-	struct bpf_redir_neigh next = {};
-	struct settings *s;
+	struct bpf_fib_lookup *to = &x->to;
+	struct packet *p = &x->p;
+	struct frame *f = &x->f;
 	struct traffic *t;
 	struct peer *peer;
 	enum reason why;
-	__u32 zero = 0, gso = skb->gso_size, longest;
+	__u32 gso = skb->gso_size, longest;
 	__u64 now, flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 			   BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN);
 
-	s = bpf_map_lookup_elem(&config, &zero);
-	if (!s || !(s->options & ON))
-		return TC_ACT_UNSPEC;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		why = parse4(skb, 0, &p);
+		why = parse4(skb, 0, x);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		why = parse6(skb, 0, &p);
+		why = parse6(skb, 0, x);
 	else
 		why = LEFT_NOT_IP;
 	if (why != CARRIED)
-		return leave(TX, why);
-	if (p.len != skb->len)
-		return leave(TX, LEFT_NOT_IP);
-	peer = p.type == bpf_htons(ETH_P_IP) ? find4(p.dst4) : find6(p.dst6);
+		return leave(x, TX, why);
+	if (p->len != skb->len)
+		return leave(x, TX, LEFT_NOT_IP);
+	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->dst4) : find6(x, p->dst6);
 	if (!peer)
-		return leave(TX, LEFT_NO_PEER);
-	if (p.proto == IPPROTO_TCP && p.tcp_flags & TCP_SYN)
-		return leave(TX, LEFT_SYN);
-	if (p.tells_mtu)
-		return leave(TX, LEFT_PATH_MTU);
+		return leave(x, TX, LEFT_NO_PEER);
+	if (p->proto == IPPROTO_TCP && p->tcp_flags & TCP_SYN)
+		return leave(x, TX, LEFT_SYN);
+	if (p->tells_mtu)
+		return leave(x, TX, LEFT_PATH_MTU);
 
 	/* A link takes what is longer than its MTU and drops it. */
-	longest = gso ? p.headers + gso : p.len;
+	longest = gso ? p->headers + gso : p->len;
 	if (longest > peer->longest)
-		return leave_flow(TX, p.hash, LEFT_TOO_LONG);
+		return leave_flow(x, TX, LEFT_TOO_LONG);
 	now = bpf_ktime_get_ns();
 	if (peer->link) {
-		if (held(TX, p.hash, now, s->guard))
-			return leave(TX, LEFT_FLOWLET);
-		t = traffic_of(peer);
+		if (held(x, TX, now, s->guard))
+			return leave(x, TX, LEFT_FLOWLET);
+		t = traffic_of(x, peer);
 		if (!t)
-			return leave_flow(TX, p.hash, LEFT_ERROR);
-		return send_direct(skb, peer, &p, t);
+			return leave_flow(x, TX, LEFT_ERROR);
+		return send_direct(skb, x, peer, t);
 	}
 
 	if (gso) {
-		if (p.proto != IPPROTO_TCP)
-			return leave_flow(TX, p.hash, LEFT_UDP_SUPERPACKET);
-		if (!(s->options & SUPERPACKETS) || !(s->options & ENCAP_ETH) || p.len + ROOM > MAX_IP_LEN)
-			return leave_flow(TX, p.hash, LEFT_SUPERPACKET);
-	} else if (!p.has_sum) {
-		return leave_flow(TX, p.hash, LEFT_CHECKSUM);
+		if (p->proto != IPPROTO_TCP)
+			return leave_flow(x, TX, LEFT_UDP_SUPERPACKET);
+		if (!(s->options & SUPERPACKETS) || !(s->options & ENCAP_ETH) || p->len + ROOM > MAX_IP_LEN)
+			return leave_flow(x, TX, LEFT_SUPERPACKET);
+	} else if (!p->has_sum) {
+		return leave_flow(x, TX, LEFT_CHECKSUM);
 	}
-	if (held(TX, p.hash, now, s->guard))
-		return leave(TX, LEFT_FLOWLET);
+	if (held(x, TX, now, s->guard))
+		return leave(x, TX, LEFT_FLOWLET);
 
 	/* The kernel's routing decides, with what it has learnt of the path's MTU. The
 	 * MTU of a route, which doesn't count for what is forwarded unless it is locked,
 	 * is part of peer->longest. */
-	to.family = AF_INET;
-	to.l4_protocol = IPPROTO_UDP;
-	to.dport = s->port;
-	to.tot_len = longest + ROOM;
-	to.ifindex = s->device;
-	to.tos = p.ecn;
-	to.ipv4_src = s->local;
-	to.ipv4_dst = peer->address;
+	__builtin_memset(to, 0, sizeof(*to));
+	to->family = AF_INET;
+	to->l4_protocol = IPPROTO_UDP;
+	to->dport = s->port;
+	to->tot_len = longest + ROOM;
+	to->ifindex = s->device;
+	to->tos = p->ecn;
+	to->ipv4_src = s->local;
+	to->ipv4_dst = peer->address;
 	if (s->ports)
-		to.sport = s->source_ports[(p.hash % s->ports) & (MAX_PORTS - 1)];
+		to->sport = s->source_ports[(p->hash % s->ports) & (MAX_PORTS - 1)];
 	else
-		to.sport = s->port;
-	f.udp.source = to.sport;
-	switch (bpf_fib_lookup(skb, &to, sizeof(to), 0)) {
+		to->sport = s->port;
+	__builtin_memset(f, 0, sizeof(*f));
+	f->udp.source = to->sport;
+	switch (bpf_fib_lookup(skb, to, sizeof(*to), 0)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 		break;
 	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		return leave_flow(TX, p.hash, LEFT_TOO_LONG);
+		return leave_flow(x, TX, LEFT_TOO_LONG);
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
-		return leave_flow(TX, p.hash, LEFT_NO_NEIGHBOUR);
+		return leave_flow(x, TX, LEFT_NO_NEIGHBOUR);
 	default:
-		return leave_flow(TX, p.hash, LEFT_NO_ROUTE);
+		return leave_flow(x, TX, LEFT_NO_ROUTE);
 	}
-	if (to.ifindex != s->underlay)
-		return leave_flow(TX, p.hash, LEFT_OTHER_LINK);
-	if (to.family != AF_INET)
-		return leave_flow(TX, p.hash, LEFT_NO_ROUTE);
-	t = traffic_of(peer);
+	if (to->ifindex != s->underlay)
+		return leave_flow(x, TX, LEFT_OTHER_LINK);
+	if (to->family != AF_INET)
+		return leave_flow(x, TX, LEFT_NO_ROUTE);
+	t = traffic_of(x, peer);
 	if (!t)
-		return leave_flow(TX, p.hash, LEFT_ERROR);
+		return leave_flow(x, TX, LEFT_ERROR);
 
-	f.eth.h_proto = bpf_htons(ETH_P_IP);
-	f.ip.version = 4;
-	f.ip.ihl = 5;
-	f.ip.tos = p.ecn;
-	f.ip.tot_len = bpf_htons(p.len + ROOM);
-	f.ip.id = bpf_get_prandom_u32();
-	f.ip.ttl = 64;
-	f.ip.protocol = IPPROTO_UDP;
-	f.ip.saddr = s->local;
-	f.ip.daddr = peer->address;
-	f.ip.check = ~fold(sum_ip(&f.ip));
-	f.udp.dest = s->port;
-	f.udp.len = bpf_htons(p.len + ROOM - sizeof(f.ip));
-	f.vxlan_flags = bpf_htonl(VXLAN_HAS_VNI);
-	f.vxlan_vni = s->vni;
-	__builtin_memcpy(f.inner.h_dest, peer->mac, ETH_ALEN);
-	__builtin_memcpy(f.inner.h_source, s->mac, ETH_ALEN);
-	f.inner.h_proto = p.type;
+	f->eth.h_proto = bpf_htons(ETH_P_IP);
+	f->ip.version = 4;
+	f->ip.ihl = 5;
+	f->ip.tos = p->ecn;
+	f->ip.tot_len = bpf_htons(p->len + ROOM);
+	f->ip.id = bpf_get_prandom_u32();
+	f->ip.ttl = 64;
+	f->ip.protocol = IPPROTO_UDP;
+	f->ip.saddr = s->local;
+	f->ip.daddr = peer->address;
+	f->ip.check = ~fold(sum_ip(&f->ip));
+	f->udp.dest = s->port;
+	f->udp.len = bpf_htons(p->len + ROOM - sizeof(f->ip));
+	f->vxlan_flags = bpf_htonl(VXLAN_HAS_VNI);
+	f->vxlan_vni = s->vni;
+	__builtin_memcpy(f->inner.h_dest, peer->mac, ETH_ALEN);
+	__builtin_memcpy(f->inner.h_source, s->mac, ETH_ALEN);
+	f->inner.h_proto = p->type;
 	/* A superpacket's segments go without: the kernel can't be told to fill theirs
 	 * in, and a peer must take them (RFC 7348, section 4.1). Others have one, or
 	 * their receivers could not join them. */
@@ -645,36 +677,64 @@ int vxlan_egress(struct __sk_buff *skb)
 		__u16 c;
 
 		/* The sum of an IPv6 header is its own; that of IPv4's is 0. */
-		__u64 sum = sum_headers(&f) + p.sum;
+		__u64 sum = sum_headers(f) + p->sum;
 
-		if (p.type == bpf_htons(ETH_P_IPV6)) {
-			__be32 h[10] = {};
-
-			if (bpf_skb_load_bytes(skb, 0, h, sizeof(h)) < 0)
-				return leave_flow(TX, p.hash, LEFT_ERROR);
+		if (p->type == bpf_htons(ETH_P_IPV6)) {
 #pragma unroll
 			for (int i = 0; i < 10; i++)
-				sum += h[i];
+				sum += x->h.words[i];
 		}
 		c = ~fold(sum);
-		f.udp.check = c ? c : 0xffff;
+		f->udp.check = c ? c : 0xffff;
 	}
 
 	/* Only whoever segments it must know of the inner Ethernet header. */
 	if (gso)
 		flags |= BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 	if (bpf_skb_adjust_room(skb, ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
-		return leave_flow(TX, p.hash, LEFT_ERROR); /* such as: it is a tunnel's already */
+		return leave_flow(x, TX, LEFT_ERROR); /* such as: it is a tunnel's already */
 	/* The TUN has no link-layer header, and redirection takes one away. */
-	if (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 || bpf_skb_store_bytes(skb, 0, &f.eth, FRAME_LEN, 0) < 0) {
-		count(TX, LOST);
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 || bpf_skb_store_bytes(skb, 0, &f->eth, FRAME_LEN, 0) < 0) {
+		count(x, TX, LOST);
 		return TC_ACT_SHOT;
 	}
 	clear_marks(skb);
-	count_tx(t, segments(gso, &p), p.len, 0);
-	next.nh_family = AF_INET;
-	next.ipv4_nh = to.ipv4_dst; /* the gateway, or the peer itself */
-	return bpf_redirect_neigh(to.ifindex, &next, sizeof(next), 0);
+	count_tx(x, t, segments(gso, p), p->len, 0);
+	__builtin_memset(&x->next, 0, sizeof(x->next));
+	x->next.nh_family = AF_INET;
+	x->next.ipv4_nh = to->ipv4_dst; /* the gateway, or the peer itself */
+	return bpf_redirect_neigh(to->ifindex, &x->next, sizeof(x->next), 0);
+}
+
+/* The CPU's scratch, NULL if it is in use. */
+static __always_inline struct scratch *take_scratch(void)
+{
+	__u64 zero = 0; /* eight bytes: see struct scratch */
+	struct scratch *x = bpf_map_lookup_elem(&scratches, &zero);
+
+	if (!x || x->busy)
+		return NULL;
+	x->busy = 1;
+	__builtin_memset(&x->p, 0, sizeof(x->p));
+	return x;
+}
+
+SEC("tc")
+int vxlan_egress(struct __sk_buff *skb)
+{
+	__u64 zero = 0;
+	struct settings *s = bpf_map_lookup_elem(&config, &zero);
+	struct scratch *x;
+	int action;
+
+	if (!s || !(s->options & ON))
+		return TC_ACT_UNSPEC;
+	x = take_scratch();
+	if (!x)
+		return TC_ACT_UNSPEC;
+	action = egress(skb, s, x);
+	x->busy = 0;
+	return action;
 }
 
 /* For each inner ECN field four bits, by the outer one: set where decapsulation leaves
@@ -688,32 +748,33 @@ static __always_inline int ecn_stays(__u8 inner, __u8 outer)
 
 /* Tells whether the way to a packet's destination takes superpackets which still
  * bear the marks of a UDP tunnel. */
-static __always_inline int is_tolerant(struct __sk_buff *skb, struct settings *s, struct packet *p)
+static __always_inline int is_tolerant(struct __sk_buff *skb, struct settings *s, struct scratch *x)
 {
-	struct bpf_fib_lookup to = {};
-	__u32 link;
+	struct bpf_fib_lookup *to = &x->to;
+	struct packet *p = &x->p;
 
-	to.ifindex = s->device;
-	to.l4_protocol = p->proto;
-	to.tot_len = 0;
+	__builtin_memset(to, 0, sizeof(*to));
+	to->ifindex = s->device;
+	to->l4_protocol = p->proto;
+	to->tot_len = 0;
 	if (p->type == bpf_htons(ETH_P_IP)) {
-		to.family = AF_INET;
-		to.ipv4_src = p->src4;
-		to.ipv4_dst = p->dst4;
+		to->family = AF_INET;
+		to->ipv4_src = p->src4;
+		to->ipv4_dst = p->dst4;
 	} else {
-		to.family = AF_INET6;
+		to->family = AF_INET6;
 #pragma unroll
 		for (int i = 0; i < 4; i++) {
-			to.ipv6_src[i] = p->src6[i];
-			to.ipv6_dst[i] = p->dst6[i];
+			to->ipv6_src[i] = p->src6[i];
+			to->ipv6_dst[i] = p->dst6[i];
 		}
 	}
-	switch (bpf_fib_lookup(skb, &to, sizeof(to), 0)) {
+	switch (bpf_fib_lookup(skb, to, sizeof(*to), 0)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 	case BPF_FIB_LKUP_RET_FRAG_NEEDED: /* by the whole's length, which isn't a segment's */
-		link = to.ifindex;
-		return bpf_map_lookup_elem(&tolerant, &link) != NULL;
+		x->key = to->ifindex;
+		return bpf_map_lookup_elem(&tolerant, &x->key) != NULL;
 	case BPF_FIB_LKUP_RET_NOT_FWDED:
 	case BPF_FIB_LKUP_RET_FWD_DISABLED:
 		return 1; /* it stays on this host */
@@ -723,8 +784,10 @@ static __always_inline int is_tolerant(struct __sk_buff *skb, struct settings *s
 
 /* Tells whether a datagram's checksum holds, as far as that doesn't take its
  * payload: the inner packet has a checksum of its own. */
-static __always_inline int sum_holds(struct __sk_buff *skb, struct frame *f, struct packet *p)
+static __always_inline int sum_holds(struct __sk_buff *skb, struct scratch *x)
 {
+	struct packet *p = &x->p;
+	struct frame *f = &x->f;
 	__u64 sum;
 	__u16 want;
 
@@ -740,32 +803,108 @@ static __always_inline int sum_holds(struct __sk_buff *skb, struct frame *f, str
 		return 0;
 	sum = sum_headers(f) + p->sum;
 	if (p->type == bpf_htons(ETH_P_IPV6)) {
-		__be32 h[10] = {};
-
-		if (bpf_skb_load_bytes(skb, FRAME_LEN, h, sizeof(h)) < 0)
-			return 0;
 #pragma unroll
 		for (int i = 0; i < 10; i++)
-			sum += h[i];
+			sum += x->h.words[i];
 	}
 	want = ~fold(sum);
 	return f->udp.check == (want ? want : 0xffff);
+}
+
+static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+{
+	struct packet *p = &x->p;
+	struct frame *f = &x->f;
+	struct traffic *t;
+	struct totals *all;
+	struct peer *peer;
+	enum reason why;
+	__u32 gso = skb->gso_size, n;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET, now;
+
+	if (bpf_skb_load_bytes(skb, 0, &f->eth, FRAME_LEN) < 0)
+		return TC_ACT_UNSPEC;
+	if (f->ip.version != 4 || f->ip.ihl != 5 || f->ip.protocol != IPPROTO_UDP || f->ip.daddr != s->local ||
+	    f->ip.frag_off & bpf_htons(IP_FRAGMENT) || f->udp.dest != s->port)
+		return TC_ACT_UNSPEC;
+	if (!(f->vxlan_flags & bpf_htonl(VXLAN_HAS_VNI)) || (f->vxlan_vni & bpf_htonl(0xffffff00)) != s->vni)
+		return leave(x, RX, LEFT_FOREIGN_VNI);
+	if (*(__u32 *)f->inner.h_dest != *(__u32 *)s->mac || *(__u16 *)&f->inner.h_dest[4] != *(__u16 *)&s->mac[4])
+		return leave(x, RX, LEFT_INNER_MAC);
+	if (f->inner.h_proto == bpf_htons(ETH_P_IP)) {
+		why = parse4(skb, FRAME_LEN, x);
+	} else if (f->inner.h_proto == bpf_htons(ETH_P_IPV6)) {
+		why = s->options & DECAP_IPV6 ? parse6(skb, FRAME_LEN, x) : LEFT_PROTOCOL;
+		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	} else {
+		why = LEFT_NOT_IP;
+	}
+	if (why != CARRIED)
+		return leave(x, RX, why);
+	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->src4) : find6(x, p->src6);
+	if (!peer || peer->address != f->ip.saddr)
+		return leave(x, RX, LEFT_INNER_SOURCE);
+
+	if (p->len + FRAME_LEN != skb->len || bpf_ntohs(f->ip.tot_len) != p->len + ROOM ||
+	    bpf_ntohs(f->udp.len) != p->len + ROOM - sizeof(f->ip))
+		return leave_flow(x, RX, LEFT_AGGREGATE);
+	if (!ecn_stays(p->ecn, f->ip.tos))
+		return leave_flow(x, RX, LEFT_ECN);
+	if (fold(sum_ip(&f->ip)) != 0xffff)
+		return leave_flow(x, RX, LEFT_CHECKSUM);
+	if (gso) {
+		if (p->proto != IPPROTO_TCP)
+			return leave_flow(x, RX, LEFT_UDP_SUPERPACKET);
+		if (!(s->options & SUPERPACKETS))
+			return leave_flow(x, RX, LEFT_SUPERPACKET);
+		if (s->options & DECAP_L4_UDP)
+			flags |= BPF_F_ADJ_ROOM_DECAP_L4_UDP;
+		else if (!is_tolerant(skb, s, x))
+			return leave_flow(x, RX, LEFT_SUPERPACKET);
+	} else {
+		/* Before Linux 5.12 redirection drops it. */
+		if (s->mtu && p->len > s->mtu)
+			return leave_flow(x, RX, LEFT_TOO_LONG);
+		if (s->bulk && p->proto == IPPROTO_TCP && p->len >= s->bulk)
+			return leave_flow(x, RX, LEFT_BULK);
+		if (!sum_holds(skb, x))
+			return leave_flow(x, RX, LEFT_CHECKSUM);
+	}
+	now = bpf_ktime_get_ns();
+	if (held(x, RX, now, s->guard))
+		return leave(x, RX, LEFT_FLOWLET);
+	t = traffic_of(x, peer);
+	if (!t)
+		return leave_flow(x, RX, LEFT_ERROR);
+
+	if (bpf_skb_adjust_room(skb, -(__s32)ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
+		return leave_flow(x, RX, LEFT_ERROR);
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	if (p->type != bpf_htons(ETH_P_IP) && bpf_skb_store_bytes(skb, 12, &p->type, sizeof(p->type), 0) < 0) {
+		count(x, RX, LOST);
+		return TC_ACT_SHOT;
+	}
+	n = segments(gso, p);
+	t->rx_packets += n;
+	t->rx_bytes += p->len;
+	t->rx_seen = now;
+	all = bpf_map_lookup_elem(&sums, &x->zero);
+	if (all) {
+		all->rx_packets += 1;
+		all->rx_datagrams += n;
+		all->rx_bytes += p->len;
+	}
+	return bpf_redirect(s->device, BPF_F_INGRESS);
 }
 
 SEC("tc")
 int vxlan_ingress(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct frame f = {};
-	struct packet p = {};
 	struct settings *s;
-	struct traffic *t;
-	struct totals *all;
-	struct peer *peer;
-	enum reason why;
-	__u32 zero = 0, gso = skb->gso_size, n;
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET, now;
-	__be16 type;
+	struct scratch *x;
+	__u64 zero = 0;
+	int action;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
@@ -779,80 +918,12 @@ int vxlan_ingress(struct __sk_buff *skb)
 		if (ip->protocol != IPPROTO_UDP || udp->dest != s->port)
 			return TC_ACT_UNSPEC; /* most of what isn't ours */
 	}
-	if (bpf_skb_load_bytes(skb, 0, &f.eth, FRAME_LEN) < 0)
+	x = take_scratch();
+	if (!x)
 		return TC_ACT_UNSPEC;
-	if (f.ip.version != 4 || f.ip.ihl != 5 || f.ip.protocol != IPPROTO_UDP || f.ip.daddr != s->local ||
-	    f.ip.frag_off & bpf_htons(IP_FRAGMENT) || f.udp.dest != s->port)
-		return TC_ACT_UNSPEC;
-	if (!(f.vxlan_flags & bpf_htonl(VXLAN_HAS_VNI)) || (f.vxlan_vni & bpf_htonl(0xffffff00)) != s->vni)
-		return leave(RX, LEFT_FOREIGN_VNI);
-	if (*(__u32 *)f.inner.h_dest != *(__u32 *)s->mac || *(__u16 *)&f.inner.h_dest[4] != *(__u16 *)&s->mac[4])
-		return leave(RX, LEFT_INNER_MAC);
-	if (f.inner.h_proto == bpf_htons(ETH_P_IP)) {
-		why = parse4(skb, FRAME_LEN, &p);
-	} else if (f.inner.h_proto == bpf_htons(ETH_P_IPV6)) {
-		why = s->options & DECAP_IPV6 ? parse6(skb, FRAME_LEN, &p) : LEFT_PROTOCOL;
-		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
-	} else {
-		why = LEFT_NOT_IP;
-	}
-	if (why != CARRIED)
-		return leave(RX, why);
-	peer = p.type == bpf_htons(ETH_P_IP) ? find4(p.src4) : find6(p.src6);
-	if (!peer || peer->address != f.ip.saddr)
-		return leave(RX, LEFT_INNER_SOURCE);
-
-	if (p.len + FRAME_LEN != skb->len || bpf_ntohs(f.ip.tot_len) != p.len + ROOM ||
-	    bpf_ntohs(f.udp.len) != p.len + ROOM - sizeof(f.ip))
-		return leave_flow(RX, p.hash, LEFT_AGGREGATE);
-	if (!ecn_stays(p.ecn, f.ip.tos))
-		return leave_flow(RX, p.hash, LEFT_ECN);
-	if (fold(sum_ip(&f.ip)) != 0xffff)
-		return leave_flow(RX, p.hash, LEFT_CHECKSUM);
-	if (gso) {
-		if (p.proto != IPPROTO_TCP)
-			return leave_flow(RX, p.hash, LEFT_UDP_SUPERPACKET);
-		if (!(s->options & SUPERPACKETS))
-			return leave_flow(RX, p.hash, LEFT_SUPERPACKET);
-		if (s->options & DECAP_L4_UDP)
-			flags |= BPF_F_ADJ_ROOM_DECAP_L4_UDP;
-		else if (!is_tolerant(skb, s, &p))
-			return leave_flow(RX, p.hash, LEFT_SUPERPACKET);
-	} else {
-		/* Before Linux 5.12 redirection drops it. */
-		if (s->mtu && p.len > s->mtu)
-			return leave_flow(RX, p.hash, LEFT_TOO_LONG);
-		if (s->bulk && p.proto == IPPROTO_TCP && p.len >= s->bulk)
-			return leave_flow(RX, p.hash, LEFT_BULK);
-		if (!sum_holds(skb, &f, &p))
-			return leave_flow(RX, p.hash, LEFT_CHECKSUM);
-	}
-	now = bpf_ktime_get_ns();
-	if (held(RX, p.hash, now, s->guard))
-		return leave(RX, LEFT_FLOWLET);
-	t = traffic_of(peer);
-	if (!t)
-		return leave_flow(RX, p.hash, LEFT_ERROR);
-
-	if (bpf_skb_adjust_room(skb, -(__s32)ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
-		return leave_flow(RX, p.hash, LEFT_ERROR);
-	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	type = p.type;
-	if (type != bpf_htons(ETH_P_IP) && bpf_skb_store_bytes(skb, 12, &type, sizeof(type), 0) < 0) {
-		count(RX, LOST);
-		return TC_ACT_SHOT;
-	}
-	n = segments(gso, &p);
-	t->rx_packets += n;
-	t->rx_bytes += p.len;
-	t->rx_seen = now;
-	all = bpf_map_lookup_elem(&sums, &zero);
-	if (all) {
-		all->rx_packets += 1;
-		all->rx_datagrams += n;
-		all->rx_bytes += p.len;
-	}
-	return bpf_redirect(s->device, BPF_F_INGRESS);
+	action = ingress(skb, s, x);
+	x->busy = 0;
+	return action;
 }
 
 /* bpf_csum_level and others are for GPL-compatible programs only. */

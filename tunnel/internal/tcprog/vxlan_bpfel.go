@@ -91,6 +91,7 @@ const (
 	vxlanMapLeft          = "left"
 	vxlanMapPeers4        = "peers4"
 	vxlanMapPeers6        = "peers6"
+	vxlanMapScratches     = "scratches"
 	vxlanMapSums          = "sums"
 	vxlanMapTolerant      = "tolerant"
 	vxlanProgVxlanEgress  = "vxlan_egress"
@@ -147,14 +148,15 @@ type vxlanProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type vxlanMapSpecs struct {
-	Config   *ebpf.MapSpec `ebpf:"config"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Flowlets *ebpf.MapSpec `ebpf:"flowlets"`
-	Left     *ebpf.MapSpec `ebpf:"left"`
-	Peers4   *ebpf.MapSpec `ebpf:"peers4"`
-	Peers6   *ebpf.MapSpec `ebpf:"peers6"`
-	Sums     *ebpf.MapSpec `ebpf:"sums"`
-	Tolerant *ebpf.MapSpec `ebpf:"tolerant"`
+	Config    *ebpf.MapSpec `ebpf:"config"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Flowlets  *ebpf.MapSpec `ebpf:"flowlets"`
+	Left      *ebpf.MapSpec `ebpf:"left"`
+	Peers4    *ebpf.MapSpec `ebpf:"peers4"`
+	Peers6    *ebpf.MapSpec `ebpf:"peers6"`
+	Scratches *ebpf.MapSpec `ebpf:"scratches"`
+	Sums      *ebpf.MapSpec `ebpf:"sums"`
+	Tolerant  *ebpf.MapSpec `ebpf:"tolerant"`
 }
 
 // vxlanVariableSpecs contains global variables before they are loaded into the kernel.
@@ -183,14 +185,15 @@ func (o *vxlanObjects) Close() error {
 //
 // It can be passed to loadVxlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type vxlanMaps struct {
-	Config   *ebpf.Map `ebpf:"config"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Flowlets *ebpf.Map `ebpf:"flowlets"`
-	Left     *ebpf.Map `ebpf:"left"`
-	Peers4   *ebpf.Map `ebpf:"peers4"`
-	Peers6   *ebpf.Map `ebpf:"peers6"`
-	Sums     *ebpf.Map `ebpf:"sums"`
-	Tolerant *ebpf.Map `ebpf:"tolerant"`
+	Config    *ebpf.Map `ebpf:"config"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	Flowlets  *ebpf.Map `ebpf:"flowlets"`
+	Left      *ebpf.Map `ebpf:"left"`
+	Peers4    *ebpf.Map `ebpf:"peers4"`
+	Peers6    *ebpf.Map `ebpf:"peers6"`
+	Scratches *ebpf.Map `ebpf:"scratches"`
+	Sums      *ebpf.Map `ebpf:"sums"`
+	Tolerant  *ebpf.Map `ebpf:"tolerant"`
 }
 
 func (m *vxlanMaps) Close() error {
@@ -201,6 +204,7 @@ func (m *vxlanMaps) Close() error {
 		m.Left,
 		m.Peers4,
 		m.Peers6,
+		m.Scratches,
 		m.Sums,
 		m.Tolerant,
 	)
