@@ -52,8 +52,10 @@ func Adopt(queues []int, want offload.Set) (Device, error) {
 		return nil, fmt.Errorf("adopt TUN device %s: %w", d.name, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err))
 	}
 	d.offloads = setOffloads(queues[0], want)
-	if isHere(queues[0]) {
-		d.counters = openCounters(d.name)
+	if d.counters = openCounters(); d.counters != nil {
+		if here, _ := d.counters.have(queues[0]); !here {
+			Disown(d)
+		}
 	}
 	return d, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -266,5 +267,54 @@ func TestIntegrationInterface(t *testing.T) {
 		if name, ok := device.Interface(s.device); ok {
 			t.Errorf("%s: closed, the interface is %q", driver, name)
 		}
+	}
+}
+
+// A device has the drops of its own interface, whatever that is called, and whoever
+// has its name since. Those of one that was moved away aren't known.
+func TestIntegrationDroppedFollowsTheInterface(t *testing.T) {
+	for _, driver := range []device.Driver{device.DriverNative, device.DriverWater} {
+		t.Run(string(driver), func(t *testing.T) {
+			s := openOn(t, driver, offload.All)
+			defer s.device.Close()
+			out := testhost.Inside(s.kernel, func() (net.Conn, error) { return net.Dial("udp4", theirAddress+":9") })
+			defer out.Close()
+			var lost uint64
+			testhost.Await(t, "packets that nobody reads to be lost", func() bool {
+				for range 100 {
+					_, _ = out.Write(nil) // what is lost is the point
+				}
+				lost = s.kernel.Link("tun0").Attrs().Statistics.TxDropped
+				return lost > 0
+			})
+			expect := func(when string, want uint64, known bool) {
+				t.Helper()
+				if n, ok := device.Dropped(s.device); n != want || ok != known {
+					t.Errorf("%s: %d dropped, known: %t, want %d, %t", when, n, ok, want, known)
+				}
+			}
+			namesake := func(name string) {
+				t.Helper()
+				fd := testhost.Inside(s.kernel, func() (int, error) {
+					return testhost.AttachTUN(testhost.TUNPath, name, unix.IFF_TUN|unix.IFF_NO_PI)
+				})
+				t.Cleanup(func() { testhost.Must(t, unix.Close(fd)) })
+			}
+			expect("as it was opened", lost, true)
+			l := s.kernel.Link("tun0")
+			testhost.Must(t, s.kernel.LinkSetDown(l))
+			testhost.Must(t, s.kernel.LinkSetName(l, "other7"))
+			expect("renamed", lost, true)
+			namesake("tun0")
+			expect("beside another of its name", lost, true)
+
+			elsewhere := testhost.New(t)
+			ns := testhost.Inside(elsewhere, func() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") })
+			defer ns.Close()
+			testhost.Must(t, s.kernel.LinkSetNsFd(l, int(ns.Fd())))
+			expect("moved", 0, false)
+			namesake("other7")
+			expect("moved, beside another of its name", 0, false)
+		})
 	}
 }

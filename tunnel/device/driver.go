@@ -112,7 +112,7 @@ func openFirst(name string, c Config, drivers []driver) (Device, error) {
 		device, err := d.open(name, c)
 		if err == nil {
 			if k, ok := device.(*kernelDevice); ok {
-				k.counters = openCounters(name)
+				k.counters = openCounters()
 			}
 			return device, nil
 		}

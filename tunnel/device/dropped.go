@@ -9,36 +9,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// counters is the kernel's table of interface counters (proc_pid_net(5)) of the
-// network namespace in which it was opened. Unlike a request by netlink, to read it
-// waits for nobody who changes interfaces.
-type counters struct{ file *os.File }
-
-// isHere tells whether a queue's interface is in the calling thread's network
-// namespace. Another may have an interface of the same name.
-func isHere(queue int) bool {
-	fd, err := unix.IoctlRetInt(queue, unix.TUNGETDEVNETNS)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	var there, here unix.Stat_t
-	return unix.Fstat(fd, &there) == nil && unix.Stat("/proc/thread-self/ns/net", &here) == nil &&
-		there.Ino == here.Ino && there.Dev == here.Dev
+// counters is the kernel's table of interface counters (proc_pid_net(5)) of a network
+// namespace. Unlike a request by netlink, to read it waits for nobody who changes
+// interfaces.
+type counters struct {
+	file      *os.File
+	namespace unix.Stat_t // as namespaces(7) are told apart
 }
 
-// openCounters opens the calling thread's, if the interface is in it.
-func openCounters(name string) *counters {
+// openCounters opens those of the calling thread's network namespace.
+func openCounters() *counters {
 	file, err := os.Open("/proc/thread-self/net/dev")
 	if err != nil {
 		return nil
 	}
-	c := &counters{file}
-	if _, ok := c.txDropped(name); !ok {
-		c.close()
-		return nil
-	}
+	c := &counters{file: file}
+	_ = unix.Stat("/proc/thread-self/ns/net", &c.namespace) // a kernel with one has no file
 	return c
+}
+
+// have tells whether a queue's interface is in the namespace, by TUNGETDEVNETNS
+// (Linux 5.2), which takes CAP_NET_ADMIN there.
+func (c *counters) have(queue int) (yes, known bool) {
+	fd, err := unix.IoctlRetInt(queue, unix.TUNGETDEVNETNS)
+	if err != nil {
+		return false, false
+	}
+	defer unix.Close(fd)
+	var s unix.Stat_t
+	err = unix.Fstat(fd, &s)
+	return s.Dev == c.namespace.Dev && s.Ino == c.namespace.Ino, err == nil
 }
 
 func (c *counters) close() {
@@ -49,9 +49,6 @@ func (c *counters) close() {
 
 // txDropped is how many packets the interface's queues had no room for.
 func (c *counters) txDropped(name string) (n uint64, ok bool) {
-	if c == nil {
-		return 0, false
-	}
 	const dropped = 11 // after 8 columns of what was received
 	table, err := io.ReadAll(io.NewSectionReader(c.file, 0, 1<<20))
 	if err != nil {
@@ -70,10 +67,12 @@ func (c *counters) txDropped(name string) (n uint64, ok bool) {
 }
 
 // Dropped is how many packets were lost in the queues of a device for want of room,
-// since its interface was made; false if that isn't known: of a device in memory, of
-// one of wireguard-go's, or of an adopted one in another network namespace than the
-// thread's that adopted it. Devices of other packages have it if they have a method
-// of that name and type.
+// since its interface was made, whatever it is called by then. It is false if that
+// isn't known: of a device in memory, of one of wireguard-go's, of an interface that
+// was moved to another network namespace than that of the thread that opened or
+// adopted it, and of an adopted one that can't be seen to be in that thread's (which
+// takes Linux 5.2 and CAP_NET_ADMIN). Devices of other packages have it if they have a
+// method of that name and type. It must not be called beside Close.
 func Dropped(d Device) (uint64, bool) {
 	if d, ok := d.(interface{ Dropped() (uint64, bool) }); ok {
 		return d.Dropped()
@@ -90,5 +89,19 @@ func Disown(d Device) {
 	}
 }
 
-// Dropped is described with the function of that name.
-func (d *kernelDevice) Dropped() (uint64, bool) { return d.counters.txDropped(d.name) }
+// Dropped is described with the function of that name. The interface may have been
+// renamed or moved, and another may have its name.
+func (d *kernelDevice) Dropped() (uint64, bool) {
+	if d.counters == nil || len(d.queues) == 0 {
+		return 0, false
+	}
+	queue := d.queues[0].FD()
+	if here, known := d.counters.have(queue); known && !here {
+		return 0, false
+	}
+	name, ok := interfaceOf(queue)
+	if !ok {
+		return 0, false
+	}
+	return d.counters.txDropped(name)
+}
