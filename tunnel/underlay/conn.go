@@ -52,8 +52,11 @@ type Conn interface {
 	// says that the batch is full, so that there may be more.
 	// After an error, which is ErrGone or of the kernel, nothing more will come.
 	Receive(keep bool) (messages []Message, full bool, err error)
-	// Lost is how many datagrams have found no room in the receive buffers since Open
-	// (SO_MEMINFO, socket(7)). Any goroutine may ask.
+	// Lost is how many datagrams have found no room in the receive buffers since Open.
+	// It never falls. The kernel's number (SK_MEMINFO_DROPS of SO_MEMINFO, socket(7))
+	// has 32 bits for each socket and includes what had a wrong checksum; it may wrap,
+	// but Lost is asked at least once in 2^32 losses, or as many are missing. Any
+	// goroutine may ask.
 	Lost() uint64
 
 	Sender

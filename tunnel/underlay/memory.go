@@ -90,7 +90,11 @@ func (u *memoryUnderlay) Offloads() offload.Set    { return 0 }
 // PathMTU isn't known: whatever is sent arrives in one piece.
 func (u *memoryUnderlay) PathMTU(netip.Addr) encap.OuterMTU { return 0 }
 
-func (u *memoryUnderlay) Open(worker int, _ bool) (Conn, error) { return u.conns[worker], nil }
+func (u *memoryUnderlay) Open(worker int, _ bool) (Conn, error) {
+	c := u.conns[worker]
+	c.lost.Store(0)
+	return c, nil
+}
 
 func (u *memoryUnderlay) Close() error {
 	u.network.mu.Lock()
