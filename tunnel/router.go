@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"uvxlan/encap"
 	"uvxlan/lease"
@@ -102,10 +101,7 @@ type Router struct {
 	peers    *peerTable
 	workers  []*worker
 
-	// what the kernel counts, when it was last asked
-	lostInQueue, lostAtSockets atomic.Uint64
-	lostBefore                 uint64 // in the device's queues before New; immutable
-
+	lost losses
 	life lifecycle.Life
 
 	fast     fastPath
@@ -132,7 +128,6 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 		r.paths.Attach(onlink.Settings{MTU: c.Link.MTU, Networks: c.Link.Networks, Logger: c.Logger, Changed: r.fast.mark})
 	}
 	limits := flowlimit.New(c.Link.MTU)
-	r.lostBefore, _ = device.Dropped(dev)
 	for i := range dev.Queues() {
 		w, err := newWorker(&r.config, dev, u, i, r.peers, limits)
 		if err != nil {
@@ -140,6 +135,7 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 		}
 		r.workers = append(r.workers, w)
 	}
+	r.lookOutside()
 	return r, nil
 }
 
@@ -366,20 +362,10 @@ func (r *Router) Stats() Stats {
 		w.total.addTo(&s)
 	}
 	r.life.While(r.lookOutside)
+	r.lost.addTo(&s)
 	r.fast.addTo(&s)
-	s.Drops[DropTUNQueue] = r.lostInQueue.Load()
-	s.Drops[DropSocketBuffer] = r.lostAtSockets.Load()
 	return s
 }
 
 // lookOutside asks the kernel for what was lost before a worker saw it.
-func (r *Router) lookOutside() {
-	if n, ok := device.Dropped(r.device); ok {
-		r.lostInQueue.Store(n - min(n, r.lostBefore))
-	}
-	var lost uint64
-	for _, w := range r.workers {
-		lost += w.conn.Lost()
-	}
-	r.lostAtSockets.Store(lost)
-}
+func (r *Router) lookOutside() { r.lost.look(r.device, r.workers) }

@@ -56,11 +56,11 @@ const (
 	// DropDevice: the TUN device refused the packet, as it does while it is down.
 	DropDevice
 	// DropTUNQueue: the device's queue was full before a worker read it. The kernel
-	// counts it, for the whole interface; a device of whose kind that isn't known has
-	// none.
+	// counts it, for the whole interface; where [device.Dropped] doesn't know it there
+	// is none.
 	DropTUNQueue
-	// DropSocketBuffer: a datagram found no room in a receiving socket (SO_MEMINFO,
-	// socket(7)).
+	// DropSocketBuffer: a datagram found no room in a receiving socket. The number is
+	// the kernel's (SO_MEMINFO, socket(7)), which has 32 bits: see [underlay.Conn].
 	DropSocketBuffer
 
 	dropReasons
