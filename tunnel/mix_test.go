@@ -312,28 +312,32 @@ func (c *cable) same(due, got []byte, a *arrival) bool {
 // finish makes sure that nothing more arrives and that nothing was dropped.
 func (c *cable) finish(t *testing.T) {
 	t.Helper()
-	if c.running {
-		for i, n := range c.ends {
-			// A worker counts after it has sent, so the receiver may be ahead.
-			other := c.ends[1-i]
-			waitStats(t, n, func(s Stats) bool {
-				return s.RxDatagrams-c.start[i].rx == other.Stats().TxDatagrams-c.start[1-i].tx
-			})
-		}
-	} else {
+	if !c.running {
 		c.advance(t)
 	}
+	c.balance(t)
 	for _, n := range c.ends {
 		if p := c.pending(t, n); p != nil {
 			t.Fatalf("one packet more arrived, %+v:\n%s", p.offload, head(p.packet))
 		}
 	}
-	now := c.counted()
-	for i, end := range now {
-		if end.rx-c.start[i].rx != now[1-i].tx-c.start[1-i].tx || end.refused != c.start[i].refused {
+	c.balance(t)
+	for i, end := range c.counted() {
+		if end.refused != c.start[i].refused {
 			t.Fatal(c.counters())
 		}
 	}
+}
+
+// balance waits until each end has counted what the other has sent. Workers count
+// after they have sent and delivered, so either may be ahead for a while, and again
+// after both seemed to be at the same.
+func (c *cable) balance(t *testing.T) {
+	t.Helper()
+	waitStats(t, c.ends[0], func(Stats) bool {
+		now := c.counted()
+		return now[0].rx-c.start[0].rx == now[1].tx-c.start[1].tx && now[1].rx-c.start[1].rx == now[0].tx-c.start[0].tx
+	})
 }
 
 // counted is what a node has counted of datagrams, and of packets that it took
