@@ -27,7 +27,7 @@ func newLossyHost(t *testing.T) *lossy {
 		MTU: 1450, QueueLen: 10,
 	}}
 	h.Address("lo", "192.0.2.1/32")
-	testhost.Must(t, h.LinkSetUp(h.Host.Link("lo")))
+	testhost.Must(t, h.LinkSetUp(h.Link("lo")))
 	return h
 }
 
@@ -52,7 +52,7 @@ func (h *lossy) router(d device.Device, u *underlay.UDP) *Router {
 }
 
 // lostInQueue is what the interface's own statistics say.
-func (h *lossy) lostInQueue() uint64 { return h.Host.Link("overlay0").Attrs().Statistics.TxDropped }
+func (h *lossy) lostInQueue() uint64 { return h.Link("overlay0").Attrs().Statistics.TxDropped }
 
 // flood sends to an address until something is lost.
 func (h *lossy) flood(to string, size int, lost func() bool) {
