@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"uvxlan/internal/nearest"
 )
 
 // UnknownField is a field of a configuration that nobody reads, mostly a slip
@@ -72,53 +74,22 @@ func fieldsOf(prefix string, of any) (names []string) {
 // suggest finds a known field of that name at the other place. Else it finds
 // the field of the same place that takes the fewest changes.
 func suggest(prefix, name string, known []string) string {
-	bare := strings.ToLower(strings.TrimPrefix(name, prefix))
-	best, fewest, longest := "", len(bare)/3+2, 0
+	bare := strings.TrimPrefix(name, prefix)
+	var same []string
 	for _, k := range known {
-		at, field := "", strings.ToLower(k)
-		if rest, ok := strings.CutPrefix(field, "backend."); ok {
+		at, field := "", k
+		if rest, ok := strings.CutPrefix(k, "Backend."); ok {
 			at, field = "Backend.", rest
 		}
-		if field == bare {
+		if strings.EqualFold(field, bare) {
 			return k
 		}
-		if at != prefix {
-			continue
-		}
-		n, common := changes(bare, field), commonPrefix(bare, field)
-		if n < fewest || n == fewest && common > longest {
-			best, fewest, longest = k, n, common
+		if at == prefix {
+			same = append(same, field)
 		}
 	}
-	return best
-}
-
-// changes returns how many letters must be added, removed or replaced to turn a
-// into b (Levenshtein's distance).
-func changes(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	if field := nearest.Name(bare, same); field != "" {
+		return prefix + field
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}
-
-func commonPrefix(a, b string) int {
-	n := 0
-	for n < min(len(a), len(b)) && a[n] == b[n] {
-		n++
-	}
-	return n
+	return ""
 }
