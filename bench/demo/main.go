@@ -14,17 +14,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/internal/cli"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal ends the process
-	switch err := run(ctx, os.Args[1:]); {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-	default:
+	err := run(ctx, os.Args[1:])
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "demo:", strings.ReplaceAll(err.Error(), "\n", "; "))
-		os.Exit(1)
 	}
+	os.Exit(cli.ExitCode(err))
 }
 
 func run(ctx context.Context, args []string) error {
@@ -37,14 +38,21 @@ func run(ctx context.Context, args []string) error {
 	fs.StringVar(&o.binary, "uvxland", "", "`path` of the daemon (default: built from the source)")
 	fs.DurationVar(&o.duration, "t", 5*time.Second, "`duration` of each iperf3 run")
 	form := fs.String("o", "table", "output `form`: table or json")
-	if err := fs.Parse(args); err != nil {
+	if err := cli.Parse(fs, args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Print("usage: demo [flags]   three hosts on this machine, joined by uvxlan (needs root)\n\n")
+			fs.SetOutput(os.Stdout)
+			fs.PrintDefaults()
+		}
 		return err
 	}
 	switch {
 	case fs.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
+		return cli.Usagef("unexpected argument %q", fs.Arg(0))
 	case *form != "table" && *form != "json":
-		return fmt.Errorf("-o %q: must be table or json", *form)
+		return cli.Usagef("-o %q: must be table or json", *form)
+	case o.duration <= 0:
+		return cli.Usagef("-t %s: must be more than 0", o.duration)
 	case *clean:
 		return cleanup(ctx)
 	case *form == "json": // the result, and the story apart from it

@@ -75,11 +75,8 @@ type cleaner struct {
 
 func (c *cleaner) run() error {
 	err := c.clean()
-	switch {
-	case errors.Is(err, hoststate.ErrRunning):
+	if errors.Is(err, hoststate.ErrRunning) {
 		return fmt.Errorf("%w: stop it first", err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: run as root", err)
 	}
 	return err
 }

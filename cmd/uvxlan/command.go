@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/version"
+	"uvxlan/internal/cli"
 )
 
 // action runs a command once its flags are parsed, with the words beside them.
@@ -33,7 +37,7 @@ type command struct {
 // commands are all there are, in the order of the help.
 func commands() []command {
 	return []command{
-		{name: "status", summary: "how the daemon on this host is", define: defineStatus},
+		{name: "status", summary: "how the daemon on this host is; exits 1 if it isn't ready", define: defineStatus},
 		{name: "peers", summary: "the other hosts' subnets and the ways to them", define: definePeers},
 		{name: "top", summary: "the traffic with each of them, again and again", define: defineTop},
 		{name: "leases", summary: "who owns which subnet, from etcd", define: defineLeases},
@@ -64,24 +68,34 @@ func usage() string {
 // flags makes the command's flags and what it does with them.
 func (c command) flags() (*flag.FlagSet, action) {
 	fs := flag.NewFlagSet("uvxlan "+c.name, flag.ContinueOnError)
-	if c.usage != "" {
-		fs.Usage = func() {
-			fmt.Fprint(fs.Output(), c.usage)
-			fs.PrintDefaults()
-		}
-	}
 	return fs, c.define(fs)
+}
+
+// help prints how the command is used.
+func (c command) help(out io.Writer) {
+	fs, _ := c.flags()
+	if c.usage == "" {
+		fmt.Fprintf(out, "usage: uvxlan %s [flags]   %s\n\n", c.name, c.summary)
+	} else {
+		fmt.Fprint(out, c.usage)
+	}
+	fs.SetOutput(out)
+	fs.PrintDefaults()
 }
 
 // run parses a command line and does what it says.
 func (c command) run(ctx context.Context, args []string) error {
 	fs, act := c.flags()
 	words, err := parseMixed(fs, args)
-	if err != nil {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		c.help(os.Stdout)
 		return err
+	case err != nil:
+		return fmt.Errorf("%s: %w", c.name, err)
 	}
-	if len(words) > 0 && c.words == nil {
-		return fmt.Errorf("%s: unexpected argument %q", c.name, words[0])
+	if err := c.check(words); err != nil {
+		return err
 	}
 	if !c.plain {
 		if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
@@ -91,10 +105,24 @@ func (c command) run(ctx context.Context, args []string) error {
 	return act(ctx, words)
 }
 
+// check checks the first word, which chooses what the command does, and that there
+// is none where none is known.
+func (c command) check(words []string) error {
+	switch {
+	case len(words) == 0:
+		return nil
+	case c.words == nil:
+		return cli.Usagef("%s: unexpected argument %q", c.name, words[0])
+	case !slices.Contains(c.words, words[0]):
+		return cli.Usagef("%s %q: must be %s", c.name, words[0], strings.Join(c.words, ", "))
+	}
+	return nil
+}
+
 // parseMixed parses flags that may stand before, between and after words.
 func parseMixed(fs *flag.FlagSet, args []string) (words []string, err error) {
 	for len(args) > 0 {
-		if err := fs.Parse(args); err != nil {
+		if err := cli.Parse(fs, args); err != nil {
 			return nil, err
 		}
 		args = fs.Args()

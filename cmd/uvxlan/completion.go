@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"uvxlan/internal/cli"
 )
 
 const completionUsage = `usage: uvxlan completion bash|zsh|fish   print a script for the shell
@@ -31,8 +33,7 @@ func defineCompletion(*flag.FlagSet) action {
 				return writeFish(os.Stdout)
 			}
 		}
-		fmt.Fprint(os.Stderr, completionUsage)
-		return errUsage
+		return cli.Usagef("completion: name one shell: %s", strings.Join(shells(), ", "))
 	}
 }
 
@@ -72,12 +73,12 @@ func names(all []option) string {
 	return strings.Join(words, " ")
 }
 
-func commandNames() string {
+func commandNames() []string {
 	words := []string{"help"}
 	for _, c := range commands() {
 		words = append(words, c.name)
 	}
-	return strings.Join(words, " ")
+	return words
 }
 
 // writeBash writes a function for complete -F. Words are completed by the flags
@@ -89,7 +90,7 @@ _uvxlan() {
 	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} words= files=
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		COMPREPLY=($(compgen -W "` + commandNames() + `" -- "$current"))
+		COMPREPLY=($(compgen -W "` + strings.Join(commandNames(), " ") + `" -- "$current"))
 		return
 	fi
 	case ${COMP_WORDS[1]}:${previous/#--/-} in

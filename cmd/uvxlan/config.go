@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"uvxlan/internal/cli"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
 )
@@ -57,7 +58,7 @@ func (p *printer) config(ctx context.Context, o etcd.Options, words []string) er
 		return p.set(ctx, o, words[1])
 	}
 	fmt.Fprint(os.Stderr, configUsage)
-	return errUsage
+	return cli.Usagef("config: must be followed by get, set or check, as above")
 }
 
 func (p *printer) check(text string) error {
@@ -122,7 +123,7 @@ func understoodVXLAN(b lease.Backend) [][]string {
 
 // stored is the configuration in etcd.
 func stored(ctx context.Context, o etcd.Options) (string, error) {
-	registry, err := etcd.Open(o)
+	registry, err := openEtcd(o)
 	if err != nil {
 		return "", err
 	}
@@ -144,7 +145,7 @@ func (p *printer) set(ctx context.Context, o etcd.Options, arg string) error {
 	if err != nil {
 		return err
 	}
-	registry, err := etcd.Open(o)
+	registry, err := openEtcd(o)
 	if err != nil {
 		return err
 	}

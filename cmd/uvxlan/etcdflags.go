@@ -4,6 +4,7 @@ import (
 	"flag"
 	"strings"
 
+	"uvxlan/internal/cli"
 	"uvxlan/lease/etcd"
 )
 
@@ -22,4 +23,12 @@ func etcdFlags(fs *flag.FlagSet) func() etcd.Options {
 		o.Endpoints = strings.Split(*endpoints, ",")
 		return o
 	}
+}
+
+// openEtcd makes a registry by the flags.
+func openEtcd(o etcd.Options) (*etcd.Registry, error) {
+	if err := o.Check(); err != nil {
+		return nil, cli.Usage(err)
+	}
+	return etcd.Open(o)
 }

@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"uvxlan/lease"
-	"uvxlan/lease/etcd"
 )
 
 // leaseRow is a lease in the command's JSON.
@@ -37,7 +36,7 @@ func defineLeases(fs *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		registry, err := etcd.Open(options())
+		registry, err := openEtcd(options())
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,8 @@ import (
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/internal/cli"
 )
 
 // printer writes a command's result, as a table or in JSON.
@@ -24,7 +26,7 @@ func outputFlag(fs *flag.FlagSet, out *os.File) func() (*printer, error) {
 	form := fs.String("o", "table", "output `form`: table or json")
 	return func() (*printer, error) {
 		if *form != "table" && *form != "json" {
-			return nil, fmt.Errorf("-o %q: must be table or json", *form)
+			return nil, cli.Usagef("-o %q: must be table or json", *form)
 		}
 		// NO_COLOR, if it is set, says that colours aren't wanted.
 		colour := isTerminal(out) && os.Getenv("NO_COLOR") == ""

@@ -39,7 +39,13 @@ func defineStatus(fs *flag.FlagSet) action {
 		if err != nil {
 			return hint(err)
 		}
-		return p.status(s)
+		if err := p.status(s); err != nil {
+			return err
+		}
+		if !s.Ready {
+			return errSilent
+		}
+		return nil
 	}
 }
 

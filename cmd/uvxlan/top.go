@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/control"
+	"uvxlan/internal/cli"
 )
 
 // top shows rates again and again, until its count is reached, ctx ends or the
@@ -37,8 +37,11 @@ func defineTop(fs *flag.FlagSet) action {
 		if err != nil {
 			return err
 		}
-		if *count < 0 || *interval <= 0 {
-			return errors.New("-n and -interval: must not be negative, -interval not 0")
+		if *count < 0 {
+			return cli.Usagef("-n %d: must not be negative", *count)
+		}
+		if *interval <= 0 {
+			return cli.Usagef("-interval %s: must be more than 0", *interval)
 		}
 		t := top{client: control.NewClient(*socket), printer: p, interval: *interval, count: *count}
 		return t.run(ctx, os.Stdin, os.Stdout)

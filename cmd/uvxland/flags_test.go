@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"flag"
 	"io"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/flagenv"
+	"uvxlan/internal/cli"
 	"uvxlan/tunnel/device"
 )
 
@@ -67,7 +70,7 @@ func TestFlannelFlagsGiven(t *testing.T) {
 					t.Setenv(flagenv.Name("FLANNELD_", f.name), "")
 				}
 			}
-			f, err := parse(args, io.Discard)
+			f, err := parse(args)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,7 +92,7 @@ func TestFlannelFlagsGiven(t *testing.T) {
 }
 
 func TestRepeatedFlags(t *testing.T) {
-	f, err := parse([]string{"-iface=eth0", "-iface", "eth1", "-iface-regex=a", "--iface-regex", "b", "-iface=", "-iface-regex="}, io.Discard)
+	f, err := parse([]string{"-iface=eth0", "-iface", "eth1", "-iface-regex=a", "--iface-regex", "b", "-iface=", "-iface-regex="})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +108,7 @@ func TestRepeatedFlags(t *testing.T) {
 func TestDeviceDriverFlag(t *testing.T) {
 	for given, want := range map[string]device.Driver{"": device.DriverAuto, "water": device.DriverWater} {
 		t.Setenv("FLANNELD_DEVICE_DRIVER", given)
-		f, err := parse(nil, io.Discard)
+		f, err := parse(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +121,7 @@ func TestDeviceDriverFlag(t *testing.T) {
 func TestFastPathFlag(t *testing.T) {
 	for given, want := range map[string]attach.Mode{"": attach.Auto, "on": attach.On, "off": attach.Off} {
 		t.Setenv("FLANNELD_FAST_PATH", given)
-		f, err := parse([]string{"-iptables-resync=7"}, io.Discard)
+		f, err := parse([]string{"-iptables-resync=7"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,17 +152,57 @@ func TestFlagsRefused(t *testing.T) {
 		{"-device-driver=tap", []string{`-device-driver: device driver "tap"`, "auto native wireguard water"}},
 		{"-etcd-certfile=/c", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
 		{"-etcd-keyfile=/k -etcd-cafile=/ca", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
+		{"-fastpath=off", []string{"unknown flag -fastpath: did you mean -fast-path?"}},
+		{"-workers=many", []string{`-workers "many": must be a whole number`}},
+		{"-public-ip=eth0", []string{`-public-ip "eth0": must be an IP address`}},
+		{"-etcd-endpoints=ftp://192.0.2.1:2379", []string{"ftp://192.0.2.1:2379"}},
+		{"run", []string{`unexpected argument "run": all settings are flags`}},
 		{"-subnet-lease-renew-margin=0 -kube-subnet-mgr", []string{"from 1 to 1439", "-kube-subnet-mgr" + instead}},
 	} {
-		_, err := parse(strings.Fields(c.args), io.Discard)
-		if err == nil {
-			t.Errorf("%s: accepted", c.args)
+		_, err := parse(strings.Fields(c.args))
+		if !errors.Is(err, cli.ErrUsage) || strings.Contains(err.Error(), "\n  -") {
+			t.Errorf("%s: %v, want a short error of usage", c.args, err)
 			continue
 		}
 		for _, want := range c.want {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: it doesn't say %q: %v", c.args, want, err)
 			}
+		}
+	}
+}
+
+// A variable's wrong value is named with what it must be, as a flag's is.
+func TestVariableRefused(t *testing.T) {
+	t.Setenv("FLANNELD_WORKERS", "many")
+	_, err := parse(nil)
+	if !errors.Is(err, cli.ErrUsage) || err.Error() != `FLANNELD_WORKERS="many": must be a whole number` {
+		t.Error(err)
+	}
+}
+
+// The help lists each flag once, under a topic.
+func TestEachFlagHasATopic(t *testing.T) {
+	_, fs := define()
+	count := map[string]int{}
+	for _, topic := range topics() {
+		for _, name := range topic.Flags {
+			count[name]++
+			if fs.Lookup(name) == nil {
+				t.Errorf("%s: there is no -%s", topic.Title, name)
+			}
+		}
+	}
+	fs.VisitAll(func(f *flag.Flag) {
+		if count[f.Name] != 1 {
+			t.Errorf("-%s is listed %d times", f.Name, count[f.Name])
+		}
+	})
+	var out strings.Builder
+	printHelp(&out)
+	for _, want := range []string{"\netcd:\n  -embedded-etcd\n", "\nData path:\n  -device-driver driver\n", "FLANNELD_PUBLIC_IP"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
 		}
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
+	"uvxlan/internal/cli"
 	"uvxlan/lease/etcd"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
@@ -40,12 +41,13 @@ func main() {
 
 // run returns the exit code.
 func run(q *logqueue.Queue) int {
-	f, err := parse(os.Args[1:], q)
+	f, err := parse(os.Args[1:])
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+		printHelp(os.Stdout)
 		return 0
 	case err != nil:
-		return failed(q, 2, err)
+		return failed(q, cli.ExitCode(err), err)
 	case f.version:
 		fmt.Fprintln(q, version.String())
 		return 0
@@ -142,21 +144,20 @@ func define() (*flags, *flag.FlagSet) {
 	return f, fs
 }
 
-// parse reads the command line. It writes what is wrong with it, or how it is used,
-// to usage.
-func parse(args []string, usage io.Writer) (*flags, error) {
+// parse reads the command line. Every error is a [cli.ErrUsage], or flag.ErrHelp if
+// help is asked for.
+func parse(args []string) (*flags, error) {
 	f, fs := define()
-	fs.SetOutput(usage)
-	if err := fs.Parse(args); err != nil {
+	if err := cli.Parse(fs, args); err != nil {
 		return nil, err
 	}
 	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q: all settings are flags, see -help", fs.Arg(0))
+		return nil, cli.Usagef("unexpected argument %q: all settings are flags, see -help", fs.Arg(0))
 	}
 	if err := flagenv.Fill(fs, "FLANNELD_"); err != nil {
 		return nil, err
 	}
-	return f, f.check(fs)
+	return f, cli.Usage(f.check(fs))
 }
 
 func (f *flags) check(fs *flag.FlagSet) error {
@@ -193,6 +194,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	}
 	if f.iptablesResync < 1 {
 		errs = append(errs, fmt.Errorf("-iptables-resync %d: must be at least 1", f.iptablesResync))
+	}
+	if !f.embedded {
+		errs = append(errs, f.options(io.Discard).Etcd.Check())
 	}
 	errs = append(errs, f.checkFlannel(), checkKube(fs))
 	return errors.Join(errs...)

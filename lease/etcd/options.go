@@ -64,6 +64,13 @@ type Options struct {
 	connections *connections // set by normal
 }
 
+// Check tells what is wrong with the options themselves, whatever the files they name
+// hold and whether or not etcd answers.
+func (o Options) Check() error {
+	_, err := o.normal()
+	return err
+}
+
 // normal returns the options with defaults filled in.
 func (o Options) normal() (Options, error) {
 	if len(o.Endpoints) == 0 {

@@ -281,7 +281,7 @@ func TestIntegrationReloadRefused(t *testing.T) {
 		{"is killed", "#!/bin/sh\nkill -SEGV $$\n", 0o755, "signal: segmentation fault"},
 		{"not executable", "#!/bin/sh\n", 0o644, "permission denied"},
 		{"no program", "nonsense", 0o755, "exec format error"},
-		{"other flags", "#!/bin/sh\nexec " + program + " -from-the-future \"$@\"\n", 0o755, "flag provided but not defined: -from-the-future"},
+		{"other flags", "#!/bin/sh\nexec " + program + " -from-the-future \"$@\"\n", 0o755, "unknown flag -from-the-future"},
 		{"no capability", "#!/bin/sh\nexec setpriv --bounding-set=-net_admin --inh-caps=-net_admin " + program + " \"$@\"\n", 0o755, "CAP_NET_ADMIN"},
 		{"other state", "#!/bin/sh\nprintf '{\"format\":2,\"version\":\"v9\"}' >" + w.Dir + "/state\nexec 9<" + w.Dir + "/state\nexport UVXLAN_RELOAD=stand-in,9,${UVXLAN_RELOAD##*,}\nexec " + program + " \"$@\"\n", 0o755, "it is of format 2 (version v9)"},
 	} {

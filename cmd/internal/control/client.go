@@ -60,6 +60,9 @@ func (c *Client) get(ctx context.Context, path string, into any) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("%w on %s", ErrNotRunning, c.path)
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("no access to control socket %s: %w", c.path, fs.ErrPermission)
+	}
 	if err != nil {
 		return fmt.Errorf("ask uvxland: %w", err)
 	}

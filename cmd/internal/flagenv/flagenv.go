@@ -4,9 +4,10 @@ package flagenv
 import (
 	"errors"
 	"flag"
-	"fmt"
 	"os"
 	"strings"
+
+	"uvxlan/internal/cli"
 )
 
 // Name is the variable of a flag: prefix "FLANNELD_" makes of "etcd-prefix"
@@ -17,7 +18,7 @@ func Name(prefix, flagName string) string {
 
 // Fill sets every flag of the parsed set fs that the command line left alone
 // from its variable, if there is one that isn't empty. All errors are found at
-// once.
+// once; each is a [cli.ErrUsage].
 func Fill(fs *flag.FlagSet, prefix string) error {
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
@@ -28,7 +29,7 @@ func Fill(fs *flag.FlagSet, prefix string) error {
 			return
 		}
 		if err := fs.Set(f.Name, value); err != nil {
-			errs = append(errs, fmt.Errorf("%s=%q: %w", Name(prefix, f.Name), value, err))
+			errs = append(errs, cli.Usagef("%s=%q: %s", Name(prefix, f.Name), value, cli.Reason(f, err)))
 		}
 	})
 	return errors.Join(errs...)

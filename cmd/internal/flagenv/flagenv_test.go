@@ -28,7 +28,7 @@ func TestFill(t *testing.T) {
 	if *given != "/given" || *filled != "192.0.2.1" || list.String() != "eth7" || len(none) > 0 || *number != 0 || !*empty {
 		t.Errorf("got %q, %q, %q, %q, %d, %t", *given, *filled, list, none, *number, *empty)
 	}
-	if err == nil || !strings.Contains(err.Error(), `FLANNELD_V="much"`) || strings.Contains(err.Error(), "IP_MASQ") {
+	if err == nil || !strings.Contains(err.Error(), `FLANNELD_V="much": must be a whole number`) || strings.Contains(err.Error(), "IP_MASQ") {
 		t.Errorf("the error names another variable: %v", err)
 	}
 }
