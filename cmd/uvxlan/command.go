@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/internal/cli"
@@ -40,7 +41,10 @@ func commands() []command {
 		{name: "status", summary: "how the daemon on this host is; exits 1 if it isn't ready", define: defineStatus},
 		{name: "peers", summary: "the other hosts' subnets and the ways to them", define: definePeers},
 		{name: "top", summary: "the traffic with each of them, again and again", define: defineTop},
-		{name: "leases", summary: "who owns which subnet, from etcd", define: defineLeases},
+		{
+			name: "leases", summary: "who owns which subnet, and until when; release or reserve one", define: defineLeases,
+			usage: leasesUsage, words: []string{control.ReleaseLease, control.ReserveLease},
+		},
 		{
 			name: "config", summary: "read, check or write the network configuration in etcd", define: defineConfig,
 			usage: configUsage, words: []string{"get", "set", "check"}, files: true,

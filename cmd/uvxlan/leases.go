@@ -1,106 +1,186 @@
 package main
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
-	"slices"
+	"strings"
+	"time"
 
+	"uvxlan/cmd/internal/control"
+	"uvxlan/cmd/internal/leaseadmin"
+	"uvxlan/internal/cli"
 	"uvxlan/lease"
+	"uvxlan/lease/etcd"
 )
 
-// leaseRow is a lease in the command's JSON.
-type leaseRow struct {
-	Subnet     netip.Prefix `json:"subnet"`
-	IPv6Subnet netip.Prefix `json:"ipv6_subnet,omitzero"`
-	PublicIP   netip.Addr   `json:"public_ip,omitzero"`
-	PublicIPv6 netip.Addr   `json:"public_ipv6,omitzero"`
-	Backend    string       `json:"backend,omitempty"`
-	MAC        string       `json:"mac,omitempty"`
-	// MACv6 is that of IPv6 frames.
-	MACv6 string `json:"ipv6_mac,omitempty"`
-	// Reserved marks one that never expires.
-	Reserved bool `json:"reserved"`
-	// Damaged marks one whose value can't be read.
-	Damaged  bool  `json:"damaged,omitempty"`
-	Revision int64 `json:"revision"`
+const leasesUsage = `usage: uvxlan leases                  list who owns which subnet, and until when
+       uvxlan leases release SUBNET   remove a lease or a reservation
+       uvxlan leases reserve SUBNET   let a lease never expire; with -public-ip,
+                                      reserve a free subnet for a host
+
+The daemon on this host does it, in its etcd, unless a flag or a variable says
+which etcd. SUBNET is as in 10.5.52.0/24.
+
+`
+
+// leasesCommand is what the command line says.
+type leasesCommand struct {
+	socket   *string
+	options  func() etcd.Options
+	byEtcd   bool // an etcd is named
+	force    *bool
+	publicIP netip.Addr
+	printer  *printer
 }
 
-// defineLeases lists the leases in etcd.
+// defineLeases lists the leases in etcd, and changes one.
 func defineLeases(fs *flag.FlagSet) action {
-	options, output := etcdFlags(fs), outputFlag(fs, os.Stdout)
-	return func(ctx context.Context, _ []string) error {
-		p, err := output()
-		if err != nil {
+	c := leasesCommand{
+		socket: socketFlag(fs), options: etcdFlags(fs),
+		force: fs.Bool("force", false, "release also what a host may use"),
+	}
+	fs.TextVar(&c.publicIP, "public-ip", netip.Addr{}, "`address` of the host that a free subnet is reserved for")
+	output := outputFlag(fs, os.Stdout)
+	return func(ctx context.Context, words []string) (err error) {
+		if c.printer, err = output(); err != nil {
 			return err
 		}
-		registry, err := openEtcd(options())
-		if err != nil {
-			return err
+		fs.Visit(func(f *flag.Flag) { c.byEtcd = c.byEtcd || strings.HasPrefix(f.Name, "etcd-") })
+		if len(words) == 0 {
+			return c.list(ctx)
 		}
-		defer registry.Close()
-		all, _, err := registry.List(ctx)
-		if err != nil {
-			return err
-		}
-		return p.leases(all)
+		return c.change(ctx, words)
 	}
 }
 
-func (p *printer) leases(all []lease.Lease) error {
-	rows := make([]leaseRow, len(all))
-	for i, l := range all {
-		rows[i] = newLeaseRow(l)
+func (c *leasesCommand) list(ctx context.Context) error {
+	var rows []control.LeaseRow
+	err := c.anyWay(ctx,
+		func(d *control.Client) (err error) { rows, err = d.Leases(ctx); return err },
+		func(r *etcd.Registry) (err error) { rows, err = leaseadmin.List(ctx, r); return err })
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(rows, func(a, b leaseRow) int {
-		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
-	})
+	return c.printer.leases(rows, time.Now())
+}
+
+func (c *leasesCommand) change(ctx context.Context, args []string) error {
+	if len(args) != 2 {
+		return cli.Usagef("leases %s: name one subnet, as in 10.5.52.0/24", args[0])
+	}
+	if *c.force && args[0] != control.ReleaseLease {
+		return cli.Usagef("leases %s: -force is of release", args[0])
+	}
+	if c.publicIP.IsValid() && args[0] != control.ReserveLease {
+		return cli.Usagef("leases %s: -public-ip is of reserve", args[0])
+	}
+	subnet, v6, err := parseSubnet(args[1])
+	if err != nil {
+		return cli.Usagef("leases %s: %w", args[0], err)
+	}
+	change := control.LeaseChange{Do: args[0], Subnet: subnet, IPv6Subnet: v6, PublicIP: c.publicIP, Force: *c.force}
+	var words string
+	err = c.anyWay(ctx,
+		func(d *control.Client) (err error) { words, err = d.ChangeLease(ctx, change); return err },
+		func(r *etcd.Registry) (err error) { words, err = leaseadmin.Change(ctx, r, change); return err })
+	if err != nil {
+		return err
+	}
+	if c.printer.json {
+		return c.printer.writeJSON(map[string]string{"done": words})
+	}
+	fmt.Fprintln(c.printer.out, words)
+	return nil
+}
+
+// parseSubnet reads a subnet as people write it, or as etcd's key has it, which may
+// have an IPv6 subnet as well.
+func parseSubnet(text string) (v4, v6 netip.Prefix, err error) {
+	if v4, v6, err = lease.ParseKey(text); err == nil {
+		return v4, v6, nil
+	}
+	v4, err = netip.ParsePrefix(text)
+	if err != nil || !v4.Addr().Is4() || v4 != v4.Masked() {
+		return v4, v6, fmt.Errorf("%q: must be a subnet, as in 10.5.52.0/24", text)
+	}
+	return v4, v6, nil
+}
+
+// anyWay asks the daemon, unless an etcd is named; where there is no daemon that
+// could tell, it asks the etcd that the flags have by default.
+func (c *leasesCommand) anyWay(ctx context.Context, daemon func(*control.Client) error, registry func(*etcd.Registry) error) error {
+	var noDaemon error
+	if !c.byEtcd {
+		noDaemon = daemon(control.NewClient(*c.socket))
+		if !errors.Is(noDaemon, control.ErrNotRunning) && !errors.Is(noDaemon, control.ErrUnknown) {
+			return noDaemon
+		}
+	}
+	r, err := openEtcd(c.options())
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	err = registry(r)
+	if err != nil && noDaemon != nil && errors.Is(err, lease.ErrUnavailable) {
+		return fmt.Errorf("%w, and %w: say which etcd, with -etcd-endpoints", noDaemon, err)
+	}
+	return err
+}
+
+func (p *printer) leases(rows []control.LeaseRow, now time.Time) error {
 	if p.json {
 		return p.writeJSON(rows)
 	}
-	table := [][]string{{"SUBNET", "PUBLIC IP", "BACKEND", "VTEP MAC", "KIND"}}
+	table := [][]string{{"SUBNET", "PUBLIC IP", "BACKEND", "VTEP MAC", "EXPIRES", "KIND"}}
 	for _, r := range rows {
-		table = append(table, r.cells())
+		table = append(table, cells(r, now))
 	}
 	return p.table(table)
 }
 
-func newLeaseRow(l lease.Lease) leaseRow {
-	r := leaseRow{
-		Subnet: l.Subnet, IPv6Subnet: l.IPv6Subnet, PublicIP: l.Attrs.PublicIP, PublicIPv6: l.Attrs.PublicIPv6,
-		Backend: l.Attrs.BackendType, Reserved: l.Permanent && !l.Damaged, Damaged: l.Damaged, Revision: l.Revision,
-	}
-	if data, err := l.Attrs.VXLAN(); err == nil {
-		r.MAC = data.VtepMAC
-	}
-	if data, err := l.Attrs.VXLANv6(); err == nil {
-		r.MACv6 = data.VtepMAC
-	}
-	return r
-}
-
-func (r leaseRow) cells() []string {
-	subnet, ip, kind := r.Subnet.String(), "-", "lease"
+func cells(r control.LeaseRow, now time.Time) []string {
+	subnet, kind := r.Subnet.String(), "lease"
 	if r.IPv6Subnet.IsValid() {
 		subnet += " " + r.IPv6Subnet.String()
 	}
-	if r.PublicIP.IsValid() {
-		ip = r.PublicIP.String()
-	}
-	if r.PublicIPv6.IsValid() {
-		ip += " " + r.PublicIPv6.String()
-	}
-	mac := orDash(r.MAC)
-	if r.MACv6 != "" && r.MACv6 != r.MAC {
-		mac += " " + r.MACv6
-	}
 	switch {
 	case r.Damaged:
-		kind = "damaged"
+		kind = "damaged: not readable"
+	case r.Reserved && r.Backend == "":
+		kind = "reservation, not used yet"
 	case r.Reserved:
 		kind = "reservation"
 	}
-	return []string{subnet, ip, orDash(r.Backend), mac, kind}
+	var ips []string
+	for _, ip := range []netip.Addr{r.PublicIP, r.PublicIPv6} {
+		if ip.IsValid() {
+			ips = append(ips, ip.String())
+		}
+	}
+	macs := r.MAC
+	if r.MACv6 != "" && r.MACv6 != r.MAC {
+		macs += " " + r.MACv6
+	}
+	or := func(text, otherwise string) string {
+		if text == "" {
+			return otherwise
+		}
+		return text
+	}
+	return []string{subnet, or(strings.Join(ips, " "), "none"), or(r.Backend, "none"), or(macs, "none"), expiry(r, now), kind}
+}
+
+func expiry(r control.LeaseRow, now time.Time) string {
+	switch {
+	case !r.Expires.IsZero():
+		return "in " + control.Round(r.Expires.Sub(now))
+	case r.Reserved:
+		return "never"
+	}
+	return "not known"
 }

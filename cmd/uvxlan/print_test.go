@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/control"
-	"uvxlan/lease"
 )
 
 var (
@@ -110,23 +109,23 @@ func TestPrintBothFamilies(t *testing.T) {
 			Renewed: now.Add(-time.Second), Expires: now.Add(time.Hour),
 		},
 	}
-	data := json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:22"}`)
-	l := lease.Lease{Subnet: netip.MustParsePrefix("172.7.22.0/24"), IPv6Subnet: netip.MustParsePrefix("fd00:7:0:22::/64"), Attrs: lease.Attrs{
+	l := control.LeaseRow{
+		Subnet: netip.MustParsePrefix("172.7.22.0/24"), IPv6Subnet: netip.MustParsePrefix("fd00:7:0:22::/64"),
 		PublicIP: netip.MustParseAddr("192.168.14.22"), PublicIPv6: netip.MustParseAddr("fd00:14::22"),
-		BackendType: "vxlan", BackendData: data, BackendV6Data: json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:66"}`),
-	}}
+		Backend: "vxlan", MAC: "02:00:00:00:00:22", MACv6: "02:00:00:00:00:66", Reserved: true,
+	}
 	same := l
-	same.Subnet, same.Attrs.BackendV6Data = netip.MustParsePrefix("172.7.23.0/24"), data
+	same.Subnet, same.MACv6 = netip.MustParsePrefix("172.7.23.0/24"), l.MAC
 	var out bytes.Buffer
 	p := printer{out: &out}
-	if err := errors.Join(p.status(s), p.leases([]lease.Lease{l, same})); err != nil {
+	if err := errors.Join(p.status(s), p.leases([]control.LeaseRow{l, same}, now)); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
 		"192.168.14.21 and fd00:14::21 on eth0\n", "172.7.0.0/16 and fd00:7::/56, MTU 1430 bytes\n",
 		"172.7.21.0/24 and fd00:7:0:21::/64, renewed 1s ago, expires in 1h0m\n",
-		"172.7.22.0/24 fd00:7:0:22::/64  192.168.14.22 fd00:14::22  vxlan    02:00:00:00:00:22 02:00:00:00:00:66  lease\n",
-		"172.7.23.0/24 fd00:7:0:22::/64  192.168.14.22 fd00:14::22  vxlan    02:00:00:00:00:22                    lease\n",
+		"172.7.22.0/24 fd00:7:0:22::/64  192.168.14.22 fd00:14::22  vxlan    02:00:00:00:00:22 02:00:00:00:00:66  never    reservation\n",
+		"172.7.23.0/24 fd00:7:0:22::/64  192.168.14.22 fd00:14::22  vxlan    02:00:00:00:00:22                    never    reservation\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)
@@ -137,17 +136,22 @@ func TestPrintBothFamilies(t *testing.T) {
 func TestPrintLeases(t *testing.T) {
 	var out bytes.Buffer
 	p := printer{out: &out}
-	err := p.leases([]lease.Lease{
-		{Subnet: netip.MustParsePrefix("172.7.31.0/24"), Permanent: true},
-		{Subnet: netip.MustParsePrefix("172.7.32.0/24"), Permanent: true, Damaged: true},
-		{Subnet: netip.MustParsePrefix("172.7.9.0/24"), Attrs: lease.Attrs{
-			PublicIP: netip.MustParseAddr("192.168.14.22"), BackendType: "vxlan", BackendData: json.RawMessage(`{"VNI":1,"VtepMAC":"02:00:00:00:00:22"}`),
-		}},
-	})
-	want := `SUBNET         PUBLIC IP      BACKEND  VTEP MAC           KIND
-172.7.9.0/24   192.168.14.22  vxlan    02:00:00:00:00:22  lease
-172.7.31.0/24  -              -        -                  reservation
-172.7.32.0/24  -              -        -                  damaged
+	err := p.leases([]control.LeaseRow{
+		{
+			Subnet: netip.MustParsePrefix("172.7.9.0/24"), PublicIP: netip.MustParseAddr("192.168.14.22"), Backend: "vxlan", MAC: "02:00:00:00:00:22",
+			Expires: now.Add(3*time.Hour + 20*time.Minute),
+		},
+		{Subnet: netip.MustParsePrefix("172.7.10.0/24"), PublicIP: netip.MustParseAddr("192.168.14.23"), Backend: "host-gw"},
+		{Subnet: netip.MustParsePrefix("172.7.31.0/24"), Reserved: true},
+		{Subnet: netip.MustParsePrefix("172.7.32.0/24"), PublicIP: netip.MustParseAddr("192.168.14.24"), Backend: "host-gw", Reserved: true},
+		{Subnet: netip.MustParsePrefix("172.7.33.0/24"), Damaged: true},
+	}, now)
+	want := `SUBNET         PUBLIC IP      BACKEND  VTEP MAC           EXPIRES    KIND
+172.7.9.0/24   192.168.14.22  vxlan    02:00:00:00:00:22  in 3h20m   lease
+172.7.10.0/24  192.168.14.23  host-gw  none               not known  lease
+172.7.31.0/24  none           none     none               never      reservation, not used yet
+172.7.32.0/24  192.168.14.24  host-gw  none               never      reservation
+172.7.33.0/24  none           none     none               not known  damaged: not readable
 `
 	if err != nil || out.String() != want {
 		t.Errorf("it printed\n%swant\n%s%v", &out, want, err)

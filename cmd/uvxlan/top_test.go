@@ -60,7 +60,7 @@ func serve(t *testing.T, s control.Source) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := control.Serve(l, control.Handler(s), slog.New(slog.DiscardHandler))
+	server := control.Serve(l, control.Handler(s, nil), slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
 		if err := server.Close(); err != nil {
 			t.Error(err)

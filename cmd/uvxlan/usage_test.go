@@ -6,10 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"net"
-	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -36,6 +33,10 @@ func TestUsageErrors(t *testing.T) {
 		"config":                             "config: must be followed by get, set or check, as above",
 		"config gte":                         `config "gte": must be get, set, check`,
 		"config get -etcd-endpoints ftp://x": "",
+		"leases realese 10.5.52.0/24":        `leases "realese": must be release, reserve`,
+		"leases release":                     "leases release: name one subnet, as in 10.5.52.0/24",
+		"leases release 10.5.52.7/24":        `leases release: "10.5.52.7/24": must be a subnet, as in 10.5.52.0/24`,
+		"leases reserve -force 10.5.52.0/24": "leases reserve: -force is of release",
 		"completion":                         "completion: name one shell: bash, zsh, fish",
 		"completion tcsh":                    `completion "tcsh": must be bash, zsh, fish`,
 	} {
@@ -44,20 +45,6 @@ func TestUsageErrors(t *testing.T) {
 			t.Errorf("%q: %v, exit code %d, want %s", args, err, cli.ExitCode(err), want)
 		}
 	}
-}
-
-// daemon answers on a control socket, whose path is returned.
-func daemon(t *testing.T, s control.Source) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "uvxlan.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: control.Handler(s)}
-	go func() { _ = server.Serve(l) }() // ends with Close
-	t.Cleanup(func() { server.Close() })
-	return path
 }
 
 // fixed is a daemon's state that stays.
@@ -73,7 +60,7 @@ func (f fixed) Peers() []control.Peer  { return f.peers }
 func TestStatusExitCode(t *testing.T) {
 	for _, ready := range []bool{true, false} {
 		for _, form := range []string{"table", "json"} {
-			socket := daemon(t, fixed{status: control.Status{Ready: ready, Reasons: []string{"for a reason"}}})
+			socket := serve(t, fixed{status: control.Status{Ready: ready, Reasons: []string{"for a reason"}}})
 			var out strings.Builder
 			err := capture(t, &out, func(ctx context.Context) error {
 				return run(ctx, []string{"status", "-control-socket", socket, "-o", form})

@@ -83,11 +83,18 @@ func (r *Registry) connect() (*clientv3.Client, error) {
 
 // call runs op with a client and a time limit and puts its error in words.
 func (r *Registry) call(ctx context.Context, what string, op func(context.Context, *clientv3.Client) error) error {
-	c, err := r.connect()
-	if err == nil {
+	return r.unlimited(ctx, what, func(ctx context.Context, c *clientv3.Client) error {
 		limited, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
-		err = op(limited, c)
+		return op(limited, c)
+	})
+}
+
+// unlimited is call without a time limit.
+func (r *Registry) unlimited(ctx context.Context, what string, op func(context.Context, *clientv3.Client) error) error {
+	c, err := r.connect()
+	if err == nil {
+		err = op(ctx, c)
 	}
 	return r.words(ctx, what, err)
 }

@@ -1,10 +1,12 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -36,6 +38,9 @@ func NewClient(path string) *Client {
 	}}
 }
 
+// ErrUnknown says that the daemon doesn't know the question: it is an older one.
+var ErrUnknown = errors.New("uvxland is older than this command")
+
 // Status asks for the daemon's state. The error is [ErrNotRunning] if there is
 // no daemon.
 func (c *Client) Status(ctx context.Context) (Status, error) {
@@ -51,8 +56,32 @@ func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 	return peers, err
 }
 
+// Leases asks for the cluster's leases, as the daemon reads them in etcd. The error
+// is [ErrNotRunning] if there is no daemon, and [ErrUnknown] if it can't tell.
+func (c *Client) Leases(ctx context.Context) ([]LeaseRow, error) {
+	var rows []LeaseRow
+	err := c.get(ctx, "/v1/leases", &rows)
+	return rows, err
+}
+
+// ChangeLease has the daemon change a lease, and returns in words what it did. The
+// errors are those of Leases.
+func (c *Client) ChangeLease(ctx context.Context, change LeaseChange) (words string, err error) {
+	body, err := json.Marshal(change)
+	if err != nil {
+		return "", err
+	}
+	var d done
+	err = c.ask(ctx, http.MethodPost, "/v1/leases", body, &d)
+	return d.Done, err
+}
+
 func (c *Client) get(ctx context.Context, path string, into any) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://uvxland"+path, nil)
+	return c.ask(ctx, http.MethodGet, path, nil, into)
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, body []byte, into any) error {
+	request, err := http.NewRequestWithContext(ctx, method, "http://uvxland"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -67,7 +96,17 @@ func (c *Client) get(ctx context.Context, path string, into any) error {
 		return fmt.Errorf("ask uvxland: %w", err)
 	}
 	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
+	switch answer.StatusCode {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable: // in the daemon's words
+		text, err := io.ReadAll(answer.Body)
+		if err != nil {
+			return fmt.Errorf("read uvxland's answer: %w", err)
+		}
+		return errors.New(string(text))
+	case http.StatusNotFound:
+		return fmt.Errorf("ask uvxland for %s: %w", path, ErrUnknown)
+	default:
 		return fmt.Errorf("ask uvxland for %s: %s", path, answer.Status)
 	}
 	if err := json.NewDecoder(answer.Body).Decode(into); err != nil {

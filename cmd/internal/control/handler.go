@@ -8,9 +8,10 @@ import (
 	"strings"
 )
 
-// Handler answers what the operator's command asks: GET /v1/status and GET
-// /v1/peers, in JSON.
-func Handler(s Source) http.Handler {
+// Handler answers what the operator's command asks: GET /v1/status, GET /v1/peers and
+// GET /v1/leases, in JSON. POST /v1/leases changes a lease. Without leases, which may
+// be nil, there is no /v1/leases.
+func Handler(s Source, leases Leases) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Status()) })
 	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) {
@@ -20,6 +21,9 @@ func Handler(s Source) http.Handler {
 		}
 		writeJSON(w, http.StatusOK, peers)
 	})
+	if leases != nil {
+		handleLeases(mux, leases)
+	}
 	return mux
 }
 

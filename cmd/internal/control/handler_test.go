@@ -1,10 +1,13 @@
 package control_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -123,5 +126,47 @@ func TestRound(t *testing.T) {
 		if got := control.Round(d); got != want {
 			t.Errorf("%d is %q, want %q", d, got, want)
 		}
+	}
+}
+
+// etcdAway is a daemon that can't reach the leases.
+type etcdAway struct{}
+
+func (etcdAway) ListLeases(ctx context.Context) ([]control.LeaseRow, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (etcdAway) ChangeLease(context.Context, control.LeaseChange) (string, error) {
+	return "", errors.New("release 10.5.52.0/24: refused: a host holds it")
+}
+
+// What went wrong with the leases is told in the daemon's words.
+func TestLeasesInWords(t *testing.T) {
+	client := control.NewClient(filepath.Join(t.TempDir(), "socket"))
+	if _, err := client.Leases(t.Context()); !errors.Is(err, control.ErrNotRunning) {
+		t.Error(err)
+	}
+	h := control.Handler(running(), etcdAway{})
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	r := httptest.NewRequestWithContext(ctx, "GET", "/v1/leases", nil)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	if w.Code != 503 || !strings.Contains(w.Body.String(), "etcd does not answer within") {
+		t.Errorf("%d: %s", w.Code, w.Body)
+	}
+	for body, want := range map[string]string{
+		`{"do":"release","subnet":"10.5.52.0/24"}`: "a host holds it",
+		`{"do":`: "unexpected EOF",
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("POST", "/v1/leases", strings.NewReader(body)))
+		if w.Code == 200 || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d: %s", body, w.Code, w.Body)
+		}
+	}
+	if w := ask(control.Handler(running(), nil), "GET", "/v1/leases", ""); w.Code != 404 {
+		t.Errorf("without leases: %d", w.Code)
 	}
 }

@@ -29,7 +29,7 @@ func serve(t *testing.T, path string, s control.Source) *control.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := control.Serve(l, control.Handler(s), slog.New(slog.DiscardHandler))
+	server := control.Serve(l, control.Handler(s, nil), slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { server.Close() })
 	return server
 }

@@ -100,7 +100,7 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 		return nil, err
 	}
 	defer registry.Close()
-	m.set(func(m *monitor) { m.ext, m.skipped = ext, registry.Skipped })
+	m.set(func(m *monitor) { m.ext, m.leases, m.skipped = ext, registry, registry.Skipped })
 	return serve(ctx, o, ext, registry, &reloader{opts: o, program: program, monitor: m}, before)
 }
 

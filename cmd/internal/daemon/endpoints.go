@@ -23,9 +23,15 @@ type endpoints struct {
 	control *control.Server
 }
 
+// source is what the endpoints tell of.
+type source interface {
+	metrics.Source
+	control.Leases
+}
+
 // openEndpoints starts answering on the health port and the control socket, as
 // far as the options want them. Those of the daemon before are taken over.
-func openEndpoints(ctx context.Context, o Options, s metrics.Source, before *handover.State) (*endpoints, error) {
+func openEndpoints(ctx context.Context, o Options, s source, before *handover.State) (*endpoints, error) {
 	e := &endpoints{opts: o}
 	if err := e.openHealth(ctx, s, before); err != nil {
 		return nil, err
@@ -61,7 +67,7 @@ func listenHealth(ctx context.Context, at netip.AddrPort, before *handover.State
 	return c.Listen(ctx, "tcp", at.String())
 }
 
-func (e *endpoints) openControl(ctx context.Context, s control.Source, before *handover.State) error {
+func (e *endpoints) openControl(ctx context.Context, s source, before *handover.State) error {
 	if e.opts.ControlSocket == "" {
 		return nil
 	}
@@ -73,7 +79,7 @@ func (e *endpoints) openControl(ctx context.Context, s control.Source, before *h
 		e.opts.Logger.Warn("uvxlan status and peers have no answer", "error", err)
 		return nil
 	}
-	e.control = control.Serve(l, control.Handler(s), e.opts.Logger)
+	e.control = control.Serve(l, control.Handler(s, s), e.opts.Logger)
 	return nil
 }
 

@@ -12,7 +12,7 @@ import (
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/host"
-	"uvxlan/cmd/internal/metrics"
+	"uvxlan/cmd/internal/leaseadmin"
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/lease"
@@ -28,6 +28,7 @@ type monitor struct {
 	mu sync.Mutex // guards the rest, each of which is set once
 	// what the daemon has so far
 	ext     extiface.Interface
+	leases  leaseadmin.Registry
 	skipped func() uint64
 	manager *lease.Manager
 	config  *lease.Config
@@ -39,7 +40,7 @@ type monitor struct {
 	leaving  bool // to another program, which goes on
 }
 
-var _ metrics.Source = (*monitor)(nil)
+var _ source = (*monitor)(nil)
 
 func newMonitor() *monitor { return &monitor{started: time.Now(), isReady: make(chan struct{})} }
 
