@@ -49,6 +49,10 @@ func commands() []command {
 			name: "config", summary: "read, check or write the network configuration in etcd", define: defineConfig,
 			usage: configUsage, words: []string{"get", "set", "check"}, files: true,
 		},
+		{
+			name: "docker-opts", summary: "write dockerd's options, made of the subnet file", define: defineDockerOpts,
+			usage: dockerOptsUsage, plain: true,
+		},
 		{name: "cleanup", summary: "remove what a daemon left on this host (needs root)", define: defineCleanup},
 		{
 			name: "completion", summary: "print a script that completes command lines", define: defineCompletion,
@@ -63,7 +67,7 @@ func usage() string {
 	var b strings.Builder
 	b.WriteString("uvxlan is the operator's command of uvxlan, a userspace VXLAN router.\n\nusage: uvxlan COMMAND [flags]\n\n")
 	for _, c := range commands() {
-		fmt.Fprintf(&b, "  %-10s  %s\n", c.name, c.summary)
+		fmt.Fprintf(&b, "  %-11s  %s\n", c.name, c.summary)
 	}
 	b.WriteString("\nuvxlan COMMAND -help lists a command's flags.\n")
 	return b.String()

@@ -13,12 +13,13 @@ import (
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
+	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease/etcd"
 )
 
 // Defaults of Options.
 const (
-	DefaultSubnetFile = "/run/flannel/subnet.env"
+	DefaultSubnetFile = subnetfile.DefaultPath
 	DefaultStateDir   = hoststate.DefaultDir
 )
 

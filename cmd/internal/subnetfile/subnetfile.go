@@ -16,6 +16,9 @@ import (
 	"uvxlan/cmd/internal/atomicfile"
 )
 
+// DefaultPath is where container runtimes look for the file: flannel's place.
+const DefaultPath = "/run/flannel/subnet.env"
+
 // File is what the file says. The form is flannel's: KEY=value lines without
 // quotes.
 type File struct {
