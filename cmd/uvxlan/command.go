@@ -58,6 +58,7 @@ func commands() []command {
 			name: "completion", summary: "print a script that completes command lines", define: defineCompletion,
 			usage: completionUsage, words: shells(), plain: true,
 		},
+		{name: "man", summary: "print the manual page", define: defineMan, plain: true},
 		{name: "version", summary: "print the version", define: defineVersion, plain: true},
 	}
 }

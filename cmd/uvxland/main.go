@@ -33,6 +33,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "man" {
+		if err := writeManual(os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "uvxland:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	q := openLog()
 	code := run(q)
 	q.Flush(logqueue.LastWords)

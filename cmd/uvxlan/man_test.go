@@ -1,0 +1,26 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestManualHasEveryCommand(t *testing.T) {
+	var page strings.Builder
+	if err := writeManual(&page); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range commands() {
+		_, described, ok := strings.Cut(page.String(), `.SS "`+strings.ReplaceAll(c.name, "-", `\-`))
+		if !ok {
+			t.Errorf("the page has no %s", c.name)
+			continue
+		}
+		described, _, _ = strings.Cut(described, ".SS")
+		for _, o := range c.options() {
+			if !strings.Contains(described, `\fB\-`+strings.ReplaceAll(o.name, "-", `\-`)) {
+				t.Errorf("the page has no -%s of %s", o.name, c.name)
+			}
+		}
+	}
+}
