@@ -8,18 +8,78 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build build-arm64 demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale generate tools clean
+.PHONY: all build demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale generate install dist programs package help tools clean
 
 all: build
 
-## build: static binaries for linux/amd64 and linux/arm64
-build: $(BIN)/uvxland $(BIN)/uvxlan build-arm64
+## help: this list
+help:
+	@sed -n 's/^## \([^:]*\): \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name text; do printf '  %-9s %s\n' "$$name" "$$text"; done
+
+## build: static binaries for this machine, in $(BIN)
+build: $(BIN)/uvxland $(BIN)/uvxlan
 
 $(BIN)/%: FORCE
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
-build-arm64:
-	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-arm64/ ./cmd/...
+# What make install installs: this machine's programs, or for make dist another's.
+PROGRAMS ?= $(BIN)
+PREFIX   ?= /usr/local
+DEPLOY   := cmd/uvxland/deploy
+into     := $(DESTDIR)$(PREFIX)
+
+## install: programs, manual, completions, systemd unit below PREFIX (/usr/local), in DESTDIR
+install: build
+	install -d $(into)/bin $(into)/lib/systemd/system $(into)/share/man/man8 $(into)/share/bash-completion/completions \
+	  $(into)/share/zsh/site-functions $(into)/share/fish/vendor_completions.d $(into)/share/doc/uvxlan/examples $(DESTDIR)/etc/uvxlan
+	install -m 755 $(PROGRAMS)/uvxland $(PROGRAMS)/uvxlan $(DEPLOY)/docker/mk-docker-opts.sh $(into)/bin
+	for program in uvxland uvxlan; do \
+	  $(BIN)/$$program man >$(into)/share/man/man8/$$program.8 && gzip -9nf $(into)/share/man/man8/$$program.8 || exit 1; \
+	done
+	$(BIN)/uvxlan completion bash >$(into)/share/bash-completion/completions/uvxlan
+	$(BIN)/uvxlan completion zsh >$(into)/share/zsh/site-functions/_uvxlan
+	$(BIN)/uvxlan completion fish >$(into)/share/fish/vendor_completions.d/uvxlan.fish
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/uvxland.service >$(into)/lib/systemd/system/uvxland.service
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/docker.conf >$(into)/share/doc/uvxlan/examples/docker.conf
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/supervisord/uvxland.conf >$(into)/share/doc/uvxlan/examples/supervisord.conf
+	install -m 644 README.md LICENSE $(into)/share/doc/uvxlan
+	[ -e $(DESTDIR)/etc/uvxlan/uvxland.env ] || install -m 644 $(DEPLOY)/systemd/uvxland.env $(DESTDIR)/etc/uvxlan
+
+# A version that sorts as dpkg and rpm do: v1.2-rc1-3-gabc is 1.2~rc1+3.gabc, and what
+# has no tag sorts before all that have one.
+PKGVERSION = $(shell echo '$(VERSION)' | sed -E 's/^v([0-9])/\1/; s/-([0-9]+)-g([0-9a-f]+)/+\1.g\2/; s/-dirty/+dirty/; s/-/~/g; /^[0-9]+\./!s/^/0~git$(COMMITDATE)./')
+COMMITDATE = $(shell git log -1 --format=%cd --date=format:%Y%m%d%H%M%S 2>/dev/null)
+DIST      ?= dist
+ARCHES    ?= amd64 arm64
+DISTTOOL  := $(GO) tool -modfile=.ci/dist.mod
+
+## dist: tarballs, debs, rpms and SBOMs for ARCHES (amd64 arm64), with SHA256SUMS, in DIST (dist)
+dist: build
+	rm -rf $(DIST)
+	for arch in $(ARCHES); do $(MAKE) --no-print-directory package ARCH=$$arch || exit 1; done
+	cd $(DIST) && rm -rf stage && sha256sum * >SHA256SUMS
+
+programs:
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(DIST)/stage/programs-$(ARCH)/ ./cmd/...
+
+# All files are as old as the commit, so that the same commit makes the same packages.
+package: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+package: export STAGE = $(DIST)/stage/$(ARCH)
+package: export ARCH := $(ARCH)
+package: export PKGVERSION := $(PKGVERSION)
+package: tarball = uvxlan-$(PKGVERSION)-linux-$(ARCH)
+package: programs
+	$(MAKE) --no-print-directory install PROGRAMS=$(DIST)/stage/programs-$(ARCH) PREFIX=/usr DESTDIR=$(STAGE)
+	$(MAKE) --no-print-directory install PROGRAMS=$(DIST)/stage/programs-$(ARCH) PREFIX=/usr/local DESTDIR=$(STAGE)-tar
+	find $(STAGE) $(STAGE)-tar -exec touch -h -d @$(SOURCE_DATE_EPOCH) {} +
+	mv $(STAGE)-tar/etc/uvxlan/uvxland.env $(STAGE)-tar/usr/local/share/doc/uvxlan/examples
+	tar -C $(STAGE)-tar/usr/local --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(SOURCE_DATE_EPOCH) \
+	  --transform 's|^\.|$(tarball)|' -cf - . | gzip -9n >$(DIST)/$(tarball).tar.gz
+	for kind in deb rpm; do $(DISTTOOL) nfpm package -f $(DEPLOY)/packaging/nfpm.yaml -p $$kind -t $(DIST) || exit 1; done
+	for program in uvxland uvxlan; do \
+	  $(DISTTOOL) cyclonedx-gomod bin -json -noserial -std -version '$(VERSION)' \
+	    -output $(DIST)/$$program-$(PKGVERSION)-linux-$(ARCH).cdx.json $(DIST)/stage/programs-$(ARCH)/$$program || exit 1; \
+	done
 
 ## demo: three hosts on this machine, joined by uvxlan (needs root)
 demo: $(BIN)/uvxland tools
@@ -93,7 +153,7 @@ scale: $(BIN)/uvxland tools
 # What the tests and the demo run beside our own binaries. Services that come
 # with them are not to start by themselves: policy-rc.d tells the packages so.
 TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server etcdctl:etcd-client \
-  dockerd:docker.io busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
+  dockerd:docker.io dpkg:dpkg rpm:rpm systemd-analyze:systemd groff:groff-base busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
 tools:
 	@missing=; for t in $(TOOLS); do \
 	  command -v $${t%%:*} >/dev/null 2>&1 || [ -e $${t%%:*} ] || missing="$$missing $${t##*:}"; \
@@ -106,6 +166,6 @@ tools:
 	  else echo "missing:$$missing (install them with your package manager)" >&2; exit 1; fi; }
 
 clean:
-	rm -rf $(BIN) bench/out
+	rm -rf $(BIN) $(DIST) bench/out
 
 FORCE:

@@ -156,7 +156,8 @@ func writeZsh(out io.Writer) error {
 		}
 		b.WriteString(" ;;\n")
 	}
-	b.WriteString("\tesac\n}\ncompdef _uvxlan uvxlan\n")
+	// As a file of fpath this is the function itself, which zsh calls; else it is sourced.
+	b.WriteString("\tesac\n}\nif [ \"$funcstack[1]\" = _uvxlan ]; then _uvxlan \"$@\"; else compdef _uvxlan uvxlan; fi\n")
 	_, err := io.WriteString(out, b.String())
 	return err
 }
