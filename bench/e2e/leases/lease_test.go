@@ -403,7 +403,7 @@ func expectStale(t *testing.T, d *cluster.Daemon, since time.Time, want ...strin
 	t.Helper()
 	text := e2e.AwaitAnswer(t, d.Host, "/readyz", 200, "uvxland is ready\n", "note: etcd doesn't answer: packets flow by the leases as of ", " ago, stored by an earlier run\n", "etcd: down for")
 	t.Logf("/readyz:\n%s", text)
-	e2e.AwaitAnswer(t, d.Host, "/metrics", 200, "\nuvxlan_peers_stale 1\n", "\nuvxlan_peers_as_of_seconds ", "\nuvxlan_ready 1\n", "\nuvxlan_etcd_up 0\n")
+	e2e.AwaitAnswer(t, d.Host, "/metrics", 200, "\nuvxlan_peers_stale 1\n", "\nuvxlan_peers_as_of_timestamp_seconds ", "\nuvxlan_ready 1\n", "\nuvxlan_etcd_up 0\n")
 	s := e2e.AskStatus(t, d)
 	if age := s.Now.Sub(s.Watch.AsOf); !s.Watch.Stored || s.Watch.Alive || age < s.Now.Sub(since) || age > s.Now.Sub(since)+e2e.Patience {
 		t.Errorf("the leases are %s old, %s without etcd: %+v", age, s.Now.Sub(since), s.Watch)

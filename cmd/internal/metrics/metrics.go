@@ -67,7 +67,7 @@ func describe() *descs {
 	return &descs{
 		info:  desc("build_info", "Always 1; the version and the model are in the labels.", "version", "model"),
 		ready: desc("ready", "Whether the host's containers are connected, as /readyz tells."),
-		start: desc("start_time_seconds", "When the daemon started, in Unix time."),
+		start: desc("start_timestamp_seconds", "When the daemon started, in Unix time."),
 
 		peers:  desc("peers", "Other hosts' subnets."),
 		byPath: desc("peers_by_path", "Other hosts' subnets by the way to them.", "path"),
@@ -75,21 +75,21 @@ func describe() *descs {
 
 		peerPackets: desc("peer_packets_total", "IP packets to and from a peer by way of the device, each segment of a superpacket one; absent with more than 1000 peers.", "subnet", "direction"),
 		peerBytes:   desc("peer_bytes_total", "Bytes of those packets.", "subnet", "direction"),
-		peerSeen:    desc("peer_last_seen_seconds", "When the last of those packets came from the peer, in Unix time.", "subnet"),
+		peerSeen:    desc("peer_last_seen_timestamp_seconds", "When the last of those packets came from the peer, in Unix time.", "subnet"),
 
-		expiry:  desc("lease_expiry_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
-		renewed: desc("lease_renewed_seconds", "When the host's lease was last taken or renewed, in Unix time."),
+		expiry:  desc("lease_expiry_timestamp_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
+		renewed: desc("lease_renewed_timestamp_seconds", "When the host's lease was last taken or renewed, in Unix time."),
 
 		etcdUp:       desc("etcd_up", "Whether etcd answered last time."),
 		etcdErrors:   desc("etcd_errors_total", "Attempts to reach etcd that failed."),
 		skipped:      desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
 		watchAge:     desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
 		stale:        desc("peers_stale", "Whether the peers are those of leases that aren't watched at the moment."),
-		asOf:         desc("peers_as_of_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
+		asOf:         desc("peers_as_of_timestamp_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
 		hostFault:    desc("host_fault", "Whether a part of the host isn't as it should be; uvxlan status says what is wrong.", "part"),
 		fastAttached: desc("fastpath_attached", "Whether packets may be carried in the kernel, past the workers; absent with host-gw."),
 		fastLeft:     desc("fastpath_left_total", "Packets that the fast path has left to the workers.", "direction", "reason"),
-		heardAt:      desc("watch_last_event_seconds", "When a lease was last heard of, in Unix time."),
+		heardAt:      desc("watch_last_event_timestamp_seconds", "When a lease was last heard of, in Unix time."),
 	}
 }
 

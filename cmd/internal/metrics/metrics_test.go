@@ -96,13 +96,13 @@ func full() source {
 
 func TestMetrics(t *testing.T) {
 	expect(t, scrape(t, full()),
-		`uvxlan_build_info{model="vxlan",version="v1"} 1`, "uvxlan_ready 1", "uvxlan_start_time_seconds 1.7999964e+09",
+		`uvxlan_build_info{model="vxlan",version="v1"} 1`, "uvxlan_ready 1", "uvxlan_start_timestamp_seconds 1.7999964e+09",
 		`uvxlan_host_fault{part="device"} 0`, `uvxlan_host_fault{part="forwarding"} 1`,
 		"uvxlan_peers 2", `uvxlan_peers_by_path{path="direct"} 1`, `uvxlan_peers_by_path{path="none"} 0`, `uvxlan_peers_by_path{path="vxlan"} 1`,
 		`uvxlan_peer_direct{link="eth0",subnet="10.0.0.0/24"} 1`, `uvxlan_peer_direct{link="",subnet="10.0.1.0/24"} 0`,
 		`uvxlan_peer_packets_total{direction="tx",subnet="10.0.1.0/24"} 30`, `uvxlan_peer_packets_total{direction="rx",subnet="10.0.1.0/24"} 31`,
 		`uvxlan_peer_bytes_total{direction="tx",subnet="10.0.1.0/24"} 3000`, `uvxlan_peer_bytes_total{direction="rx",subnet="10.0.1.0/24"} 3001`,
-		`uvxlan_peer_last_seen_seconds{subnet="10.0.1.0/24"} 1.799999998e+09`,
+		`uvxlan_peer_last_seen_timestamp_seconds{subnet="10.0.1.0/24"} 1.799999998e+09`,
 		`uvxlan_packets_total{direction="tx"} 10`, `uvxlan_packets_total{direction="rx"} 11`,
 		`uvxlan_bytes_total{direction="tx"} 1000`, `uvxlan_bytes_total{direction="rx"} 1001`,
 		`uvxlan_datagrams_total{direction="tx"} 20`, `uvxlan_datagrams_total{direction="rx"} 21`,
@@ -114,9 +114,9 @@ func TestMetrics(t *testing.T) {
 		"uvxlan_fastpath_attached 1", `uvxlan_fastpath_packets_total{direction="tx"} 40`, `uvxlan_fastpath_packets_total{direction="rx"} 41`,
 		`uvxlan_fastpath_bytes_total{direction="tx"} 4000`, `uvxlan_fastpath_bytes_total{direction="rx"} 4001`,
 		`uvxlan_fastpath_left_total{direction="tx",reason="syn"} 4`, `uvxlan_fastpath_left_total{direction="rx",reason="ecn"} 0`,
-		"uvxlan_lease_expiry_seconds 1.8000036e+09", "uvxlan_lease_renewed_seconds 1.79999994e+09",
+		"uvxlan_lease_expiry_timestamp_seconds 1.8000036e+09", "uvxlan_lease_renewed_timestamp_seconds 1.79999994e+09",
 		"uvxlan_etcd_up 1", "uvxlan_etcd_errors_total 7", "uvxlan_etcd_skipped_entries_total 2",
-		"uvxlan_log_lines_dropped_total 3", "uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_seconds 1.799999999e+09",
+		"uvxlan_log_lines_dropped_total 3", "uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_timestamp_seconds 1.799999999e+09",
 	)
 }
 
@@ -150,6 +150,29 @@ func TestMetricsOfManyPeers(t *testing.T) {
 		}
 	}
 	expect(t, scrape(t, source{peers: peers(metrics.MaxPeers + 1)}), `uvxlan_peers_by_path{path="vxlan"} 1001`)
+}
+
+// A moment is told from a duration by its name.
+func TestMomentsAreNamedTimestamps(t *testing.T) {
+	s := full()
+	s.status.Watch.AsOf = s.status.Now.Add(-time.Minute)
+	moments := 0
+	for line := range strings.Lines(scrape(t, s)) {
+		name, help, isHelp := strings.Cut(strings.TrimPrefix(line, "# HELP "), " ")
+		if !isHelp || !strings.HasPrefix(line, "# HELP uvxlan_") {
+			continue
+		}
+		isMoment := strings.Contains(help, "Unix time")
+		if isMoment != strings.HasSuffix(name, "_timestamp_seconds") {
+			t.Errorf("%s: %s", name, help)
+		}
+		if isMoment {
+			moments++
+		}
+	}
+	if moments != 6 {
+		t.Errorf("%d moments, want 6", moments)
+	}
 }
 
 func TestMetricsAreWellNamed(t *testing.T) {
