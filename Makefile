@@ -82,7 +82,7 @@ package: programs
 	done
 
 ## demo: three hosts on this machine, joined by uvxlan (needs root)
-demo: $(BIN)/uvxland tools
+demo: $(BIN)/uvxland $(BIN)/uvxlan tools
 	$(GO) build -o $(BIN)/uvxlan-demo ./bench/demo
 	$(BIN)/uvxlan-demo -uvxland $(BIN)/uvxland $(DEMOFLAGS)
 

@@ -44,6 +44,12 @@ type options struct {
 	duration time.Duration
 	// out gets the story.
 	out io.Writer
+
+	// self is the path of this program, for what it prints; empty means that of the
+	// process.
+	self string
+	// whileKept is called before the hosts are left to themselves, nil for nothing.
+	whileKept func([]keptCommand) error
 }
 
 // demo is one showing.
@@ -105,8 +111,11 @@ func show(ctx context.Context, o options) (r report, err error) {
 	}
 	if o.keep {
 		d.tellKept()
+		if o.whileKept != nil {
+			err = o.whileKept(d.keptCommands())
+		}
 	}
-	return d.report(), nil
+	return d.report(), err
 }
 
 // prepare finds out what is missing before anything is made.
@@ -140,10 +149,15 @@ func prepare(ctx context.Context, o options) error {
 	return nil
 }
 
-// build builds the daemon, since the source is at hand.
+// build builds the daemon, since the source is at hand, and the operator's command if
+// it is of use afterwards.
 func (d *demo) build(ctx context.Context, dir string) error {
 	d.binary = filepath.Join(dir, "uvxland")
-	build := exec.CommandContext(ctx, "go", "build", "-o", d.binary, "uvxlan/cmd/uvxland")
+	args := []string{"build", "-o", dir + "/", "uvxlan/cmd/uvxland"}
+	if d.keep {
+		args = append(args, "uvxlan/cmd/uvxlan")
+	}
+	build := exec.CommandContext(ctx, "go", args...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build uvxland: %w\n%s", err, out)

@@ -70,8 +70,9 @@ func (d *demo) dockerRates(ctx context.Context) error {
 	return nil
 }
 
-// tellKeptDocker says how to use the containers that stay.
-func (d *demo) tellKeptDocker() {
+// keptDocker is a command in one of the containers that stay.
+func (d *demo) keptDocker() keptCommand {
 	first, other := d.engines[0], d.engines[1].Host
-	d.say.line("a container  docker -H unix://%s exec %s ping %s", first.Socket(), first.Host.Container.Name, d.containers[other.Name].Address)
+	return keptCommand{"a container", fmt.Sprintf("docker -H unix://%s exec %s ping -c 3 %s",
+		first.Socket(), first.Host.Container.Name, d.containers[other.Name].Address)}
 }

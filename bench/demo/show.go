@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -159,19 +158,4 @@ func (d *demo) rttOf(from, to *lab.Host) string {
 		return "-"
 	}
 	return d.rtt[[2]string{from.Name, to.Name}].Round(time.Microsecond).String()
-}
-
-// tellKept says how to use the hosts that stay.
-func (d *demo) tellKept() {
-	first := d.lab.Hosts()[0]
-	others := slices.DeleteFunc(d.lab.Hosts(), func(h *lab.Host) bool { return h == first })
-	d.say.title("the hosts stay up")
-	d.say.line("a host       ip netns exec %s bash", first.Name)
-	if d.docker {
-		d.tellKeptDocker()
-	} else {
-		d.say.line("a container  ip netns exec %s ping %s", first.Container.Name, others[0].Container.Address)
-	}
-	d.say.line("logs         %s", d.cluster.Dir)
-	d.say.line("remove       make demo DEMOFLAGS=-cleanup")
 }
