@@ -36,9 +36,11 @@ install: build
 	for program in uvxland uvxlan; do \
 	  $(BIN)/$$program man >$(into)/share/man/man8/$$program.8 && gzip -9nf $(into)/share/man/man8/$$program.8 || exit 1; \
 	done
-	$(BIN)/uvxlan completion bash >$(into)/share/bash-completion/completions/uvxlan
-	$(BIN)/uvxlan completion zsh >$(into)/share/zsh/site-functions/_uvxlan
-	$(BIN)/uvxlan completion fish >$(into)/share/fish/vendor_completions.d/uvxlan.fish
+	for program in uvxland uvxlan; do \
+	  $(BIN)/$$program completion bash >$(into)/share/bash-completion/completions/$$program && \
+	  $(BIN)/$$program completion zsh >$(into)/share/zsh/site-functions/_$$program && \
+	  $(BIN)/$$program completion fish >$(into)/share/fish/vendor_completions.d/$$program.fish || exit 1; \
+	done
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/uvxland.service >$(into)/lib/systemd/system/uvxland.service
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/docker.conf >$(into)/share/doc/uvxlan/examples/docker.conf
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/supervisord/uvxland.conf >$(into)/share/doc/uvxlan/examples/supervisord.conf

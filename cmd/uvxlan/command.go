@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"uvxlan/cmd/internal/completion"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/version"
@@ -56,7 +57,7 @@ func commands() []command {
 		{name: "cleanup", summary: "remove what a daemon left on this host (needs root)", define: defineCleanup},
 		{
 			name: "completion", summary: "print a script that completes command lines", define: defineCompletion,
-			usage: completionUsage, words: shells(), plain: true,
+			usage: completionUsage, words: completion.Shells(), plain: true,
 		},
 		{name: "man", summary: "print the manual page", define: defineMan, plain: true},
 		{name: "version", summary: "print the version", define: defineVersion, plain: true},

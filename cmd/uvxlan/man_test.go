@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"strings"
 	"testing"
 )
@@ -17,10 +18,11 @@ func TestManualHasEveryCommand(t *testing.T) {
 			continue
 		}
 		described, _, _ = strings.Cut(described, ".SS")
-		for _, o := range c.options() {
-			if !strings.Contains(described, `\fB\-`+strings.ReplaceAll(o.name, "-", `\-`)) {
-				t.Errorf("the page has no -%s of %s", o.name, c.name)
+		fs, _ := c.flags()
+		fs.VisitAll(func(f *flag.Flag) {
+			if !strings.Contains(described, `\fB\-`+strings.ReplaceAll(f.Name, "-", `\-`)) {
+				t.Errorf("the page has no -%s of %s", f.Name, c.name)
 			}
-		}
+		})
 	}
 }

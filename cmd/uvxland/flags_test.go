@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -204,5 +205,36 @@ func TestEachFlagHasATopic(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)
 		}
+	}
+}
+
+// Each shell completes every flag.
+func TestCompletionHasEveryFlag(t *testing.T) {
+	_, fs := define()
+	for shell, form := range map[string]string{"bash": "-%s", "zsh": "'-%s[", "fish": "complete -c uvxland -o %s -d"} {
+		var script strings.Builder
+		if ok, err := runWord(&script, []string{"completion", shell}); !ok || err != nil {
+			t.Fatal(err)
+		}
+		fs.VisitAll(func(f *flag.Flag) {
+			if !strings.Contains(script.String(), fmt.Sprintf(form, f.Name)) {
+				t.Errorf("%s completes no -%s", shell, f.Name)
+			}
+		})
+	}
+	for _, p := range program().Commands {
+		for name := range p.Choices {
+			if fs.Lookup(name) == nil {
+				t.Errorf("there are choices for -%s", name)
+			}
+		}
+	}
+	for _, args := range []string{"completion", "completion tcsh"} {
+		if ok, err := runWord(io.Discard, strings.Fields(args)); !ok || cli.ExitCode(err) != 2 {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+	if ok, _ := runWord(io.Discard, []string{"-v", "1"}); ok {
+		t.Error("a flag is taken for a word")
 	}
 }

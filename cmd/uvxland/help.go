@@ -33,7 +33,9 @@ func topics() []cli.Group {
 // printHelp lists the flags by topic.
 func printHelp(out io.Writer) {
 	fmt.Fprint(out, "uvxland joins this host's containers into one network with those of other hosts.\n\n",
-		"usage: uvxland [flags]\n\n",
+		"usage: uvxland [flags]\n",
+		"       uvxland completion bash|zsh|fish   print the script by which a shell completes the flags\n",
+		"       uvxland man                        print the manual page\n\n",
 		"Each flag may be a variable instead: -public-ip is FLANNELD_PUBLIC_IP. The command line wins.\n")
 	_, fs := define()
 	cli.PrintFlags(out, fs, topics())

@@ -13,12 +13,14 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/attach"
+	"uvxlan/cmd/internal/completion"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
@@ -33,17 +35,31 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "man" {
-		if err := writeManual(os.Stdout); err != nil {
+	if ok, err := runWord(os.Stdout, os.Args[1:]); ok {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "uvxland:", err)
-			os.Exit(1)
 		}
-		return
+		os.Exit(cli.ExitCode(err))
 	}
 	q := openLog()
 	code := run(q)
 	q.Flush(logqueue.LastWords)
 	os.Exit(code)
+}
+
+// runWord does what a first word asks for, what packages are made of; ok is false if
+// there is none.
+func runWord(out io.Writer, args []string) (ok bool, err error) {
+	switch {
+	case len(args) == 1 && args[0] == "man":
+		return true, writeManual(out)
+	case len(args) > 0 && args[0] == "completion":
+		if len(args) != 2 || !slices.Contains(completion.Shells(), args[1]) {
+			return true, cli.Usagef("completion: name one shell: %s", strings.Join(completion.Shells(), ", "))
+		}
+		return true, program().Write(out, args[1])
+	}
+	return false, nil
 }
 
 // run returns the exit code.

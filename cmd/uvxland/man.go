@@ -14,7 +14,7 @@ func writeManual(out io.Writer) error {
 	_, fs := define()
 	return manpage.Page{
 		Name: "uvxland", Summary: "userspace VXLAN router that takes flanneld's place", Version: version.String(),
-		Synopsis: []string{"[flags]", "man"},
+		Synopsis: []string{"[flags]", "completion bash|zsh|fish", "man"},
 		Description: `uvxland joins this host's containers into one network with the containers of other
 hosts, as flanneld does, on hosts whose kernel has no VXLAN. It reads the network
 configuration from etcd, leases a subnet there, writes it to the subnet file for the
@@ -23,7 +23,8 @@ container runtime, and carries the packets between the hosts until it is stopped
 What containers use stays when it stops: interface, routes, firewall rules and the
 lease. uvxlan cleanup removes what is left on the host.
 
-With the word man it writes this page.`,
+With the word completion it writes the script by which a shell completes the flags, with
+the word man this page.`,
 		Sections: []manpage.Section{
 			{Title: "OPTIONS", Text: "A flag may have one dash or two.", Items: manpage.Flags(fs)},
 			{Title: "ENVIRONMENT", Text: `Each flag that isn't on the command line is taken from its variable: FLANNELD_ and the
