@@ -23,18 +23,53 @@ func openTUN(name string, flags uint16) (int, error) {
 	if len(name) >= unix.IFNAMSIZ {
 		return -1, fmt.Errorf("the name is longer than %d bytes", unix.IFNAMSIZ-1)
 	}
-	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
-		return -1, fmt.Errorf("%w: %w", ErrNoTUN, err)
-	case err != nil:
-		return -1, os.NewSyscallError("open "+tunPath, err)
+	fd, err := openDriver(tunPath)
+	if err != nil {
+		return -1, err
 	}
 	if err := attachQueue(fd, name, flags|unix.IFF_TUN|unix.IFF_NO_PI); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+// Check finds out whether this process can open the TUN driver at all; it makes no
+// interface. It returns [ErrNoTUN] or the kernel's error.
+func Check() error {
+	fd, err := openDriver(tunPath)
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// openDriver opens the TUN driver, which has its device node at path.
+func openDriver(path string) (int, error) {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	if kind := st.Mode & unix.S_IFMT; err == nil && kind != unix.S_IFCHR {
+		return -1, fmt.Errorf("%w: in its place is %s; remove that first", ErrNoTUN, kindName(kind))
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
+		return -1, fmt.Errorf("%w: %w", ErrNoTUN, err)
+	case err != nil:
+		return -1, os.NewSyscallError("open "+path, err)
+	}
+	return fd, nil
+}
+
+// kindName is a kind of file (inode(7)) in words.
+func kindName(kind uint32) string {
+	switch kind {
+	case unix.S_IFREG:
+		return "a plain file"
+	case unix.S_IFDIR:
+		return "a directory"
+	}
+	return "something that is no character device"
 }
 
 // attachQueue makes fd a queue of the interface. Old kernels pass over flags
@@ -51,6 +86,8 @@ func attachQueue(fd int, name string, flags uint16) error {
 		return fmt.Errorf("%w: %w", ErrExists, err)
 	case errors.Is(err, unix.EINVAL):
 		return fmt.Errorf("%w: ioctl TUNSETIFF, flags %#x: %w", ErrDriverRefused, flags, err)
+	case errors.Is(err, unix.ENOTTY):
+		return fmt.Errorf("%w: in its place is another device; remove that first", ErrNoTUN)
 	case err != nil:
 		return os.NewSyscallError("ioctl TUNSETIFF", err)
 	}

@@ -39,6 +39,21 @@ func TestIntegrationStartErrors(t *testing.T) {
 			want:    []string{"/dev/net/tun", "modprobe tun"},
 		},
 		{
+			name:    "/dev/net/tun is a file",
+			command: append([]string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /dev/net && : >/dev/net/tun && exec "$@"`, "sh"}, args...),
+			want:    []string{"no /dev/net/tun: in its place is a plain file", "remove that first", "modprobe tun"},
+		},
+		{
+			name:    "/dev/net/tun is a directory",
+			command: append([]string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /dev/net && mkdir /dev/net/tun && exec "$@"`, "sh"}, args...),
+			want:    []string{"no /dev/net/tun: in its place is a directory", "--device /dev/net/tun"},
+		},
+		{
+			name:    "too many open files",
+			command: append(append([]string{"prlimit", "--nofile=48"}, args...), "-workers", "8"),
+			want:    []string{"too many open files", "RLIMIT_NOFILE is 48", "a worker needs", "LimitNOFILE="},
+		},
+		{
 			name:    "no CAP_NET_ADMIN",
 			command: append([]string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"}, args...),
 			want:    []string{"CAP_NET_ADMIN", "run as root"},

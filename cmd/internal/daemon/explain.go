@@ -32,6 +32,9 @@ func checkCapability() error {
 
 // explain adds what to do to an error that has a usual remedy.
 func explain(err error) error {
+	if errors.Is(err, unix.EMFILE) {
+		return fmt.Errorf("%w: %s", err, filesWords())
+	}
 	for _, r := range []struct {
 		cause  error
 		remedy string
@@ -51,6 +54,7 @@ func explain(err error) error {
 		{link.ErrRouteExists, "remove it (ip route), or set another Network in the network config"},
 		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},
+		{unix.ENFILE, "raise the machine's limit (sysctl fs.file-max)"},
 		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or set it from outside"},
 		{unix.EPERM, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
 		{unix.EACCES, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
@@ -60,4 +64,23 @@ func explain(err error) error {
 		}
 	}
 	return err
+}
+
+// What a daemon has open, rounded up: the most of it are a worker's sockets, one for
+// each source port.
+const (
+	filesOfWorker   = 20
+	filesOfWorkerV6 = 40 // where the network has IPv6
+	filesOfRest     = 60 // with the embedded etcd and the fast path
+)
+
+// filesWords says how many open files are allowed and how many are needed.
+func filesWords() string {
+	limit := "the limit RLIMIT_NOFILE"
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err == nil {
+		limit = fmt.Sprintf("%s is %d", limit, r.Max) // Go has raised the soft one to it
+	}
+	return fmt.Sprintf("%s, and a worker needs %d, %d with IPv6, all else %d: raise it (ulimit -n, LimitNOFILE= of systemd, docker run --ulimit nofile=), or set fewer -workers",
+		limit, filesOfWorker, filesOfWorkerV6, filesOfRest)
 }

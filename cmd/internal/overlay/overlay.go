@@ -148,7 +148,7 @@ type Overlay struct {
 // Open opens whatever may fail before there is a lease, or takes over what the
 // daemon before had open.
 func Open(c Config, before *handover.State) (*Overlay, error) {
-	if err := checkTUN(); err != nil {
+	if err := device.Check(); err != nil {
 		return nil, err
 	}
 	v := newOverlay(c)
