@@ -166,12 +166,6 @@ func cells(r control.LeaseRow, now time.Time) []string {
 	if r.MACv6 != "" && r.MACv6 != r.MAC {
 		macs += " " + r.MACv6
 	}
-	or := func(text, otherwise string) string {
-		if text == "" {
-			return otherwise
-		}
-		return text
-	}
 	return []string{subnet, or(strings.Join(ips, " "), "none"), or(r.Backend, "none"), or(macs, "none"), expiry(r, now), kind}
 }
 

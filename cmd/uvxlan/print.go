@@ -73,12 +73,12 @@ func (p *printer) paint(c colour, text string) string {
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// orDash stands in for a cell that has nothing to say.
-func orDash(s string) string {
-	if s == "" {
-		return "-"
+// or stands in for a cell that would be empty.
+func or(text, otherwise string) string {
+	if text == "" {
+		return otherwise
 	}
-	return s
+	return text
 }
 
 // size writes bytes in units of 1000.

@@ -34,9 +34,9 @@ func TestPrintPeers(t *testing.T) {
 	if err := p.peers(twoOthers, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `SUBNET         PUBLIC IP      PATH    CARRIER  MTU   SINCE  WHY
-172.7.22.0/24  192.168.14.22  direct  fast     -     1m30s  via eth0 02:00:00:00:00:22
-172.7.31.0/24  192.168.15.31  vxlan   workers  1350  -      via gateway 192.168.14.1; not fast: by another interface, eth1
+	want := `SUBNET         PUBLIC IP      PATH    CARRIER  MTU      SINCE  WHY
+172.7.22.0/24  192.168.14.22  direct  fast     route's  1m30s  via eth0 02:00:00:00:00:22
+172.7.31.0/24  192.168.15.31  vxlan   workers  1350     start  via gateway 192.168.14.1; not fast: by another interface, eth1
 `
 	if out.String() != want {
 		t.Errorf("it printed\n%swant\n%s", &out, want)
@@ -66,6 +66,26 @@ func TestPrintPeers(t *testing.T) {
 	var back []control.Peer
 	if err := json.Unmarshal(out.Bytes(), &back); err != nil || len(back) != 2 || back[0] != twoOthers[0] || back[1].PathMTU != 1350 {
 		t.Errorf("JSON %s, %v", &out, err)
+	}
+}
+
+// No cell is empty, whatever the path.
+func TestPrintPeersInWords(t *testing.T) {
+	subnet, ip := netip.MustParsePrefix("172.7.22.0/24"), netip.MustParseAddr("192.168.14.22")
+	var out bytes.Buffer
+	p := printer{out: &out}
+	err := p.peers([]control.Peer{
+		{Subnet: subnet, PublicIP: ip, Path: control.PathVXLAN, PathMTU: 1450, Fast: true},
+		{Subnet: subnet, PublicIP: ip, Path: control.PathNone, Reason: "no route"},
+		{Subnet: subnet, PublicIP: ip, Path: control.PathForeign, Reason: "by a route of others"},
+	}, now)
+	want := `SUBNET         PUBLIC IP      PATH     CARRIER  MTU      SINCE  WHY
+172.7.22.0/24  192.168.14.22  vxlan    fast     1450     start  direct routing is off
+172.7.22.0/24  192.168.14.22  none     nobody   none     start  no route
+172.7.22.0/24  192.168.14.22  foreign  kernel   route's  start  by a route of others
+`
+	if err != nil || out.String() != want {
+		t.Errorf("it printed\n%swant\n%s%v", &out, want, err)
 	}
 }
 

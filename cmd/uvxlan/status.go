@@ -62,8 +62,8 @@ func (p *printer) status(s control.Status) error {
 	}
 	rows = append(rows,
 		[]string{"daemon", fmt.Sprintf("%s, pid %d, up for %s", s.Version, s.PID, control.Round(s.Now.Sub(s.Started)))},
-		[]string{"model", orDash(s.Model)},
-		[]string{"host", fmt.Sprintf("%s on %s", both(s.PublicIP, s.PublicIPv6), orDash(s.Interface))},
+		[]string{"model", or(s.Model, "not known yet")},
+		[]string{"host", fmt.Sprintf("%s on %s", both(s.PublicIP, s.PublicIPv6), or(s.Interface, "no interface yet"))},
 	)
 	if s.Network.IsValid() {
 		rows = append(rows, []string{"network", fmt.Sprintf("%s, MTU %d bytes", both(s.Network, s.NetworkV6), s.MTU)})
@@ -115,7 +115,7 @@ func traffic(t *control.Traffic) [][]string {
 		}
 	}
 	rows := [][]string{
-		{"offloads", orDash(strings.Join(on, " "))},
+		{"offloads", or(strings.Join(on, " "), "none")},
 		{"sent", direction(t.Sent)},
 		{"received", direction(t.Received)},
 		{"direct", fmt.Sprintf("%d packets sent without VXLAN", t.Direct)},
@@ -155,9 +155,12 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 	}
 	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "CARRIER", "MTU", "SINCE", "WHY"}}
 	for _, peer := range peers {
-		mtu, since := "-", "-"
-		if peer.PathMTU > 0 {
+		mtu, since := "route's", "start"
+		switch {
+		case peer.PathMTU > 0:
 			mtu = fmt.Sprint(peer.PathMTU)
+		case peer.Path == control.PathNone:
+			mtu = "none"
 		}
 		if !peer.Since.IsZero() {
 			since = control.Round(now.Sub(peer.Since))
@@ -192,7 +195,7 @@ func carrier(p control.Peer) string {
 	case p.Path == control.PathVXLAN, p.Path == control.PathDirect && p.NextMAC != "":
 		return "workers"
 	case p.Path == control.PathNone:
-		return "-"
+		return "nobody"
 	}
 	return "kernel"
 }
@@ -206,9 +209,11 @@ func why(p control.Peer) string {
 		words = append(words, strings.TrimSpace("via "+p.Link+" "+p.NextMAC))
 	case p.Reason != "":
 		words = append(words, p.Reason)
+	case p.Path == control.PathVXLAN:
+		words = append(words, "direct routing is off")
 	}
 	if p.FastReason != "" {
 		words = append(words, "not fast: "+p.FastReason)
 	}
-	return orDash(strings.Join(words, "; "))
+	return strings.Join(words, "; ")
 }

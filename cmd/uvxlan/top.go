@@ -118,7 +118,7 @@ func (t *top) show(r rates) error {
 // first, so that what doesn't fit the screen matters least.
 func (p *printer) rates(r rates) error {
 	s := r.status
-	head := fmt.Sprintf("%s  %s  %s", p.state(s), orDash(s.Model), r.Time.Format(time.TimeOnly))
+	head := fmt.Sprintf("%s  %s  %s", p.state(s), or(s.Model, "not known yet"), r.Time.Format(time.TimeOnly))
 	if s.Lease != nil {
 		head = s.Lease.Subnet.String() + "  " + head
 	}

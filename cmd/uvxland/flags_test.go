@@ -153,6 +153,8 @@ func TestFlagsRefused(t *testing.T) {
 		{"-device-driver=tap", []string{`-device-driver: device driver "tap"`, "auto native wireguard water"}},
 		{"-etcd-certfile=/c", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
 		{"-etcd-keyfile=/k -etcd-cafile=/ca", []string{"-etcd-certfile and -etcd-keyfile: give both or neither"}},
+		{"-embedded-etcd -embedded-etcd-listen=eth0", []string{`-embedded-etcd-listen "eth0": must be an address`}},
+		{"-embedded-etcd-listen=127.0.0.1", []string{"has no effect without -embedded-etcd"}},
 		{"-fastpath=off", []string{"unknown flag -fastpath: did you mean -fast-path?"}},
 		{"-workers=many", []string{`-workers "many": must be a whole number`}},
 		{"-public-ip=eth0", []string{`-public-ip "eth0": must be an IP address`}},

@@ -11,7 +11,7 @@ import (
 func topics() []cli.Group {
 	return []cli.Group{
 		{Title: "etcd", Flags: []string{
-			"etcd-endpoints", "etcd-prefix", "etcd-cafile", "etcd-certfile", "etcd-keyfile", "etcd-username", "etcd-password", "embedded-etcd",
+			"etcd-endpoints", "etcd-prefix", "etcd-cafile", "etcd-certfile", "etcd-keyfile", "etcd-username", "etcd-password", "embedded-etcd", "embedded-etcd-listen",
 		}},
 		{Title: "The host's lease", Flags: []string{"subnet-file", "subnet-lease-renew-margin", "stored-lease-expired", "state-dir"}},
 		{Title: "The interface to the other hosts", Flags: []string{"iface", "iface-regex", "iface-can-reach", "public-ip", "public-ipv6"}},

@@ -91,6 +91,7 @@ type flags struct {
 	endpoints   string
 	etcd        etcd.Options
 	embedded    bool
+	etcdListen  string
 	stateDir    string
 	expired     string
 	ifaces      flagenv.List
@@ -134,7 +135,8 @@ func define() (*flags, *flag.FlagSet) {
 	fs.StringVar(&f.etcd.KeyFile, "etcd-keyfile", "", "`file` of the client certificate's key")
 	fs.StringVar(&f.etcd.Username, "etcd-username", "", "etcd user `name`")
 	fs.StringVar(&f.etcd.Password, "etcd-password", "", "etcd `password`")
-	fs.BoolVar(&f.embedded, "embedded-etcd", false, "run an etcd in this process, for a first node or a trial")
+	fs.BoolVar(&f.embedded, "embedded-etcd", false, "run an etcd in this process, for a first node or a trial; it asks nobody for a password")
+	fs.StringVar(&f.etcdListen, "embedded-etcd-listen", "", "comma-separated `addresses` that the embedded etcd listens on, with or without a port (default: port 2379 of loopback and of the interface to the other hosts)")
 	fs.StringVar(&f.stateDir, "state-dir", daemon.DefaultStateDir, "`directory` of what outlives the daemon, one for each: lock, record of changes to the host, the embedded etcd's data")
 	fs.Var(&f.ifaces, "iface", "`name or address` of the interface to the other hosts, may be repeated (default: of the default route)")
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
@@ -218,11 +220,36 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	if f.iptablesResync < 1 {
 		errs = append(errs, fmt.Errorf("-iptables-resync %d: must be at least 1", f.iptablesResync))
 	}
+	if _, err := listenAddresses(f.etcdListen); err != nil {
+		errs = append(errs, err)
+	} else if f.etcdListen != "" && !f.embedded {
+		errs = append(errs, errors.New("-embedded-etcd-listen: has no effect without -embedded-etcd"))
+	}
 	if !f.embedded {
 		errs = append(errs, f.options(io.Discard).Etcd.Check())
 	}
 	errs = append(errs, f.checkFlannel(), checkKube(fs))
 	return errors.Join(errs...)
+}
+
+// listenAddresses reads -embedded-etcd-listen.
+func listenAddresses(text string) (all []netip.AddrPort, err error) {
+	const etcdPort = 2379
+	if text == "" {
+		return nil, nil
+	}
+	for s := range strings.SplitSeq(text, ",") {
+		s = strings.TrimSpace(s)
+		at, err := netip.ParseAddrPort(s)
+		if addr, addrErr := netip.ParseAddr(s); addrErr == nil {
+			at, err = netip.AddrPortFrom(addr, etcdPort), nil
+		}
+		if err != nil || at.Port() == 0 {
+			return nil, fmt.Errorf("-embedded-etcd-listen %q: must be an address, such as 127.0.0.1 or 192.168.14.21:2379", s)
+		}
+		all = append(all, at)
+	}
+	return all, nil
 }
 
 // checkFlannel checks those of flannel's flags that need it, and compiles
@@ -262,6 +289,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		Overlay: overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck, HugePages: f.hugePages},
 		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 	}
+	o.EmbeddedEtcdListen, _ = listenAddresses(f.etcdListen) // checked before
 	if f.offload != "off" {
 		disabled, _ := offload.Parse(f.noOffload) // checked before
 		o.Overlay.Offloads, o.Overlay.MustOffload = offload.All&^disabled, f.offload == "on"

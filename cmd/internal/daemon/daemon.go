@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
@@ -116,20 +117,44 @@ func chooseInterface(o Options, before *handover.State) (extiface.Interface, err
 	return ext, err
 }
 
-// startEtcd runs the embedded etcd on loopback and on the address that the
-// other hosts know, and makes it ours.
+// etcdPort is etcd's own.
+const etcdPort = 2379
+
+// etcdURLs are where the embedded etcd listens, and which of them the other hosts are
+// told.
+func etcdURLs(o *Options, ext extiface.Interface) (listen, advertise string) {
+	at := o.EmbeddedEtcdListen
+	if len(at) == 0 {
+		at = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), etcdPort), netip.AddrPortFrom(ext.Address, etcdPort)}
+	}
+	var all []string
+	for _, a := range at {
+		all = append(all, "http://"+a.String())
+		told := a
+		if a.Addr().IsUnspecified() {
+			told = netip.AddrPortFrom(ext.Address, a.Port())
+		}
+		if advertise == "" || told.Addr() == ext.Address {
+			advertise = "http://" + told.String()
+		}
+	}
+	return strings.Join(all, ","), advertise
+}
+
+// startEtcd runs the embedded etcd, and makes it ours.
 func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdserver.Server, error) {
-	own := "http://" + netip.AddrPortFrom(ext.Address, 2379).String()
+	listen, advertise := etcdURLs(o, ext)
 	server, err := etcdserver.Start(ctx, etcdserver.Options{
 		Dir:             hoststate.EtcdDir(o.StateDir),
-		ListenClient:    "http://127.0.0.1:2379," + own,
-		AdvertiseClient: own,
+		ListenClient:    listen,
+		AdvertiseClient: advertise,
 		Logger:          o.Logger,
 	})
 	if err != nil {
 		return nil, err
 	}
 	o.Etcd.Endpoints = []string{server.Endpoint()}
-	o.Logger.Info("embedded etcd is up; start the other hosts with", "etcd-endpoints", own)
+	o.Logger.Info("embedded etcd is up; start the other hosts with", "etcd-endpoints", advertise)
+	o.Logger.Warn("the embedded etcd has no authentication: who reaches it may change the network; guard it by a firewall, or choose where it listens with -embedded-etcd-listen", "listens", listen)
 	return server, nil
 }

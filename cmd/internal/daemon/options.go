@@ -30,6 +30,9 @@ type Options struct {
 	Etcd etcd.Options
 	// EmbeddedEtcd runs an etcd in this process, its data in StateDir.
 	EmbeddedEtcd bool
+	// EmbeddedEtcdListen are where it listens, "host:port" each; nil means port 2379
+	// of loopback and of the interface to the other hosts.
+	EmbeddedEtcdListen []netip.AddrPort
 	// StateDir belongs to this daemon alone, as long as it runs.
 	StateDir string
 	// Interface says how the peers reach this host.
