@@ -152,10 +152,10 @@ func (d dockerOpts) text(variables map[string]string) (string, error) {
 	return b.String(), nil
 }
 
-// writeEnvironment replaces the file, or writes to what else is there, such as
+// writeEnvironment replaces the file, or writes to what else is there, such as the link
 // /dev/stdout.
 func writeEnvironment(path, text string) error {
-	info, err := os.Stat(path)
+	info, err := os.Lstat(path) // an atomic write would replace a link
 	if err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(path, []byte(text), 0o644)
 	}

@@ -92,6 +92,28 @@ func TestDockerOpts(t *testing.T) {
 	}
 }
 
+// What isn't a file is written to, as a shell would, and stays what it is: a link such
+// as /dev/stdout too, even if a file is at its end.
+func TestDockerOptsThroughLink(t *testing.T) {
+	dir := t.TempDir()
+	link, file := filepath.Join(dir, "stdout"), filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("before, and longer than what comes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeEnvironment(link, "text"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != "text" {
+		t.Errorf("the file has %q, %v", got, err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != os.ModeSymlink {
+		t.Errorf("the link is %v, %v", info, err)
+	}
+}
+
 func TestDockerOptsRefused(t *testing.T) {
 	d := dockerOpts{from: filepath.Join(t.TempDir(), "subnet.env"), to: filepath.Join(t.TempDir(), "docker.env"), key: "DOCKER_OPTS"}
 	err := d.run(map[string]string{"FLANNEL_IPMASQ": "yes"})
