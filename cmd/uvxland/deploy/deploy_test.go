@@ -216,6 +216,11 @@ func dpkgIn(t *testing.T, deb string) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{"_uvxlan", "_uvxland"} { // links that lead to a file
+		if _, err := os.Stat(filepath.Join(dir, "usr/share/zsh/vendor-completions", name)); err != nil {
+			t.Error(err)
+		}
+	}
 	for _, args := range [][]string{{"--install", deb}, {"--remove", "uvxlan"}} {
 		dpkg(args...)
 		if text, err := os.ReadFile(config); err != nil || string(text) != mine {
