@@ -3,8 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
@@ -141,8 +144,25 @@ func etcdURLs(o *Options, ext extiface.Interface) (listen, advertise string) {
 	return strings.Join(all, ","), advertise
 }
 
+// checkEtcdFiles refuses a limit of open files by which etcd, which keeps 150 for
+// itself, would end the process without a word.
+func checkEtcdFiles(limit uint64) error {
+	const own = 150
+	if limit > own {
+		return nil
+	}
+	return fmt.Errorf("the embedded etcd keeps %d descriptors for itself: %w", own, unix.EMFILE)
+}
+
 // startEtcd runs the embedded etcd, and makes it ours.
 func startEtcd(ctx context.Context, o *Options, ext extiface.Interface) (*etcdserver.Server, error) {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, fmt.Errorf("read the limit of open files: %w", err)
+	}
+	if err := checkEtcdFiles(files.Cur); err != nil {
+		return nil, err
+	}
 	listen, advertise := etcdURLs(o, ext)
 	server, err := etcdserver.Start(ctx, etcdserver.Options{
 		Dir:             hoststate.EtcdDir(o.StateDir),

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -43,5 +44,14 @@ func TestEmbeddedEtcdListens(t *testing.T) {
 		if listen, advertise := etcdURLs(&o, ext); listen != want[0] || advertise != want[1] {
 			t.Errorf("%s: listens on %s, tells %s, want %s", at, listen, advertise, want)
 		}
+	}
+}
+
+func TestEmbeddedEtcdRefusesTooFewFiles(t *testing.T) {
+	if err := checkEtcdFiles(150); !errors.Is(err, unix.EMFILE) {
+		t.Error(err)
+	}
+	if err := checkEtcdFiles(151); err != nil {
+		t.Error(err)
 	}
 }
