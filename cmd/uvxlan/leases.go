@@ -59,7 +59,7 @@ func defineLeases(fs *flag.FlagSet) action {
 
 func (c *leasesCommand) list(ctx context.Context) error {
 	var rows []control.LeaseRow
-	err := c.anyWay(ctx,
+	err := c.anyWay(
 		func(d *control.Client) (err error) { rows, err = d.Leases(ctx); return err },
 		func(r *etcd.Registry) (err error) { rows, err = leaseadmin.List(ctx, r); return err })
 	if err != nil {
@@ -84,7 +84,7 @@ func (c *leasesCommand) change(ctx context.Context, args []string) error {
 	}
 	change := control.LeaseChange{Do: args[0], Subnet: subnet, IPv6Subnet: v6, PublicIP: c.publicIP, Force: *c.force}
 	var words string
-	err = c.anyWay(ctx,
+	err = c.anyWay(
 		func(d *control.Client) (err error) { words, err = d.ChangeLease(ctx, change); return err },
 		func(r *etcd.Registry) (err error) { words, err = leaseadmin.Change(ctx, r, change); return err })
 	if err != nil {
@@ -112,7 +112,7 @@ func parseSubnet(text string) (v4, v6 netip.Prefix, err error) {
 
 // anyWay asks the daemon, unless an etcd is named; where there is no daemon that
 // could tell, it asks the etcd that the flags have by default.
-func (c *leasesCommand) anyWay(ctx context.Context, daemon func(*control.Client) error, registry func(*etcd.Registry) error) error {
+func (c *leasesCommand) anyWay(daemon func(*control.Client) error, registry func(*etcd.Registry) error) error {
 	var noDaemon error
 	if !c.byEtcd {
 		noDaemon = daemon(control.NewClient(*c.socket))

@@ -100,12 +100,12 @@ func TestLeasesByTheDaemonOrEtcd(t *testing.T) {
 	for _, socket := range []string{filepath.Join(t.TempDir(), "none"), listen(t, nil)} {
 		c.socket = &socket
 		asked := false
-		err := c.anyWay(t.Context(), func(d *control.Client) error { _, err := d.Leases(t.Context()); return err },
+		err := c.anyWay(func(d *control.Client) error { _, err := d.Leases(t.Context()); return err },
 			func(*etcd.Registry) error { asked = true; return nil })
 		if err != nil || !asked {
 			t.Errorf("%s: etcd was asked: %t, %v", socket, asked, err)
 		}
-		err = c.anyWay(t.Context(), func(d *control.Client) error { _, err := d.Leases(t.Context()); return err },
+		err = c.anyWay(func(d *control.Client) error { _, err := d.Leases(t.Context()); return err },
 			func(*etcd.Registry) error { return lease.ErrUnavailable })
 		if !errors.Is(err, lease.ErrUnavailable) || !strings.Contains(err.Error(), "-etcd-endpoints") {
 			t.Errorf("%s: %v", socket, err)

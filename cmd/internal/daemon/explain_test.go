@@ -38,7 +38,7 @@ func TestEmbeddedEtcdListens(t *testing.T) {
 		"127.0.0.1:2379 192.168.14.21:500": {"http://127.0.0.1:2379,http://192.168.14.21:500", "http://192.168.14.21:500"},
 	} {
 		var o Options
-		for _, a := range strings.Fields(at) {
+		for a := range strings.FieldsSeq(at) {
 			o.EmbeddedEtcdListen = append(o.EmbeddedEtcdListen, netip.MustParseAddrPort(a))
 		}
 		if listen, advertise := etcdURLs(&o, ext); listen != want[0] || advertise != want[1] {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"uvxlan/cmd/internal/control"
@@ -193,20 +194,20 @@ func create(ctx context.Context, r Registry, l lease.Lease, public netip.Addr) (
 		return "", err
 	}
 	l.Permanent, l.Attrs = true, lease.Attrs{PublicIP: public}
-	words := fmt.Sprintf("reserved %s for %s, which takes it at its next start", l.Subnet, public)
+	var instead []string
 	for _, other := range all {
 		if other.Overlaps(l) {
 			return "", fmt.Errorf("%w: %s of %s overlaps it", ErrRefused, other.Subnet, owner(other))
 		}
 		if other.Attrs.PublicIP == public {
-			words += fmt.Sprintf(" instead of %s", other.Subnet)
+			instead = append(instead, " instead of "+other.Subnet.String())
 		}
 	}
 	_, err = r.Create(ctx, l, lease.DefaultTTL)
 	if errors.Is(err, lease.ErrExists) {
 		err = fmt.Errorf("%w: %w", lease.ErrConflict, err) // look who has it
 	}
-	return words, err
+	return fmt.Sprintf("reserved %s for %s, which takes it at its next start%s", l.Subnet, public, strings.Join(instead, "")), err
 }
 
 // unfit says what subnets the configuration has.
