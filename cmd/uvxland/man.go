@@ -20,8 +20,9 @@ hosts, as flanneld does, on hosts whose kernel has no VXLAN. It reads the networ
 configuration from etcd, leases a subnet there, writes it to the subnet file for the
 container runtime, and carries the packets between the hosts until it is stopped.
 
-What containers use stays when it stops: interface, routes, firewall rules and the
-lease. uvxlan cleanup removes what is left on the host.
+When it stops, the device and its routes go, and with them the way between the hosts;
+host-gw's routes stay. The lease stays, so that the next start has the same subnet, and
+so do the subnet file and the firewall rules. uvxlan cleanup removes what is left.
 
 With the word completion it writes the script by which a shell completes the flags, with
 the word man this page.`,
