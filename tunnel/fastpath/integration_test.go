@@ -593,6 +593,17 @@ func TestIntegrationFastPathLeavesIPsecToWorkers(t *testing.T) {
 	}
 }
 
+// awaitCarried waits until pings to a peer are carried: the first, for which there was
+// no neighbour yet, holds those that follow it for a while.
+func (n *node) awaitCarried(peer *node) {
+	n.t.Helper()
+	before := n.router.Stats().FastPath.TxPackets
+	testhost.Await(n.t, "pings to be carried", func() bool {
+		ping(n.t, n.container, peer.addr(), 1)
+		return n.router.Stats().FastPath.TxPackets > before
+	})
+}
+
 func TestIntegrationFastPathFollowsRoutes(t *testing.T) {
 	a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) {
 		testhost.Join(a, b, "eth1", "10.67.0")
@@ -600,11 +611,14 @@ func TestIntegrationFastPathFollowsRoutes(t *testing.T) {
 		sysctl(t, b, "net.ipv4.conf.all.rp_filter", "0")
 		sysctl(t, b, "net.ipv4.conf.eth1.rp_filter", "0")
 	})
-	ping(t, a.container, b.addr(), 20)
+	a.awaitCarried(b)
 	before := a.router.Stats().FastPath
 	run(t, a.host, "ip", "route", "add", "10.66.0.2/32", "via", "10.67.0.2", "dev", "eth1")
-	ping(t, a.container, b.addr(), 20)
-	if after := a.router.Stats().FastPath; after.TxPackets != before.TxPackets || a.fast.Report().LeftTx["other_link"] < 1 {
+	testhost.Await(t, "pings to be left for their route", func() bool {
+		ping(t, a.container, b.addr(), 1)
+		return a.fast.Report().LeftTx["other_link"] > 0
+	})
+	if after := a.router.Stats().FastPath; after.TxPackets != before.TxPackets {
 		t.Errorf("a route by another interface isn't obeyed: %+v, before %+v, left%s", after, before, a.left())
 	}
 	run(t, a.host, "ip", "route", "replace", "10.66.0.2/32", "nexthop", "via", "10.67.0.2", "dev", "eth1", "nexthop", "via", "10.66.0.2", "dev", "eth0", "onlink")
