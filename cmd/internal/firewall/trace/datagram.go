@@ -76,7 +76,7 @@ var datagramHooks = []hook{preRouting, input, output, postRouting}
 
 // meets are the chains that the tunnel's datagrams meet.
 func (t Tunnel) meets(_ byte, h hook, _ string, devices []string) bool {
-	if h == ingress {
+	if h == ingress || h == egress {
 		return len(devices) == 0 || slices.Contains(devices, t.Link.Name)
 	}
 	return slices.Contains(datagramHooks, h)
@@ -117,7 +117,7 @@ func survey(bases []base, t Tunnel) (found []Concern, err error) {
 		packets[out] = t.state(out)
 	}
 	for _, b := range bases {
-		s := *packets[b.hook == output || b.hook == postRouting]
+		s := *packets[b.hook == output || b.hook == postRouting || b.hook == egress]
 		v := surveyor{base: b, packet: &s, named: new(bool)}
 		s.sport.met, s.dport.met = v.named, v.named
 		if err := v.run(); err != nil {

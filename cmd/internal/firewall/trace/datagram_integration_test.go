@@ -88,6 +88,8 @@ func TestIntegrationDatagrams(t *testing.T) {
 		{name: "another port", commands: "IPT -t nat -A PREROUTING -p udp --dport 4789 -j REDIRECT --to-ports 9999", want: "translates nat/PREROUTING/PREROUTING: WORDS"},
 		{name: "raw", commands: "IPT -t raw -A PREROUTING -p udp --dport 4789 -j DROP", want: "drops raw/PREROUTING/PREROUTING: WORDS"},
 		{name: "ingress", commands: `ip link add eth0 type veth peer eth8; nft 'table netdev z { chain in { type filter hook ingress device eth0 priority 0; udp dport 4789 drop; }; }'`, want: "drops z/in/in: WORDS"},
+		{name: "egress", commands: `ip link add eth0 type veth peer eth8; nft 'table netdev z { chain out { type filter hook egress device eth0 priority 0; udp dport 4789 drop; udp dport 4788 drop; }; }'`, want: "drops z/out/out: WORDS"},
+		{name: "another interface's egress", commands: `ip link add eth9 type veth peer eth8; nft 'table netdev z { chain out { type filter hook egress device eth9 priority 0; udp dport 4789 drop; }; }'`},
 		{name: "legacy", commands: "LEGACY -A INPUT -p udp --dport 4789 -j DROP; LEGACY -A INPUT -p udp --dport 4788 -j DROP", want: "legacy drops filter/INPUT/INPUT: -p udp -m udp --dport 4789 -j DROP"},
 		{name: "legacy with a list", commands: "LEGACY -A OUTPUT -p udp -m multiport --dports 53,4700:4800 -j DROP", want: "legacy drops filter/OUTPUT/OUTPUT: -p udp -m multiport --dports 53,4700:4800 -j DROP"},
 		{name: "legacy policy", commands: "LEGACY -A INPUT -p udp --dport 4790 -j ACCEPT; LEGACY -P INPUT DROP", want: "legacy drops filter/INPUT/INPUT:"},

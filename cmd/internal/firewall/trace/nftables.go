@@ -28,7 +28,7 @@ func openTables() (*tables, error) {
 var families = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet", unix.NFPROTO_NETDEV: "netdev"}
 
 // meets tells whether a kind of packets meets a base chain. The devices are those of
-// a chain at ingress.
+// a chain at ingress or egress.
 type meets func(family byte, h hook, chainType string, devices []string) bool
 
 // forwards are the chains that forwarded packets meet and that may drop them.
@@ -64,6 +64,8 @@ func (t *tables) bases(v6 bool, want meets) (bases []base, err error) {
 		case c.family != unix.NFPROTO_NETDEV:
 		case h == netdevIngress:
 			h = ingress
+		case h == netdevEgress:
+			h = egress
 		default:
 			continue
 		}
@@ -80,9 +82,12 @@ func (t *tables) bases(v6 bool, want meets) (bases []base, err error) {
 	return bases, errors.Join(errs...)
 }
 
-// netdevIngress is what family netdev calls its ingress (linux/netfilter_netdev.h,
-// NF_NETDEV_INGRESS).
-const netdevIngress hook = 0
+// netdevIngress and netdevEgress are the hooks of family netdev
+// (linux/netfilter_netdev.h, NF_NETDEV_INGRESS and NF_NETDEV_EGRESS).
+const (
+	netdevIngress hook = 0
+	netdevEgress  hook = 1
+)
 
 // devices are the names of the interfaces that a chain's hook is on; none if it is
 // on all.

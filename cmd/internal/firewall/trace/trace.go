@@ -68,6 +68,7 @@ const (
 	output      hook = 3
 	postRouting hook = 4
 	ingress     hook = 5 // of family inet; netdev's has number 0
+	egress      hook = 6 // of family netdev, whose number is 1
 )
 
 // hooks are the hooks that a forwarded packet comes to and at which rules
@@ -76,7 +77,7 @@ var hooks = []hook{preRouting, forward}
 
 // chain returns iptables' name for the hook's chain.
 func (h hook) chain() string {
-	return [...]string{preRouting: "PREROUTING", input: "INPUT", forward: "FORWARD", output: "OUTPUT", postRouting: "POSTROUTING", ingress: "INGRESS"}[h]
+	return [...]string{preRouting: "PREROUTING", input: "INPUT", forward: "FORWARD", output: "OUTPUT", postRouting: "POSTROUTING", ingress: "INGRESS", egress: "EGRESS"}[h]
 }
 
 // mostAddresses is how many single addresses are looked at.
