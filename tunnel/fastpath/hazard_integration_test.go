@@ -342,3 +342,29 @@ func TestIntegrationAttachWithoutPrivileges(t *testing.T) {
 		t.Errorf("left behind: %s", out)
 	}
 }
+
+// What netfilter does with the containers' packets is done whoever carries them, also at
+// the device itself.
+func TestIntegrationFastPathObeysNetfilterOfInnerPackets(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	for _, chain := range []string{
+		"inet z c { type filter hook forward priority 0; }",
+		"netdev z c { type filter hook ingress device flannel.1 priority 0; }",
+		"netdev z c { type filter hook egress device flannel.1 priority 0; }",
+	} {
+		a.expectCarrying(b)
+		family, _, _ := strings.Cut(chain, " ")
+		run(t, a.host, "nft", "add table "+family+" z; add chain "+chain+"; add rule "+family+" z c ip protocol icmp counter drop")
+		before := a.router.Stats()
+		if out, err := pingAnyway(t, a.container, b.addr(), 5); err == nil {
+			t.Errorf("chain %s isn't obeyed: %s", chain, out)
+		}
+		if rules := run(t, a.host, "nft", "list table "+family+" z"); !strings.Contains(rules, "packets 5 ") {
+			t.Errorf("chain %s hasn't dropped 5 packets: %s", chain, rules)
+		}
+		if after := a.router.Stats(); after.RxPackets-after.FastPath.RxPackets != before.RxPackets-before.FastPath.RxPackets {
+			t.Errorf("with chain %s workers got packets", chain)
+		}
+		run(t, a.host, "nft", "delete table "+family+" z")
+	}
+}
