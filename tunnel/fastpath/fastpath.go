@@ -79,49 +79,54 @@ type member struct {
 // them, in the calling thread's network namespace, which has to be that of the
 // router's device and sockets. Until Run is called it doesn't follow what changes
 // on the host. Close comes before or after the router's.
-func Attach(r *tunnel.Router, c Config) (f *FastPath, err error) {
-	f = &FastPath{
+func Attach(r *tunnel.Router, c Config) (*FastPath, error) {
+	f := &FastPath{
 		router: r, config: c, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: wake.Waker{FD: -1},
 		passed: map[ebpf.ProgramID]bool{}, members: map[netip.Prefix]*member{}, used: map[netip.Prefix]uint64{},
 	}
 	inherited := cmp.Or(c.Inherited, &Descriptors{})
 	// Filters stay without a descriptor, with the peers that they have.
 	filters := c.Inherited != nil && len(c.Inherited.Links) == 0
-	defer func() {
-		if filters && f.wire.Device != "" && f.attached.kind() != "clsact" {
-			_, e := RemoveStale(f.wire.Device)
-			err = errors.Join(err, e)
-		}
-		if err != nil {
-			if errors.Is(err, unix.EPERM) && !errors.Is(err, ErrUnsupported) {
-				err = fmt.Errorf("%w: %w", ErrUnsupported, err)
-			}
-			err = errors.Join(fmt.Errorf("attach fast path: %w", err), f.release(), inherited.Close())
-			f = nil
-		}
-	}()
-	if f.wire, err = r.Wire(); err != nil {
-		return f, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	err := f.open(inherited)
+	if filters && f.wire.Device != "" && f.attached.kind() != "clsact" {
+		_, e := RemoveStale(f.wire.Device)
+		err = errors.Join(err, e)
+	}
+	err = errors.Join(err, inherited.Close()) // what is of no use
+	if err == nil {
+		return f, nil
+	}
+	if errors.Is(err, unix.EPERM) && !errors.Is(err, ErrUnsupported) {
+		err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	err = errors.Join(fmt.Errorf("attach fast path: %w", err), f.attached.detach())
+	if f.programs != nil {
+		r.UseFastPath(nil)
+	}
+	return nil, errors.Join(err, f.release())
+}
+
+// open does what Attach is for. Whatever it has opened is to be closed after an error.
+func (f *FastPath) open(inherited *Descriptors) (err error) {
+	if f.wire, err = f.router.Wire(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	if f.host, err = openHost(); err != nil {
-		return f, err
+		return err
 	}
 	if f.waker, err = wake.Open(); err != nil {
-		return f, err
+		return err
 	}
-	if err := f.find(c.Link); err != nil {
-		return f, err
+	if err := f.find(f.config.Link); err != nil {
+		return err
 	}
-	if f.programs, err = tcprog.Load(len(r.Peers()), inherited.takeMaps()); err != nil {
-		return f, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	if f.programs, err = tcprog.Load(len(f.router.Peers()), inherited.takeMaps()); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	f.apply(f.host.look(f.local.Addr(), f.device, f.link))
-	r.UseFastPath(f)
-	if f.attached, err = attach(f.place(f.link), inherited); err != nil {
-		r.UseFastPath(nil)
-		return f, err
-	}
-	return f, nil
+	f.router.UseFastPath(f)
+	f.attached, err = attach(f.place(f.link), inherited)
+	return err
 }
 
 func (f *FastPath) place(l underlayLink) place {

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/tcprog"
 )
 
 // Descriptors are what another process may go on with: those of the maps by name, and
@@ -14,6 +16,9 @@ import (
 type Descriptors struct {
 	Maps  map[string]int `json:"maps"`
 	Links []int          `json:"links,omitempty"`
+	// Layout is of what the maps hold. Programs of another version have another, perhaps
+	// in entries of the same size, and make maps of their own.
+	Layout string `json:"layout,omitempty"`
 }
 
 // All lists the descriptors; nil has none.
@@ -36,7 +41,12 @@ func (d *Descriptors) Close() error {
 	return errors.Join(errs...)
 }
 
+// takeMaps returns the maps that this version's programs can go on with, for the caller
+// to own.
 func (d *Descriptors) takeMaps() map[string]int {
+	if d.Layout != tcprog.Layout() {
+		return nil
+	}
 	m := d.Maps
 	d.Maps = nil
 	return m
@@ -72,7 +82,7 @@ func (f *FastPath) Release() (d *Descriptors, err error) {
 func (f *FastPath) copies() (d *Descriptors, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d = &Descriptors{Maps: map[string]int{}}
+	d = &Descriptors{Maps: map[string]int{}, Layout: tcprog.Layout()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())

@@ -291,3 +291,77 @@ func TestIntegrationFastPathLeavesNothingOfAPredecessor(t *testing.T) {
 		})
 	}
 }
+
+// Hosts of virtual machines have their addresses at bridges, whose packets iptables sees
+// (br_netfilter). Those that the fast path sends still know of the container's
+// connection, and of the bridge that they came from.
+func TestIntegrationFastPathOnFilteredBridges(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, func(a, _ *testhost.Host) {
+		script(t, a, `
+			ip addr del 10.66.0.1/24 dev eth0
+			ip link add br0 type bridge
+			ip link set eth0 master br0
+			ip link set br0 up
+			ip addr add 10.66.0.1/24 dev br0`)
+	})
+	script(t, a.host, `
+		ip link add cni0 type bridge
+		ip link set cni0 up
+		ip addr del 10.0.1.1/24 dev c0
+		ip addr del fd00:0:0:1::1/64 dev c0
+		ip link set c0 master cni0
+		ip addr add 10.0.1.1/24 dev cni0
+		ip addr add fd00:0:0:1::1/64 dev cni0 nodad
+		nft add table ip z
+		nft add chain ip z post { type nat hook postrouting priority 100 ; }
+		nft add rule ip z post ip saddr 10.0.1.0/24 oifname flannel.1 masquerade
+		nft add chain ip z pre { type nat hook prerouting priority -100 ; }
+		nft add rule ip z pre ip daddr 10.0.9.9 dnat to 10.0.2.2`)
+	sysctl(t, a.host, "net.bridge.bridge-nf-call-iptables", "1")
+	sysctl(t, a.host, "net.bridge.bridge-nf-call-ip6tables", "1")
+	ping(t, a.container, b.addr(), 100)
+	ping(t, b.container, a.addr(), 100)
+	ping(t, a.container, "10.0.9.9", 20)
+	transfer(t, a.container, b.container, b.addr(), transferSize)
+	transfer(t, b.container, a.container, a.addr(), transferSize)
+	transfer(t, b.container, a.container, a.addr6(), transferSize)
+	a.expectCarried(150, 150)
+}
+
+// What the maps hold is of one version of the programs: those of another must not take
+// it for their own.
+func TestIntegrationFastPathInheritsMapsOfItsLayout(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	a.expectCarrying(b)
+	peers := func() ebpf.MapID {
+		m, err := ebpf.NewMapFromFD(duplicateOf(t, b.fast.programs.Descriptors()["peers4"]))
+		testhost.Must(t, err)
+		defer m.Close()
+		info, err := m.Info()
+		testhost.Must(t, err)
+		id, _ := info.ID()
+		return id
+	}
+	before, descriptors := peers(), testhost.Descriptors(t)
+	for _, same := range []bool{true, false} {
+		d, err := b.fast.Release()
+		testhost.Must(t, err)
+		if !same {
+			d.Layout = "another"
+		}
+		b.attach(Config{Inherited: d})
+		if got := peers(); got == before != same {
+			t.Errorf("of the same layout: %t, map %d, before %d", same, got, before)
+		}
+		testhost.Await(t, "as many descriptors as before", func() bool { return testhost.Descriptors(t) == descriptors })
+		a.expectCarrying(b)
+		b.expectCarrying(a)
+	}
+}
+
+func duplicateOf(t *testing.T, fd int) int {
+	t.Helper()
+	n, err := duplicate(fd)
+	testhost.Must(t, err)
+	return n
+}

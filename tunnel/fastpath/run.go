@@ -15,7 +15,9 @@ import (
 )
 
 const (
-	// settle is the least time between two looks at the host.
+	// settle is the least time between two looks at the host, which may not take more
+	// than a tenth of a CPU either: on a host with a thousand interfaces one takes many
+	// milliseconds, and events come all the time.
 	settle = 20 * time.Millisecond
 	// lookInterval is the time between two looks at the host without an event.
 	lookInterval = 10 * time.Second
@@ -42,9 +44,10 @@ func (f *FastPath) Run(ctx context.Context) error {
 		for _, fd := range f.host.events {
 			f.host.drain(fd)
 		}
+		began := time.Now()
 		f.inspect()
 		// One change makes many events; an end doesn't wait.
-		if err := poll(fds[:1], settle); err != nil {
+		if err := poll(fds[:1], max(settle, 9*time.Since(began))); err != nil {
 			return err
 		}
 		for looked := time.Now(); ; {
@@ -118,7 +121,8 @@ func (f *FastPath) keep(l underlayLink) error {
 	}
 	if f.attached != nil {
 		ok, behind := f.attached.stands()
-		if ok && l == f.link && !f.isPassedLocked(behind) {
+		if ok && l.index == f.link.index && !f.isPassedLocked(behind) {
+			f.link = l // perhaps renamed
 			return nil
 		}
 		f.passed = map[ebpf.ProgramID]bool{}
