@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -364,4 +365,58 @@ func duplicateOf(t *testing.T, fd int) int {
 	n, err := duplicate(fd)
 	testhost.Must(t, err)
 	return n
+}
+
+// The direct way takes packets of any length: an interface for shorter ones is none.
+func TestIntegrationFastPathDirectObeysUnderlayMTU(t *testing.T) {
+	a, b := newPair(t, onlink.Socket, Config{}, nil)
+	direct := func() bool { return a.router.Path(b.subnet()).Direct && b.router.Path(a.subnet()).Direct }
+	testhost.Await(t, "the peer's direct way", direct)
+	for _, h := range []*testhost.Host{a.host, b.host} {
+		run(t, h, "ip", "link", "set", "eth0", "mtu", "1400")
+	}
+	testhost.Await(t, "packets longer than the path's MTU to be refused", func() bool { return !tryPing(t, a.container, b.addr(), 1351) })
+	before := a.router.Stats().FastPath
+	if !tryPing(t, a.container, b.addr(), 1350) {
+		t.Error("a packet of the path's MTU doesn't pass")
+	}
+	transfer(t, a.container, b.container, b.addr(), transferSize)
+	if after := a.router.Stats().FastPath; after.TxDirect != before.TxDirect || after.TxPackets < before.TxPackets+50 {
+		t.Errorf("the fast path carried %+v, before %+v, left%s", after, before, a.left())
+	}
+	for _, h := range []*testhost.Host{a.host, b.host} {
+		run(t, h, "ip", "link", "set", "eth0", "mtu", "1500")
+	}
+	testhost.Await(t, "the peer's direct way", direct)
+}
+
+// All peers of a large network are carried.
+func TestIntegrationFastPathOfManyPeers(t *testing.T) {
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	peers := b.peers()
+	for i := range 10_000 {
+		peers = append(peers, tunnel.Peer{
+			Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + i>>8), byte(i), 0}), 24),
+			Underlay: netip.AddrFrom4([4]byte{10, 67, byte(i >> 8), byte(i)}), MAC: encap.MAC{2, 9, 0, 0, byte(i >> 8), byte(i)},
+		})
+	}
+	began := time.Now()
+	testhost.Must(t, a.router.ReplacePeers(peers))
+	t.Logf("%d peers in %v", len(peers), time.Since(began))
+	if r := a.fast.Report(); r.Peers != len(peers) || r.Excluded > 0 {
+		t.Errorf("of %d peers %d are carried, and %d are not", len(peers), r.Peers, r.Excluded)
+	}
+	a.expectCarrying(b)
+	// A policy for some of them comes and goes.
+	policy := strings.Fields("dir out src 10.66.0.1/32 dst 10.67.7.0/24")
+	run(t, a.host, "ip", append([]string{"xfrm", "policy", "add"}, append(policy, "action", "allow")...)...)
+	testhost.Await(t, "peers to be excluded", func() bool { return a.fast.Report().Excluded == 256 })
+	run(t, a.host, "ip", append([]string{"xfrm", "policy", "delete"}, policy...)...)
+	testhost.Await(t, "all peers to be carried", func() bool { return a.fast.Report().Peers == len(peers) })
+	a.expectCarrying(b)
+	testhost.Must(t, a.router.ReplacePeers(b.peers()))
+	if r := a.fast.Report(); r.Peers != len(b.peers()) {
+		t.Errorf("%d peers are carried, want %d", r.Peers, len(b.peers()))
+	}
+	a.expectCarrying(b)
 }
