@@ -2,9 +2,11 @@ package fastpath
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -419,4 +421,104 @@ func TestIntegrationFastPathOfManyPeers(t *testing.T) {
 		t.Errorf("%d peers are carried, want %d", r.Peers, len(b.peers()))
 	}
 	a.expectCarrying(b)
+}
+
+// Whatever changes on the host, packets change sides and none is lost.
+func TestIntegrationFastPathLosesNothingInChanges(t *testing.T) {
+	for _, direct := range []onlink.Mode{onlink.Off, onlink.Socket} {
+		t.Run(fmt.Sprint("direct ", direct), func(t *testing.T) {
+			a, b := newPair(t, direct, Config{}, nil)
+			carried := func() bool {
+				before := a.router.Stats().FastPath
+				ping(t, a.container, b.addr(), 20)
+				after := a.router.Stats().FastPath
+				return after.TxPackets >= before.TxPackets+20 && (direct == onlink.Off) == (after.TxDirect == before.TxDirect)
+			}
+			testhost.Await(t, "all pings to be carried", carried)
+			policy := strings.Fields("dir out src 10.66.0.1/32 dst 10.66.0.2/32 proto udp")
+			changes := []func(){
+				func() { changeFeature(t, a.host, "tx-udp_tnl-segmentation", false) },
+				func() {
+					run(t, a.host, "ip", append([]string{"xfrm", "policy", "add"}, append(policy, "action", "allow")...)...)
+				},
+				func() { changeFeature(t, a.host, "tx-udp_tnl-segmentation", true) },
+				func() { run(t, a.host, "ip", "rule", "add", "iif", "lo", "lookup", "100") },
+				func() { run(t, a.host, "ip", append([]string{"xfrm", "policy", "delete"}, policy...)...) },
+				func() {
+					d, err := b.fast.Release()
+					testhost.Must(t, err)
+					b.attach(Config{Inherited: d})
+				},
+				func() { run(t, a.host, "ip", "rule", "del", "iif", "lo", "lookup", "100") },
+				func() { testhost.Must(t, a.router.ReplacePeers(b.peers())) },
+				func() {
+					testhost.Must(t, a.fast.Close())
+					a.attach(Config{})
+				},
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			var traffic sync.WaitGroup
+			for n, peer := range map[*node]*node{a: b, b: a} {
+				traffic.Go(func() {
+					for ctx.Err() == nil && !t.Failed() {
+						ping(t, n.container, peer.addr(), 20)
+					}
+				})
+				for _, segments := range []int{1, 12} {
+					c := echo(t, n.container, peer.container, peer.addr6())
+					traffic.Go(func() {
+						for ctx.Err() == nil && !t.Failed() {
+							bounce(t, c, 1200, segments)
+						}
+					})
+				}
+			}
+			for range 3 {
+				for _, change := range changes {
+					change()
+					// Each is in force for a while, and followed.
+					before := a.router.Stats().TxPackets
+					testhost.Await(t, "packets to pass", func() bool { return a.router.Stats().TxPackets > before+50 })
+				}
+			}
+			stop()
+			traffic.Wait()
+			a.awaitOn()
+			testhost.Await(t, "all pings to be carried", carried)
+			for _, n := range []*node{a, b} {
+				n.expectCarried(100, 0)
+			}
+		})
+	}
+}
+
+// bounce sends datagrams of a length, several as a superpacket, to who sends them back, and
+// fails unless all come back, in whatever order.
+func bounce(t *testing.T, c *net.UDPConn, length, segments int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err == nil && segments > 1 {
+		e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, length) })
+		err = errors.Join(err, e)
+	}
+	out := make([]byte, length*segments)
+	_, _ = rand.Read(out)
+	missing := map[string]bool{}
+	for at := 0; at < len(out); at += length {
+		missing[string(out[at:at+length])] = true
+	}
+	if err == nil {
+		err = c.SetDeadline(time.Now().Add(testhost.Patience))
+	}
+	if err == nil {
+		_, err = c.Write(out)
+	}
+	for in := make([]byte, 1<<16); err == nil && len(missing) > 0; {
+		var n int
+		n, err = c.Read(in)
+		delete(missing, string(in[:n]))
+	}
+	if err != nil {
+		t.Errorf("of %d datagrams %d haven't come back: %v", segments, len(missing), err)
+	}
 }
