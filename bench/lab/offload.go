@@ -43,7 +43,7 @@ func (o Offload) About() string {
 	case Veth:
 		return "a link as it is made: even tunnels' superpackets pass unsplit, which no NIC can; uvxlan's workers split all they encapsulate, its fast path doesn't"
 	case NIC:
-		return "TCP and UDP superpackets pass whole, tunnels' don't; what comes in single isn't joined"
+		return "TCP and UDP superpackets pass whole, tunnels' don't; packets that arrive one by one aren't joined"
 	case NICGRO:
 		return "as most NICs: TCP and UDP are segmented by the link, tunnels aren't; single packets arrive, and the host joins them (GRO)"
 	case NICPlain:
