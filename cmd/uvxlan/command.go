@@ -51,7 +51,7 @@ func commands() []command {
 			usage: configUsage, words: []string{"get", "set", "check"}, files: true,
 		},
 		{
-			name: "docker-opts", summary: "write dockerd's options, made of the subnet file", define: defineDockerOpts,
+			name: "docker-opts", summary: "write dockerd's options, made from the subnet file", define: defineDockerOpts,
 			usage: dockerOptsUsage, plain: true,
 		},
 		{name: "cleanup", summary: "remove what a daemon left on this host (needs root)", define: defineCleanup},

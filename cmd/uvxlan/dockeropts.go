@@ -21,7 +21,7 @@ import (
 	"uvxlan/cmd/internal/subnetfile"
 )
 
-const dockerOptsUsage = `usage: uvxlan docker-opts [flags]   write dockerd's options, made of the subnet file
+const dockerOptsUsage = `usage: uvxlan docker-opts [flags]   write dockerd's options, made from the subnet file
 
 It does the work of flannel's mk-docker-opts.sh, and has its flags and its output.
 With neither -i nor -c it writes both.

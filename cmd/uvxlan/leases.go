@@ -73,10 +73,10 @@ func (c *leasesCommand) change(ctx context.Context, args []string) error {
 		return cli.Usagef("leases %s: name one subnet, as in 10.5.52.0/24", args[0])
 	}
 	if *c.force && args[0] != control.ReleaseLease {
-		return cli.Usagef("leases %s: -force is of release", args[0])
+		return cli.Usagef("leases %s: -force is for release only", args[0])
 	}
 	if c.publicIP.IsValid() && args[0] != control.ReserveLease {
-		return cli.Usagef("leases %s: -public-ip is of reserve", args[0])
+		return cli.Usagef("leases %s: -public-ip is for reserve only", args[0])
 	}
 	subnet, v6, err := parseSubnet(args[1])
 	if err != nil {

@@ -36,7 +36,7 @@ func TestUsageErrors(t *testing.T) {
 		"leases realese 10.5.52.0/24":        `leases "realese": must be release, reserve`,
 		"leases release":                     "leases release: name one subnet, as in 10.5.52.0/24",
 		"leases release 10.5.52.7/24":        `leases release: "10.5.52.7/24": must be a subnet, as in 10.5.52.0/24`,
-		"leases reserve -force 10.5.52.0/24": "leases reserve: -force is of release",
+		"leases reserve -force 10.5.52.0/24": "leases reserve: -force is for release only",
 		"completion":                         "completion: name one shell: bash, zsh, fish",
 		"completion tcsh":                    `completion "tcsh": must be bash, zsh, fish`,
 	} {

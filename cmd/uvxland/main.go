@@ -151,7 +151,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.BoolVar(&f.hugePages, "huge-pages", false, "keep packets on transparent huge pages, for more resident memory")
 	fs.StringVar(&f.offload, "offload", "auto", "move many packets in one step: `auto`, on (refuse to start without) or off")
 	fs.StringVar(&f.noOffload, "offload-disable", "", "comma-separated `offloads` to leave alone, of "+offload.All.String())
-	fs.StringVar(&f.fastPath, "fast-path", string(attach.Auto), "carry plain packets in the kernel: `auto` (where it can be and undoes no firewall rule), on (refuse to start without) or off")
+	fs.StringVar(&f.fastPath, "fast-path", string(attach.Auto), "carry plain packets in the kernel: `auto` (where it can be and bypasses no firewall rule that matters), on (refuse to start without) or off")
 	fs.BoolVar(&f.ipMasq, "ip-masq", false, "give what containers send out of the overlay the host's address")
 	fs.BoolVar(&f.notRandomFully, "ip-masq-fully-random-disable", false, "leave the choice of masqueraded connections' source ports to the kernel")
 	fs.IntVar(&f.iptablesResync, "iptables-resync", 5, "`seconds` after which missing firewall rules are put back")

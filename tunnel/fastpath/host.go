@@ -245,7 +245,7 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 	case !slices.Contains(tested, underlay.Type()):
 		return fmt.Sprintf("%s is a %s interface, which the fast path wasn't tried on", link.name, underlay.Type())
 	case underlay.Attrs().EncapType != "ether":
-		return link.name + " isn't an Ethernet"
+		return link.name + " isn't an Ethernet interface"
 	}
 	v.superpackets = h.passesSuperpackets(underlay, byIndex)
 	for _, l := range []netlink.Link{byIndex[device], underlay} {
@@ -257,7 +257,7 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 }
 
 // foreignRules looks for routing rules that lead the workers' datagrams another way
-// than a lookup for what the device forwards: those that ask for the interface or the
+// than a lookup for what the device forwards: those that match the interface or the
 // user.
 func (h *host) foreignRules(device int) string {
 	rules, err := dump.List(func() ([]netlink.Rule, error) { return h.netlink.RuleList(unix.AF_INET) })
@@ -273,9 +273,9 @@ func (h *host) foreignRules(device int) string {
 		case r.IifName == "lo", r.IifName != "" && r.IifName == name:
 			return fmt.Sprintf("routing rule %d tells the host's own packets and the containers' apart (iif %s)", r.Priority, r.IifName)
 		case r.OifName != "":
-			return fmt.Sprintf("routing rule %d asks for an outgoing interface (oif %s)", r.Priority, r.OifName)
+			return fmt.Sprintf("routing rule %d matches the outgoing interface (oif %s)", r.Priority, r.OifName)
 		case r.UIDRange != nil:
-			return fmt.Sprintf("routing rule %d asks for a user", r.Priority)
+			return fmt.Sprintf("routing rule %d matches users (uidrange)", r.Priority)
 		}
 	}
 	return ""

@@ -110,7 +110,7 @@ func TestIntegrationFirewallRulesAndOn(t *testing.T) {
 	w := e2e.NewWorld(t, "kb21", "kb22")
 	d := start(t, w, "on")[0]
 	e2e.Shell(t, d.Host.Node, "iptables-nft -t mangle -A OUTPUT -p udp --dport 4789 -j DSCP --set-dscp 46")
-	e2e.AwaitWords(t, d, "note", "th dport 4789 -j DSCP", "which the fast path passes by")
+	e2e.AwaitWords(t, d, "note", "th dport 4789 -j DSCP", "which the fast path bypasses")
 	awaitFastPath(t, d, true)
 }
 

@@ -23,7 +23,8 @@ type Mode string
 
 // The modes.
 const (
-	// Auto wants it where it can be had and undoes no rule of the host's firewall.
+	// Auto wants it where it can be had and bypasses no rule of the host's firewall
+	// that would do something with its datagrams.
 	Auto Mode = "auto"
 	// On wants it, whatever the firewall's rules say; a start without it is refused.
 	On Mode = "on"
@@ -42,7 +43,7 @@ func ParseMode(text string) (Mode, error) {
 	return "", fmt.Errorf("%q: must be auto, on or off", text)
 }
 
-// ErrNone says why a fast path that must be isn't.
+// ErrNone says that there is no fast path where the operator insists on one.
 var ErrNone = errors.New("no fast path")
 
 // Path is a fast path that is attached.
@@ -71,7 +72,8 @@ type Config struct {
 	// Discard detaches what another process has left attached, and closes its
 	// descriptors.
 	Discard func(inherited *fastpath.Descriptors) error
-	// Hazards tells in words what of the host's firewall the fast path would undo.
+	// Hazards tells in words which rules of the host's firewall the fast path would
+	// bypass.
 	Hazards func() ([]string, error)
 	// Wake asks for a look at the part of that name.
 	Wake func(part string)
@@ -99,7 +101,7 @@ type Keeper struct {
 	next     time.Time
 }
 
-// retries are the longest and the shortest time between two attempts to attach.
+// The shortest and the longest time between two attempts to attach.
 const (
 	retryFirst = time.Second
 	retryLast  = 5 * time.Minute
@@ -115,7 +117,8 @@ func New(c Config, inherited *fastpath.Descriptors) *Keeper {
 const PartName = "fast-path"
 
 // Part has the keeper look at the host when firewall rules change, and every so
-// often. Its faults are the rules that a fast path undoes by the operator's wish.
+// often. With mode On, its faults are a fast path that is off, and the rules that it
+// bypasses.
 func (k *Keeper) Part() host.Part {
 	return host.Part{
 		Name: PartName, Check: k.check, Interval: k.config.Interval,
@@ -133,10 +136,10 @@ func (k *Keeper) check(context.Context) (faults []host.Fault) {
 		return nil
 	}
 	if d := k.describeLocked(); k.router != nil && !d.On {
-		faults = append(faults, host.Fault{What: "-fast-path=on, and it is off: " + d.Reason})
+		faults = append(faults, host.Fault{What: "-fast-path=on, but it is off: " + d.Reason})
 	}
 	for _, h := range k.hazards {
-		faults = append(faults, host.Fault{What: h + ", which the fast path passes by", Remedy: "leave -fast-path=on away"})
+		faults = append(faults, host.Fault{What: h + ", which the fast path bypasses", Remedy: "leave -fast-path=on away"})
 	}
 	return faults
 }
@@ -326,8 +329,8 @@ func (k *Keeper) describeLocked() control.FastPath {
 	return k.path.Describe()
 }
 
-// Carries tells which of the peers' packets it carries, and why not of the others:
-// empty where there is no fast path at all.
+// Carries tells whether the fast path carries a peer's packets, and else why not. The
+// reason is empty where there is no fast path at all.
 func (k *Keeper) Carries(p tunnel.Peer) (bool, string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 	"uvxlan/lease"
 )
 
-// ErrRefused says that it was left undone, since it would harm a host or can't be
+// ErrRefused says that a change was not made, since it would harm a host or can't be
 // meant.
 var ErrRefused = errors.New("refused")
 
@@ -122,7 +122,7 @@ func released(l lease.Lease) string {
 	if inUse(l) == "" {
 		return fmt.Sprintf("released %s: any host may take it", l.Subnet)
 	}
-	return fmt.Sprintf("released %s of %s: any host may take it; a uvxland that still runs there takes it again, a flanneld ends", l.Subnet, owner(l))
+	return fmt.Sprintf("released %s of %s: any host may take it; a uvxland that still runs there takes it again, a flanneld exits", l.Subnet, owner(l))
 }
 
 // owner is the host of a lease in words.
@@ -139,7 +139,7 @@ func owner(l lease.Lease) string {
 // Reserve makes the lease of a subnet one that never expires, as flannel's
 // documentation has it: its entry loses its time to live and keeps its value. A
 // subnet that nobody has is reserved for the host with the public address, which is
-// else not needed. l names the subnets. The result says in words what it means.
+// needed only then. l names the subnets. The result says in words what it means.
 func Reserve(ctx context.Context, r Registry, l lease.Lease, public netip.Addr) (words string, err error) {
 	err = again(func() error {
 		words, err = reserve(ctx, r, l, public)
