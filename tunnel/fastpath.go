@@ -127,13 +127,13 @@ func (r *Router) wire() (Wire, error) {
 
 // fastPath is the one in use, and what those before it have carried.
 type fastPath struct {
-	mu   sync.Mutex // guards path and past; held for short
+	mu   sync.Mutex // guards path and past; held briefly
 	path FastPath   // changed under Router.changing too
 	past FastPathStats
 
-	// Who finds that the way to a host has changed, or its MTU, may hold a lock that is
-	// waited for where peers are changed: it only leaves word.
-	dirty   chan struct{} // gets a value when changed isn't empty any more
+	// Code that finds a change of the way to a host, or of its MTU, may hold a lock that
+	// a change of the peers waits for: so it only leaves word.
+	dirty   chan struct{} // gets a value when a host is added to changed
 	marking sync.Mutex    // guards changed; no other lock is taken under it
 	changed map[netip.Addr]struct{}
 }
@@ -144,14 +144,15 @@ func newFastPath() fastPath {
 
 // UseFastPath hands all peers to f and keeps it up to date from then on: a change of
 // the peers is in force there, too, when the method that makes it returns. A peer that
-// is removed is gone from f before the workers stop to serve it, and one that is added
+// is removed is gone from f before the workers stop serving it, and one that is added
 // is theirs first. What f carries is part of what [Router.Traffic] and [Router.Stats]
 // count. A fast path is used once, by one router.
 //
-// Nil ends that, or another fast path. The one before keeps the peers that it has and
-// hears of no change any more, so it should carry nothing by then, unless it is about
-// to be handed over. What it has carried stays counted. When UseFastPath returns, none
-// of its methods is at work, nor will one be called: it may be closed.
+// A further call, with nil or another fast path, ends the use of f, which keeps the
+// peers that it has and hears of no further change: so it should carry nothing by
+// then, unless it is about to be handed over. What it has carried stays counted. When that
+// call returns, none of f's methods is at work, nor will one be called: f may be
+// closed.
 //
 // Close and Release leave f alone, and it goes on with the peers that it has. Its owner
 // closes it before the router or after, and ends its use in either case; its Stats and

@@ -55,7 +55,7 @@ func Unknown(kind, name string, known []string, look string) error {
 	return Usagef("unknown %s %q: %s", kind, name, look)
 }
 
-// The flag package's words of errors, which it has no types for.
+// The flag package's error texts; it has no types for these errors.
 var (
 	undefined = regexp.MustCompile(`^flag provided but not defined: -(.*)$`)
 	needsOne  = regexp.MustCompile(`^flag needs an argument: -(.*)$`)

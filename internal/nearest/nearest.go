@@ -1,4 +1,4 @@
-// Package nearest finds the name that was meant by one that is misspelt.
+// Package nearest finds the name that a misspelt one was meant to be.
 package nearest
 
 import "strings"
@@ -20,7 +20,7 @@ func Name(name string, known []string) string {
 }
 
 // changes returns how many letters must be added, removed or replaced to turn a
-// into b (Levenshtein's distance).
+// into b (the Levenshtein distance).
 func changes(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -264,7 +264,8 @@ func clsact(index int) *netlink.Clsact {
 }
 
 // sharable tells whether uvxlan made the qdisc that an interface has: nobody but uvxlan
-// has filters in it, and uvxlan has. One that is empty is somebody's, who fills it soon.
+// has filters in it, and uvxlan has. An empty one is taken for somebody else's, who is
+// about to fill it.
 func sharable(h *netlink.Handle, index int) error {
 	filters, err := allFilters(h, index)
 	if err != nil {
@@ -311,7 +312,7 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL)
 }
 
-// removeFilter removes a filter and, if there is nothing else in it, its qdisc.
+// removeFilter removes a filter, and its qdisc if that has no other filters.
 func removeFilter(h *netlink.Handle, filter *netlink.BpfFilter) error {
 	if err := h.FilterDel(filter); err != nil && !isGone(err) {
 		return fmt.Errorf("remove a filter: %w", err)

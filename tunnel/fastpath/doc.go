@@ -9,19 +9,19 @@
 //	                /                        |
 //	containers <- TUN <--ingress program-- underlay
 //
-// [Attach] works with Linux 5.10 and CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN
-// before 5.8, where nothing forbids it: [ErrUnsupported] says what does. Its peers
+// [Attach] works with Linux 5.10 and CAP_NET_ADMIN and CAP_BPF, or CAP_SYS_ADMIN
+// instead of CAP_BPF, where nothing forbids it: [ErrUnsupported] says what does. Its peers
 // are those with an IPv4 underlay. What the fast path carries doesn't pass the host's
 // netfilter between the tunnel and the wire: rules for the VXLAN port don't apply to
 // it. Routes, neighbours and the paths' MTUs are the kernel's, asked for each packet.
 // Peers whose packets IPsec policies (ip-xfrm(8)) may cover stay with the workers.
-// Programs that others attach to tcx hooks run before these, also if they come later:
-// within a second then. With classic tc filters of others at the same hooks nothing is
+// Programs that others attach to tcx hooks run before these: if they are attached
+// later, then after a second at most. With classic tc filters of others at the same hooks nothing is
 // carried.
 //
-// Reverse-path filtering (rp_filter) isn't applied to what is carried: that a frame
-// comes by the underlay's interface from the address of the peer that owns the inner
-// source is what is asked of it.
+// Reverse-path filtering (rp_filter) isn't applied to the frames that are carried:
+// instead, each must come by the underlay's interface, from the address of the peer
+// that owns the inner source.
 //
 // The programs are under the GPL 2.0 or the two-clause BSD licence, as the kernel
 // wants of some of what they call.

@@ -27,7 +27,7 @@ var ErrClosed = lifecycle.ErrClosed
 // Config is what [Attach] may be told. The zero Config is fine.
 type Config struct {
 	// Link is the underlay's interface, whose name may change later; empty means the one
-	// that has the router's IPv4 address at a time.
+	// that has the router's IPv4 address at the moment.
 	Link string
 	// Clsact attaches the programs as filters of a clsact qdisc even where the kernel
 	// has tcx links (Linux 6.6). The kernel doesn't remove filters when the process
@@ -78,7 +78,7 @@ type member struct {
 // Attach puts the programs into the kernel, hands them the router's peers and attaches
 // them, in the calling thread's network namespace, which has to be that of the
 // router's device and sockets. Until Run is called it doesn't follow what changes
-// on the host. Close comes before or after the router's.
+// on the host. It may be closed before the router or after.
 func Attach(r *tunnel.Router, c Config) (*FastPath, error) {
 	f := &FastPath{
 		router: r, config: c, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), waker: wake.Waker{FD: -1},

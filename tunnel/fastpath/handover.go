@@ -11,13 +11,13 @@ import (
 	"uvxlan/tunnel/internal/tcprog"
 )
 
-// Descriptors are what another process may go on with: those of the maps by name, and
-// of the links.
+// Descriptors are what another process may go on with: the descriptors of the maps, by
+// name, and of the links.
 type Descriptors struct {
 	Maps  map[string]int `json:"maps"`
 	Links []int          `json:"links,omitempty"`
-	// Layout is of what the maps hold. Programs of another version have another, perhaps
-	// in entries of the same size, and make maps of their own.
+	// Layout names the layout of the maps' entries. Programs of another version have
+	// another, perhaps with entries of the same size, and make maps of their own.
 	Layout string `json:"layout,omitempty"`
 }
 
@@ -54,8 +54,8 @@ func (d *Descriptors) takeMaps() map[string]int {
 
 // Release ends the fast path like Close, but leaves the programs attached: packets go
 // on, with the peers as they are. The descriptors that it returns are copies and the
-// caller's. With the last of them and of their copies in other processes the links
-// end, but not clsact filters. It returns [ErrClosed] on a fast path that was closed
+// caller's. The links end when the last of them, and of their copies in other processes, is
+// closed; clsact filters don't. It returns [ErrClosed] on a fast path that was closed
 // before.
 func (f *FastPath) Release() (d *Descriptors, err error) {
 	err = f.life.HandOver(func() error {

@@ -19,8 +19,8 @@ type Report struct {
 	// Superpackets says that TCP superpackets pass the underlay in VXLAN unsplit;
 	// otherwise they are the workers'.
 	Superpackets bool
-	// Peers is how many of the router's the programs have, and Excluded how many they
-	// don't.
+	// Peers is how many of the router's peers the programs have, and Excluded how many
+	// they don't have.
 	Peers, Excluded int
 	// LeftTx and LeftRx count packets of each direction that were left to the workers,
 	// by reason. Every reason is there; all are 0 after Close or Release.

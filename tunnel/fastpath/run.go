@@ -71,8 +71,8 @@ func poll(fds []unix.PollFd, limit time.Duration) error {
 	return nil
 }
 
-// isMisplaced tells whether the programs aren't where they belong. Nothing tells of
-// programs that come and go.
+// isMisplaced tells whether the programs aren't where they belong. The kernel
+// has no event for programs that come and go.
 func (f *FastPath) isMisplaced() (is bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -88,7 +88,8 @@ func (f *FastPath) isMisplaced() (is bool) {
 }
 
 // isPassedLocked tells whether there is a program behind ours that ours weren't moved
-// behind yet. They are but once, or two fast paths would overtake each other for ever.
+// behind yet. That is done only once for each, or two fast paths would overtake each
+// other for ever.
 func (f *FastPath) isPassedLocked(behind []ebpf.ProgramID) bool {
 	return slices.ContainsFunc(behind, func(id ebpf.ProgramID) bool { return !f.passed[id] })
 }

@@ -9,9 +9,9 @@ import (
 // Tunnel is the datagrams that the overlay's packets travel in.
 type Tunnel = trace.Tunnel
 
-// Bypass tells what the host's rules do with the overlay's datagrams, all of which
-// would be undone for datagrams that don't meet the rules: those that a program on
-// the interface takes and sends. Only one goroutine at a time may use it. The zero
+// Bypass tells what the host's rules do with the overlay's datagrams. None of that
+// happens to datagrams that don't meet the rules: those that a program on the
+// interface takes and sends. Only one goroutine at a time may use it. The zero
 // value is ready.
 type Bypass struct{ datagrams trace.Datagrams }
 

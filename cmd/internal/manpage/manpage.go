@@ -13,7 +13,7 @@ import (
 type Page struct {
 	// Name is the program's, Summary what it is, in a few words.
 	Name, Summary string
-	// Version stands in the page's foot.
+	// Version stands in the page's footer.
 	Version string
 	// Synopsis are the program's command lines, without its name.
 	Synopsis []string

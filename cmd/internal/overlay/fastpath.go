@@ -35,7 +35,7 @@ func (v *Overlay) useFast(must bool) error {
 	return err
 }
 
-// hazards tells in words what of the host's firewall the fast path would undo.
+// hazards tells in words which rules of the host's firewall the fast path would bypass.
 func (v *Overlay) hazards(rules *firewall.Bypass) ([]string, error) {
 	router, _ := v.inForce()
 	ext := v.external()
@@ -83,8 +83,8 @@ func (v *Overlay) discardFast(inherited *fastpath.Descriptors) error {
 	return errors.Join(inherited.Close(), err)
 }
 
-// removeStaleFast detaches what a run has left that was killed, where the kernel
-// doesn't do so.
+// removeStaleFast detaches what a run that was killed has left attached, where the
+// kernel doesn't do so.
 func (v *Overlay) removeStaleFast() {
 	removed, err := fastpath.RemoveStale(v.name)
 	if err != nil {

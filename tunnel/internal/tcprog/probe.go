@@ -35,7 +35,7 @@ var adjustments = []struct {
 	{optionDecapL4UDP, -encap.OverheadIPv4, adjustDecapL4UDP},
 }
 
-// probe tries what the kernel can do beside what the programs can't do without.
+// probe tries what the kernel can do besides what the programs can't do without.
 func probe() (options uint32, err error) {
 	for _, a := range adjustments {
 		ok, err := adjusts(a.bytes, a.flags)

@@ -25,7 +25,7 @@ const MaxSourcePorts = 64
 // waits for a CPU may be late by some ticks of the scheduler.
 const FlowGuard = 200 * time.Millisecond
 
-// Settings are what the programs must know beside the peers. All are required but
+// Settings are what the programs must know besides the peers. All are required but
 // SourcePorts, MTU and Bulk.
 type Settings struct {
 	// On has packets carried at all.
@@ -49,8 +49,8 @@ type Settings struct {
 	Superpackets bool
 	// Guard is [FlowGuard], or another time.
 	Guard time.Duration
-	// Bulk is the length in bytes from which on TCP packets that arrive one by one
-	// are left to the workers, who join them; 0 means never.
+	// Bulk is the length in bytes from which TCP packets that arrive one by one are
+	// left to the workers, who join them; 0 means never.
 	Bulk int
 }
 
@@ -102,10 +102,10 @@ type Programs struct {
 }
 
 // Load loads the programs into the kernel, with maps for a number of peers that may be
-// exceeded. Inherited are maps of programs before, by name, as Descriptors told them;
+// exceeded. Inherited are maps of earlier programs, by name, as Descriptors told them;
 // those that fit go on being used, and all are owned from here on. The programs do
-// nothing before Configure. It takes CAP_BPF and CAP_NET_ADMIN (CAP_SYS_ADMIN before
-// Linux 5.8); the error says what the kernel refused.
+// nothing before Configure. Load needs CAP_NET_ADMIN and CAP_BPF, or CAP_SYS_ADMIN
+// instead of CAP_BPF; the error says what the kernel refused.
 func Load(peers int, inherited map[string]int) (*Programs, error) {
 	memlock := rlimit.RemoveMemlock() // matters before Linux 5.11, and may be enough as it is
 	spec, err := loadVxlan()
@@ -305,8 +305,8 @@ func order16(v uint16) uint16 {
 var errNotIPv4 = errors.New("the peer's address isn't IPv4")
 
 // Put adds peers, each in the place of the one that has its subnet, whose counters go
-// on. The error says how many of them were refused, by the kernel or since their
-// address isn't IPv4; the others are in force.
+// on. The error says how many of them were refused, by the kernel or because
+// their address isn't IPv4; the others are in force.
 func (p *Programs) Put(peers []Peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -342,7 +342,7 @@ func (p *Programs) Put(peers []Peer) error {
 		p.peers[subnet] = values6[i]
 	}
 	if err := errors.Join(err, err6, errOther); err != nil {
-		// What they were before isn't true any longer.
+		// What the maps have of them is out of date.
 		err = errors.Join(err, p.removeLocked(slices.Concat(subnets4[n:], subnets6[m:], otherSubnets)))
 		all := len(keys4) + len(keys6) + len(otherSubnets)
 		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", all, all-n-m, err)
@@ -450,9 +450,9 @@ func (p *Programs) Counters(subnet netip.Prefix) (Counters, bool) {
 	return sum(all, now()), true
 }
 
-// AllCounters are those of every peer that packets were carried for. Counters of peers
-// that are gone, which a packet has made anew that was on its way as its peer went,
-// are removed.
+// AllCounters are those of every peer that packets were carried for. It removes
+// counters of peers that are gone: a packet that was on its way when its peer was
+// removed makes them anew.
 func (p *Programs) AllCounters() map[netip.Prefix]Counters {
 	p.mu.Lock()
 	ids := make(map[uint32]netip.Prefix, len(p.peers))
@@ -496,7 +496,7 @@ func sum(all []vxlanTraffic, clock clock) (c Counters) {
 	return c
 }
 
-// Totals are what was carried since Load, or since the maps were made.
+// Totals are what was carried since Load.
 func (p *Programs) Totals() (t Totals, err error) {
 	var all []vxlanTotals
 	if err := p.objects.Sums.Lookup(uint32(0), &all); err != nil {

@@ -137,9 +137,9 @@ struct flowlet {
 enum reason {
 	CARRIED,
 	LEFT_NOT_IP,      /* neither IPv4 nor IPv6, or not all of it */
-	LEFT_OPTIONS,     /* IP options, or extension headers */
+	LEFT_OPTIONS,     /* IPv4 options */
 	LEFT_FRAGMENT,
-	LEFT_PROTOCOL,    /* not TCP, UDP or ICMP; neighbour discovery */
+	LEFT_PROTOCOL,    /* not TCP, UDP or ICMP; extension headers; neighbour discovery */
 	LEFT_NO_PEER,     /* nobody's address */
 	LEFT_SYN,         /* workers learn a flow's segment size from it */
 	LEFT_PATH_MTU,    /* an ICMP error, from which they learn it too */
