@@ -145,15 +145,25 @@ func receive(value string) (*Received, error) {
 		return nil, err
 	}
 	if part == partStandby {
-		return &Received{State: state, Main: &Main{l, os.Getppid()}}, nil
+		return &Received{State: state, Main: newMain(l)}, nil
 	}
 	return &Received{State: state, Standby: &Standby{link: l, pid: pid}}, nil
 }
 
 // Main is a standby's main process.
 type Main struct {
-	link *link
-	pid  int
+	link    *link
+	pid     int
+	process int // a descriptor of it (pidfd_open(2)), or negative
+}
+
+func newMain(l *link) *Main {
+	m := &Main{link: l, pid: os.Getppid()}
+	var err error
+	if m.process, err = unix.PidfdOpen(m.pid, 0); err != nil {
+		m.process = -1
+	}
+	return m
 }
 
 // Ready says that the standby can work, and waits for the order to work. io.EOF
@@ -174,12 +184,24 @@ func (m *Main) AwaitStop() (died bool) {
 	if !m.link.closed() {
 		return false
 	}
-	// A dying process closes one thing after the other. Then its children get
-	// another parent.
-	for late := time.Now().Add(stopTimeout); os.Getppid() == m.pid && time.Now().Before(late); {
+	m.awaitEnd()
+	return true
+}
+
+// awaitEnd waits for the end of the process's last thread: until then it may have
+// something open or locked. Its children get another parent before that, which is all
+// that a sandbox without pidfd_open tells.
+func (m *Main) awaitEnd() {
+	late := time.Now().Add(stopTimeout)
+	for wait := time.Until(late); m.process >= 0 && wait > 0; wait = time.Until(late) {
+		limit := unix.NsecToTimespec(int64(wait))
+		if _, err := unix.Ppoll([]unix.PollFd{{Fd: int32(m.process), Events: unix.POLLIN}}, &limit, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+	for os.Getppid() == m.pid && time.Now().Before(late) {
 		time.Sleep(time.Millisecond)
 	}
-	return true
 }
 
 // Stopped says that the standby has stopped.
