@@ -19,7 +19,6 @@ import (
 	"uvxlan/tunnel/batch"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/offload"
-	"uvxlan/tunnel/underlay"
 )
 
 // check passes a packet through the egress program and compares what comes out with
@@ -105,16 +104,7 @@ func TestIntegrationEgressVerdicts(t *testing.T) {
 // ID.
 func TestIntegrationEgressAsWorkers(t *testing.T) {
 	r := newRig(t)
-	var u *underlay.UDP
-	must(t, r.host.Do(func() (err error) {
-		u, err = underlay.Listen(underlay.Config{Address: testLocal, Port: testPort})
-		return err
-	}))
-	defer u.Close()
-	ports, err := u.SourcePorts(testLocal)
-	must(t, err)
-	r.settings.SourcePorts = ports
-	r.configure()
+	u, ports := r.workersSockets()
 	conn, err := u.Open(0, false)
 	must(t, err)
 	defer conn.Close()
@@ -408,16 +398,7 @@ func TestIntegrationEgressDirect(t *testing.T) {
 // What ICMP has told the kernel of a path counts at once.
 func TestIntegrationEgressPathMTU(t *testing.T) {
 	r := newRig(t)
-	var u *underlay.UDP
-	must(t, r.host.Do(func() (err error) {
-		u, err = underlay.Listen(underlay.Config{Address: testLocal, Port: testPort})
-		return err
-	}))
-	defer u.Close()
-	ports, err := u.SourcePorts(testLocal)
-	must(t, err)
-	r.settings.SourcePorts = ports
-	r.configure()
+	r.workersSockets()
 	long, _ := udpPacket("10.0.3.9", 1200, 0)
 	short, _ := udpPacket("10.0.3.9", 900, 0)
 	if !r.check(long, encap.EtherTypeIPv4) {

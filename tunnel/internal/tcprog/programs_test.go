@@ -344,3 +344,32 @@ func TestBusyCPU(t *testing.T) {
 		t.Error("busy after a packet")
 	}
 }
+
+// More counters than are read in one call are read once each, whichever way the kernel
+// has.
+func TestCountersOfMany(t *testing.T) {
+	in := newInbound(t)
+	const many = 2*counterBatch + 7
+	cpus := ebpf.MustPossibleCPU()
+	for id := range uint32(many) {
+		byCPU := make([]vxlanTraffic, cpus)
+		byCPU[cpus-1].TxPackets = uint64(id)
+		must(t, in.objects.Counters.Put(id, byCPU))
+	}
+	for name, each := range map[string]func(func(uint32, []vxlanTraffic)) error{
+		"batches": in.eachCounters, "one by one": in.eachCountersSlowly,
+	} {
+		seen := map[uint32]int{}
+		must(t, each(func(id uint32, byCPU []vxlanTraffic) {
+			seen[id]++
+			if len(byCPU) != cpus || byCPU[cpus-1].TxPackets != uint64(id) {
+				t.Errorf("%s: %d has %+v", name, id, byCPU)
+			}
+		}))
+		for id := range uint32(many) {
+			if seen[id] != 1 {
+				t.Fatalf("%s: %d was read %d times", name, id, seen[id])
+			}
+		}
+	}
+}

@@ -20,6 +20,7 @@ import (
 	"uvxlan/tunnel/internal/vnet"
 	"uvxlan/tunnel/netnstest"
 	"uvxlan/tunnel/offload"
+	"uvxlan/tunnel/underlay"
 )
 
 // rig is a host with a device and an underlay, at which the programs are attached, and
@@ -308,4 +309,19 @@ func (r *rig) done() {
 	if c, ok := r.next(); ok {
 		r.tb.Errorf("one more came out, carried is %v: % x", c.carried, c.packet[:min(len(c.packet), 100)])
 	}
+}
+
+// workersSockets are sockets as workers have them, whose source ports the programs take.
+func (r *rig) workersSockets() (u *underlay.UDP, ports []uint16) {
+	r.tb.Helper()
+	must(r.tb, r.host.Do(func() (err error) {
+		u, err = underlay.Listen(underlay.Config{Address: testLocal, Port: testPort})
+		return err
+	}))
+	r.tb.Cleanup(func() { must(r.tb, u.Close()) })
+	ports, err := u.SourcePorts(testLocal)
+	must(r.tb, err)
+	r.settings.SourcePorts = ports
+	r.configure()
+	return u, ports
 }
