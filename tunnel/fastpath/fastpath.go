@@ -117,7 +117,7 @@ func (f *FastPath) open(inherited *Descriptors) (err error) {
 	if f.waker, err = wake.Open(); err != nil {
 		return err
 	}
-	if err := f.find(f.config.Link); err != nil {
+	if err := f.find(); err != nil {
 		return err
 	}
 	if f.programs, err = tcprog.Load(len(f.router.Peers()), inherited.takeMaps()); err != nil {
@@ -137,7 +137,7 @@ func (f *FastPath) place(l underlayLink) place {
 }
 
 // find finds the two interfaces.
-func (f *FastPath) find(name string) error {
+func (f *FastPath) find() error {
 	for _, local := range f.wire.Locals {
 		if local.Addr().Is4() {
 			f.local = local
@@ -146,12 +146,16 @@ func (f *FastPath) find(name string) error {
 	if !f.local.IsValid() {
 		return fmt.Errorf("%w: the underlay has no IPv4 address", ErrUnsupported)
 	}
+	// With some of the ports only, a flow would change its port with who carries it.
+	if n := len(f.wire.SourcePorts[f.local.Addr()]); n > tcprog.MaxSourcePorts {
+		return fmt.Errorf("%w: the underlay sends from %d ports, more than %d", ErrUnsupported, n, tcprog.MaxSourcePorts)
+	}
 	device, err := f.host.netlink.LinkByName(f.wire.Device)
 	if err != nil {
 		return fmt.Errorf("%w: find %s: %w", ErrUnsupported, f.wire.Device, err)
 	}
 	f.device = device.Attrs().Index
-	f.link, err = f.host.underlay(f.local.Addr(), name, underlayLink{})
+	f.link, err = f.host.underlay(f.local.Addr(), f.config.Link, underlayLink{})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
@@ -237,11 +241,9 @@ func (f *FastPath) noteRefusedLocked(peers []tcprog.Peer) {
 }
 
 func programPeer(p tunnel.FastPeer) tcprog.Peer {
-	out := tcprog.Peer{Subnet: p.Subnet, Underlay: p.Underlay, MAC: p.MAC, MaxPacket: int(p.MaxPacket)}
-	if d := p.Direct; d != nil {
-		out.Direct = &tcprog.Direct{Link: d.Link, Source: d.Source, Target: d.Target}
+	return tcprog.Peer{
+		Subnet: p.Subnet, Underlay: p.Underlay, MAC: p.MAC, MaxPacket: int(p.MaxPacket), Direct: (*tcprog.Direct)(p.Direct),
 	}
-	return out
 }
 
 func (f *FastPath) removeLocked(subnets []netip.Prefix) {
@@ -302,10 +304,7 @@ func (f *FastPath) statsLocked() tunnel.FastPathStats {
 	if err != nil {
 		f.log.Error("read the fast path's counters", "error", err)
 	}
-	return tunnel.FastPathStats{
-		TxPackets: t.TxPackets, TxDatagrams: t.TxDatagrams, TxBytes: t.TxBytes, TxDirect: t.TxDirect,
-		RxPackets: t.RxPackets, RxDatagrams: t.RxDatagrams, RxBytes: t.RxBytes,
-	}
+	return tunnel.FastPathStats(t)
 }
 
 // Used is described with the interface.
@@ -338,9 +337,6 @@ func (f *FastPath) settingsLocked() tcprog.Settings {
 	}
 	if !s.Superpackets {
 		s.Bulk = int(f.wire.MTU) * 3 / 4
-	}
-	if len(s.SourcePorts) > tcprog.MaxSourcePorts {
-		s.SourcePorts = s.SourcePorts[:tcprog.MaxSourcePorts]
 	}
 	return s
 }

@@ -3,6 +3,7 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -12,23 +13,36 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"uvxlan/tunnel"
+	"uvxlan/tunnel/device"
+	"uvxlan/tunnel/internal/tcprog"
 	"uvxlan/tunnel/internal/testhost"
+	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/onlink"
+	"uvxlan/tunnel/underlay"
 )
 
 // dropIPv4 is a program that drops IPv4 and lets everything else pass.
 func dropIPv4(t *testing.T) *ebpf.Program {
 	t.Helper()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // protocol
-			asm.Mov.Imm(asm.R0, -1),
-			asm.JNE.Imm(asm.R2, 8, "out"),
-			asm.Mov.Imm(asm.R0, 2), // TC_ACT_SHOT
-			asm.Return().WithSymbol("out"),
-		},
-	})
+	return program(t,
+		asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // protocol
+		asm.Mov.Imm(asm.R0, -1),
+		asm.JNE.Imm(asm.R2, 8, "out"),
+		asm.Mov.Imm(asm.R0, 2), // TC_ACT_SHOT
+		asm.Return().WithSymbol("out"))
+}
+
+// passAll is a program that lets everything pass.
+func passAll(t *testing.T) *ebpf.Program {
+	t.Helper()
+	return program(t, asm.Mov.Imm(asm.R0, -1), asm.Return())
+}
+
+// program is somebody's, for tc, until the test ends.
+func program(t *testing.T, code ...asm.Instruction) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: code})
 	testhost.Must(t, err)
 	t.Cleanup(func() { testhost.Must(t, p.Close()) })
 	return p
@@ -59,6 +73,7 @@ func (n *node) awaitOn() {
 // Whoever attaches at the end of the list while we are attached expects to see what
 // comes, too.
 func TestIntegrationFastPathStaysBehindLaterPrograms(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	for name, at := range map[string]struct {
 		link string
 		kind ebpf.AttachType
@@ -83,6 +98,7 @@ func TestIntegrationFastPathStaysBehindLaterPrograms(t *testing.T) {
 }
 
 func TestIntegrationFastPathFollowsUnderlay(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	a.expectCarrying(b)
 
@@ -148,6 +164,7 @@ func TestIntegrationFastPathObeysUnderlayMTU(t *testing.T) {
 }
 
 func TestIntegrationFastPathOnBridge(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, func(a, _ *testhost.Host) {
 		for _, c := range []string{
 			"ip addr del 10.66.0.1/24 dev eth0", "ip link add br0 type bridge", "ip link set eth0 master br0",
@@ -170,6 +187,7 @@ func TestIntegrationFastPathOnBridge(t *testing.T) {
 // What an enslaved interface gets goes to its master's rules, whose verdict is for the
 // workers' packets too.
 func TestIntegrationFastPathLeavesEnslavedLinks(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	run(t, a.host, "ip", "link", "add", "br0", "type", "bridge")
 	run(t, a.host, "ip", "link", "set", "eth0", "master", "br0")
@@ -189,6 +207,7 @@ func TestIntegrationFastPathLeavesEnslavedLinks(t *testing.T) {
 // Rules that can't tell our lookups from the workers' are obeyed, and the fast path
 // stays on.
 func TestIntegrationFastPathObeysRules(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) { testhost.Join(a, b, "eth1", "10.67.0") })
 	for _, rule := range []string{
 		"from 10.66.0.1", "to 10.66.0.2", "from 10.66.0.1 to 10.66.0.2", "ipproto udp dport 4789",
@@ -346,6 +365,7 @@ func TestIntegrationAttachWithoutPrivileges(t *testing.T) {
 // What netfilter does with the containers' packets is done whoever carries them, also at
 // the device itself.
 func TestIntegrationFastPathObeysNetfilterOfInnerPackets(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	for _, chain := range []string{
 		"inet z c { type filter hook forward priority 0; }",
@@ -366,5 +386,39 @@ func TestIntegrationFastPathObeysNetfilterOfInnerPackets(t *testing.T) {
 			t.Errorf("with chain %s workers got packets", chain)
 		}
 		run(t, a.host, "nft", "delete table "+family+" z")
+	}
+}
+
+// The programs know so many source ports. With some of a worker's only, a flow would
+// change its port with who carries it.
+func TestIntegrationAttachRefusesMorePorts(t *testing.T) {
+	h := testhost.New(t)
+	h.Address("lo", "10.66.0.1/32")
+	testhost.Must(t, h.LinkSetUp(h.Link("lo")))
+	r := testhost.Inside(h, func() (*tunnel.Router, error) {
+		d, err := device.Open("flannel.1", device.Config{})
+		if err != nil {
+			return nil, err
+		}
+		u, err := underlay.Listen(underlay.Config{
+			Address: netip.MustParseAddr("10.66.0.1"), Port: testhost.Port, SourcePorts: tcprog.MaxSourcePorts + 1,
+		})
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		return tunnel.New(d, u, tunnel.Config{VNI: testVNI, MAC: mac(1), Link: link.Config{MTU: 1450}})
+	})
+	defer func() { testhost.Must(t, r.Close()) }()
+	before := testhost.Descriptors(t)
+	var refused error
+	testhost.Must(t, h.Do(func() error {
+		_, refused = Attach(r, Config{})
+		return nil
+	}))
+	if !errors.Is(refused, ErrUnsupported) || !strings.Contains(refused.Error(), "65 ports") {
+		t.Errorf("attached: %v", refused)
+	}
+	if n := testhost.Descriptors(t); n != before {
+		t.Errorf("%d descriptors, before %d", n, before)
 	}
 }

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	bpflink "github.com/cilium/ebpf/link"
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -450,6 +449,7 @@ func TestIntegrationRemoveStale(t *testing.T) {
 }
 
 func TestIntegrationFastPathHandsOver(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	ping(t, a.container, b.addr(), 1)
 	var wg sync.WaitGroup
@@ -518,6 +518,7 @@ func TestIntegrationFastPathDirect(t *testing.T) {
 }
 
 func TestIntegrationFastPathHazards(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	check := func(what string, do, undo []string, reason string) {
 		t.Helper()
@@ -539,13 +540,9 @@ func TestIntegrationFastPathHazards(t *testing.T) {
 // A filter that somebody else attaches sees every frame: it comes behind programs on
 // tcx links, and so they stay out of its way.
 func TestIntegrationFastPathLeavesFilteredLinks(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
-	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
-	})
-	testhost.Must(t, err)
-	defer pass.Close()
+	pass := passAll(t)
 	index := b.host.Index("eth0")
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	testhost.Must(t, b.host.QdiscAdd(qdisc))
@@ -565,24 +562,13 @@ func TestIntegrationFastPathLeavesFilteredLinks(t *testing.T) {
 
 // A program on a tcx link that somebody has attached before sees every frame first.
 func TestIntegrationFastPathComesAfterOthers(t *testing.T) {
-	var drop *ebpf.Program
+	t.Parallel()        // it waits more than it works
+	drop := dropIPv4(t) // and not ARP, so that the hosts find each other
 	a, b := newPair(t, onlink.Off, Config{}, func(_, b *testhost.Host) {
-		var err error
-		drop, err = ebpf.NewProgram(&ebpf.ProgramSpec{
-			Type: ebpf.SchedCLS, License: "GPL",
-			Instructions: asm.Instructions{ // IPv4 only, so that the hosts find each other
-				asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // protocol
-				asm.Mov.Imm(asm.R0, -1),
-				asm.JNE.Imm(asm.R2, 8, "out"),
-				asm.Mov.Imm(asm.R0, 2), // TC_ACT_SHOT
-				asm.Return().WithSymbol("out"),
-			},
-		})
-		testhost.Must(t, err)
 		l := testhost.Inside(b, func() (bpflink.Link, error) {
 			return bpflink.AttachTCX(bpflink.TCXOptions{Interface: b.Index("eth0"), Program: drop, Attach: ebpf.AttachTCXIngress})
 		})
-		t.Cleanup(func() { testhost.Must(t, errors.Join(l.Close(), drop.Close())) })
+		t.Cleanup(func() { testhost.Must(t, l.Close()) })
 	})
 	if out, err := pingAnyway(t, a.container, b.addr(), 5); err == nil {
 		t.Errorf("what another program drops arrives: %s", out)
@@ -601,6 +587,7 @@ func tryPing(t *testing.T, from *testhost.Host, to string, length int) bool {
 }
 
 func TestIntegrationFastPathLeavesIPsecToWorkers(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	policy := strings.Fields("dir out src 10.66.0.1/32 dst 10.66.0.2/32 proto udp")
 	run(t, a.host, "ip", append([]string{"xfrm", "policy", "add"}, append(policy, "action", "allow")...)...)
@@ -618,25 +605,15 @@ func TestIntegrationFastPathLeavesIPsecToWorkers(t *testing.T) {
 	a.expectCarrying(b)
 }
 
-// awaitCarried waits until pings to a peer are carried: the first, for which there was
-// no neighbour yet, holds those that follow it for a while.
-func (n *node) awaitCarried(peer *node) {
-	n.t.Helper()
-	before := n.router.Stats().FastPath.TxPackets
-	testhost.Await(n.t, "pings to be carried", func() bool {
-		ping(n.t, n.container, peer.addr(), 1)
-		return n.router.Stats().FastPath.TxPackets > before
-	})
-}
-
 func TestIntegrationFastPathFollowsRoutes(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) {
 		testhost.Join(a, b, "eth1", "10.67.0")
 		sysctl(t, a, "net.ipv4.conf.all.rp_filter", "0")
 		sysctl(t, b, "net.ipv4.conf.all.rp_filter", "0")
 		sysctl(t, b, "net.ipv4.conf.eth1.rp_filter", "0")
 	})
-	a.awaitCarried(b)
+	a.expectCarrying(b)
 	before := a.router.Stats().FastPath
 	run(t, a.host, "ip", "route", "add", "10.66.0.2/32", "via", "10.67.0.2", "dev", "eth1")
 	testhost.Await(t, "pings to be left for their route", func() bool {
@@ -658,6 +635,7 @@ func TestIntegrationFastPathFollowsRoutes(t *testing.T) {
 }
 
 func TestIntegrationFastPathObeysPathMTU(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
 	if !tryPing(t, a.container, b.addr(), 1450) {
 		t.Error("a packet of the device's MTU doesn't pass")

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -37,6 +36,7 @@ func script(t *testing.T, h *testhost.Host, commands string) {
 }
 
 func TestIntegrationFastPathOnMacvlan(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	for _, offload := range []bool{true, false} {
 		t.Run(fmt.Sprintf("offload %t", offload), func(t *testing.T) {
 			a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) {
@@ -98,6 +98,7 @@ func TestIntegrationFastPathFollowsSegmentation(t *testing.T) {
 // The underlay's interface stays the same by another name, also when its name was
 // configured.
 func TestIntegrationFastPathFollowsRenamedUnderlay(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	for _, name := range []string{"", "eth0"} {
 		t.Run("link "+name, func(t *testing.T) {
 			a, b := newPair(t, onlink.Off, Config{Link: name}, nil)
@@ -169,13 +170,9 @@ func (h *countingHandler) Handle(_ context.Context, r slog.Record) error {
 
 // A filter in a block that interfaces share is somebody's, too.
 func TestIntegrationFastPathLeavesSharedBlocks(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, nil)
-	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
-	})
-	testhost.Must(t, err)
-	defer pass.Close()
+	pass := passAll(t)
 	script(t, b.host, "tc qdisc add dev eth0 ingress_block 7 clsact")
 	b.awaitOn()
 	testhost.Must(t, b.host.FilterAdd(&netlink.BpfFilter{
@@ -255,6 +252,7 @@ func TestIntegrationFastPathReportsItsEnd(t *testing.T) {
 
 // Filters, too, are handed over while packets pass.
 func TestIntegrationFastPathHandsFiltersOver(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{Clsact: true}, nil)
 	a.expectCarrying(b)
 	var pings sync.WaitGroup

@@ -116,6 +116,7 @@ func TestIntegrationFastPathCarriesUDP(t *testing.T) {
 }
 
 func TestIntegrationFastPathToContainersOfSmallerMTU(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	both(t, func(t *testing.T, prepare func(a, b *testhost.Host)) {
 		a, b := newPair(t, onlink.Off, Config{}, prepare)
 		run(t, b.host, "ip", "link", "set", "c0", "mtu", "1300")
