@@ -30,6 +30,8 @@ func checkCapability() error {
 	return nil
 }
 
+const privileges = "run as root, or with CAP_NET_ADMIN and, for direct routes, CAP_NET_RAW (docker run --cap-add NET_ADMIN --cap-add NET_RAW)"
+
 // explain adds what to do to an error that has a usual remedy.
 func explain(err error) error {
 	if errors.Is(err, unix.EMFILE) {
@@ -56,8 +58,8 @@ func explain(err error) error {
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},
 		{unix.ENFILE, "raise the machine's limit (sysctl fs.file-max)"},
 		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or set it from outside"},
-		{unix.EPERM, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
-		{unix.EACCES, "run as root or with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)"},
+		{unix.EPERM, privileges},
+		{unix.EACCES, privileges},
 	} {
 		if errors.Is(err, r.cause) {
 			return fmt.Errorf("%w: %s", err, r.remedy)
