@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -162,10 +160,7 @@ func TestIntegrationDonorClearsNonblock(t *testing.T) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), testhost.Patience)
 	defer cancel()
-	var out bytes.Buffer
-	c := exec.CommandContext(ctx, "/proc/self/exe")
-	c.Env = append(os.Environ(), roleVariable+"=donor", planVariable+"="+planOf(t, partPlan{Target: in.LocalAddr().String()}))
-	c.Stdout, c.Stderr = &out, &out
+	c, out := part(ctx, "donor", planOf(t, partPlan{Target: in.LocalAddr().String()}))
 	testhost.Inside(host, func() (struct{}, error) { return struct{}{}, c.Start() })
 	err := c.Wait()
 	for _, want := range []string{"packets pass", "collected", "closed"} {

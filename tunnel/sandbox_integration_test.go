@@ -50,6 +50,15 @@ func planOf(t *testing.T, plan partPlan) string {
 	return string(b)
 }
 
+// part is this test's program in a role, and what it prints.
+func part(ctx context.Context, role, plan string) (*exec.Cmd, *bytes.Buffer) {
+	var out bytes.Buffer
+	c := exec.CommandContext(ctx, "/proc/self/exe")
+	c.Env = append(os.Environ(), roleVariable+"="+role, planVariable+"="+plan)
+	c.Stdout, c.Stderr = &out, &out
+	return c, &out
+}
+
 // sandboxSocket is the sandbox's end of the socket to its runtime.
 const sandboxSocket = 3
 
@@ -253,10 +262,7 @@ func TestIntegrationRootlessSandbox(t *testing.T) {
 	plan := planOf(t, partPlan{TUN: tunNode(t), Target: l.Addr().String(), Bytes: 16 << 20})
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	var out bytes.Buffer
-	c := exec.CommandContext(ctx, "/proc/self/exe")
-	c.Env = append(os.Environ(), roleVariable+"=runtime", planVariable+"="+plan)
-	c.Stdout, c.Stderr = &out, &out
+	c, out := part(ctx, "runtime", plan)
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	testhost.Inside(host, func() (struct{}, error) { return struct{}{}, c.Start() })
 	if err := c.Wait(); err != nil {
