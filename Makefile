@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale generate install dist programs package help tools clean
+.PHONY: all build demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale kube-tools generate install dist programs package help tools clean
 
 all: build
 
@@ -151,6 +151,21 @@ bench-quick: $(BIN)/uvxland tools
 ## scale: 10,000 and 100,000 leases: start, latency, changes under traffic, memory
 scale: $(BIN)/uvxland tools
 	$(GO) run ./bench -scale all -uvxland $(BIN)/uvxland $(SCALEFLAGS)
+
+# Kubernetes and flannel are built from their Go modules, about 12 minutes of CPU
+# time once; they outlive the work tree.
+KUBEBIN     ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/uvxlan/kube
+KUBETOOLS   := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl
+KUBEPROGRAM := CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '-s -w'
+
+## kube-tools: a cluster's programs and flanneld, in KUBEBIN (~/.cache/uvxlan/kube)
+kube-tools: $(addprefix $(KUBEBIN)/,$(KUBETOOLS) flanneld)
+
+$(addprefix $(KUBEBIN)/,$(KUBETOOLS)): $(KUBEBIN)/%: .ci/kube.mod .ci/kube.sum
+	$(KUBEPROGRAM) -modfile=.ci/kube.mod -o $@ k8s.io/kubernetes/cmd/$*
+
+$(KUBEBIN)/flanneld: .ci/flannel.mod .ci/flannel.sum
+	$(KUBEPROGRAM) -modfile=.ci/flannel.mod -o $@ github.com/flannel-io/flannel
 
 # What the tests and the demo run beside our own binaries. Services that come
 # with them are not to start by themselves: policy-rc.d tells the packages so.
