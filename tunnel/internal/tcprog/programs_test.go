@@ -203,6 +203,33 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// The kernel's reserve of entries may be empty for a moment, at each of them.
+func TestEachRoom(t *testing.T) {
+	const n = 10
+	tries, refused := 0, errors.New("refused")
+	for _, c := range []struct {
+		name     string
+		patience time.Duration
+		write    func(from int) (int, error)
+		written  int
+		err      error
+	}{
+		{"all at once", 0, func(int) (int, error) { return n, nil }, n, nil},
+		{"room for one after each wait", time.Hour, func(int) (int, error) {
+			if tries++; tries%3 != 0 {
+				return 0, unix.ENOMEM
+			}
+			return 1, nil
+		}, n, nil},
+		{"room for one", time.Millisecond, func(from int) (int, error) { return 1 - from, unix.ENOMEM }, 1, unix.ENOMEM},
+		{"refused", time.Hour, func(int) (int, error) { return 4, refused }, 4, refused},
+	} {
+		if written, err := eachRoom(n, c.patience, c.write); written != c.written || !errors.Is(err, c.err) {
+			t.Errorf("%s: %d written, %v; want %d, %v", c.name, written, err, c.written, c.err)
+		}
+	}
+}
+
 // Where there is no memory for a peer's counters the workers carry its packets, who
 // have counters.
 func TestCountersFull(t *testing.T) {
@@ -210,9 +237,13 @@ func TestCountersFull(t *testing.T) {
 	none := make([]vxlanTraffic, ebpf.MustPossibleCPU())
 	const first = 1 << 20
 	n := in.objects.Counters.MaxEntries()
-	for id := range n {
-		must(t, in.objects.Counters.Put(first+id, none))
-	}
+	_, err := eachRoom(int(n), time.Minute, func(from int) (int, error) {
+		if err := in.objects.Counters.Put(first+uint32(from), none); err != nil {
+			return 0, err
+		}
+		return 1, nil
+	})
+	must(t, err)
 	if in.check(pingFrame(0, 0)) {
 		t.Error("carried without being counted")
 	}
