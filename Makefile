@@ -27,6 +27,8 @@ PROGRAMS ?= $(BIN)
 PREFIX   ?= /usr/local
 DEPLOY   := cmd/uvxland/deploy
 into     := $(DESTDIR)$(PREFIX)
+# Installed at the places where their links to each other lead.
+MANUALS  := README.md cmd/uvxland/README.md cmd/uvxlan/README.md bench/README.md
 
 ## install: programs, manual, completions, systemd unit below PREFIX (/usr/local), in DESTDIR
 install: build
@@ -44,7 +46,8 @@ install: build
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/uvxland.service >$(into)/lib/systemd/system/uvxland.service
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/docker.conf >$(into)/share/doc/uvxlan/examples/docker.conf
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/supervisord/uvxland.conf >$(into)/share/doc/uvxlan/examples/supervisord.conf
-	install -m 644 README.md LICENSE $(into)/share/doc/uvxlan
+	install -m 644 LICENSE $(into)/share/doc/uvxlan
+	for manual in $(MANUALS); do install -D -m 644 $$manual $(into)/share/doc/uvxlan/$$manual || exit 1; done
 	[ -e $(DESTDIR)/etc/uvxlan/uvxland.env ] || install -m 644 $(DEPLOY)/systemd/uvxland.env $(DESTDIR)/etc/uvxlan
 
 # A version that sorts as dpkg and rpm do: v1.2-rc1-3-gabc is 1.2~rc1+3.gabc, and what

@@ -119,7 +119,7 @@ func TestTargetsAreMeasured(t *testing.T) {
 	}
 }
 
-// The usual runs take no longer than the README says, wherever every system runs.
+// The usual runs take no longer than the bench's README says, wherever every system runs.
 func TestUsualRunsKeepTheirTime(t *testing.T) {
 	const (
 		start  = 30 * time.Millisecond // of iperf3

@@ -182,14 +182,18 @@ func wire(t *testing.T, a, b *netnstest.Namespace) {
 	}
 }
 
-// The README says how large the least program is that has the ten lines.
+// The documentation says how large the least program is that has the ten lines.
 func TestEmbedderSize(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
-		t.Skip("the README tells of amd64")
+		t.Skip("the package's documentation tells of amd64")
 	}
-	said := regexp.MustCompile(`(\d+\.\d) MB,\s+(\d+\.\d) MB\s+stripped`).FindStringSubmatch(readme(t))
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := regexp.MustCompile(`(\d+\.\d) MB,\s+//\s+(\d+\.\d) MB\s+stripped`).FindStringSubmatch(string(text))
 	if said == nil {
-		t.Fatal("the README doesn't say")
+		t.Fatal("doc.go doesn't say")
 	}
 	dir := outside(t)
 	whole := build(t, dir, "./minimal")
@@ -219,7 +223,7 @@ func expectSize(t *testing.T, binary, said string) {
 	}
 	got := float64(info.Size()) / 1e6
 	if got < want*0.9 || got > want*1.1 {
-		t.Errorf("it has %.1f MB, and the README says %s", got, said)
+		t.Errorf("it has %.1f MB, and doc.go says %s", got, said)
 	}
-	t.Logf("%.2f MB, and the README says %s", got, said)
+	t.Logf("%.2f MB, and doc.go says %s", got, said)
 }

@@ -9,7 +9,7 @@ import (
 
 // The lines of a README between which the table of results is.
 const (
-	readmeBegin = "<!-- measured: go run ./bench -check -t 2s -readme README.md -->"
+	readmeBegin = "<!-- measured: go run ./bench -check -t 2s -readme bench/README.md -->"
 	readmeEnd   = "<!-- measured: end -->"
 )
 
