@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale kube-tools generate install dist programs package help tools clean
+.PHONY: all build demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube-tools generate install dist programs package help tools clean
 
 all: build
 
@@ -86,6 +86,20 @@ package: programs
 	    -output $(DIST)/$$program-$(PKGVERSION)-linux-$(ARCH).cdx.json $(DIST)/stage/programs-$(ARCH)/$$program || exit 1; \
 	done
 
+IMAGE     ?= localhost/uvxlan:$(VERSION)
+IMAGETOOL := $(GO) run -C $(DEPLOY)/image .
+
+## image: container images as files, for ARCHES (amd64 arm64) and for all of them, in DIST (dist)
+image: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+image: pack = $(IMAGETOOL) -name $(IMAGE) -time $(SOURCE_DATE_EPOCH) -license $(abspath LICENSE) -o $(abspath $(DIST))/uvxlan-$(PKGVERSION)
+image:
+	for arch in $(ARCHES); do $(MAKE) --no-print-directory programs ARCH=$$arch || exit 1; done
+	for arch in $(ARCHES); do \
+	  $(pack)-linux-$$arch.image.tar $$arch=$(abspath $(DIST))/stage/programs-$$arch || exit 1; \
+	done
+	$(pack).oci.tar $(foreach arch,$(ARCHES),$(arch)=$(abspath $(DIST))/stage/programs-$(arch))
+	rm -rf $(DIST)/stage
+
 ## demo: three hosts on this machine, joined by uvxlan (needs root)
 demo: $(BIN)/uvxland $(BIN)/uvxlan tools
 	$(GO) build -o $(BIN)/uvxlan-demo ./bench/demo
@@ -105,6 +119,7 @@ lint:
 unit: tools
 	$(GO) test -race -skip '^TestIntegration' $$($(GO) list ./... | grep -v /bench/e2e)
 	UVXLAN_TEST_ETCD=etcd $(GO) test -count=1 ./lease ./lease/etcd
+	$(GO) test -C $(DEPLOY)/image -race .
 
 # The lab is one to a machine, so packages take turns: those that have integration
 # tests, since linking the others would take its turn too. Those of bench/e2e take
