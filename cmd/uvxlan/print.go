@@ -9,8 +9,6 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"golang.org/x/sys/unix"
-
 	"uvxlan/internal/cli"
 )
 
@@ -28,15 +26,8 @@ func outputFlag(fs *flag.FlagSet, out *os.File) func() (*printer, error) {
 		if *form != "table" && *form != "json" {
 			return nil, cli.Usagef("-o %q: must be table or json", *form)
 		}
-		// NO_COLOR, if it is set, says that colours aren't wanted.
-		colour := isTerminal(out) && os.Getenv("NO_COLOR") == ""
-		return &printer{out: out, json: *form == "json", colour: colour}, nil
+		return &printer{out: out, json: *form == "json", colour: cli.Colours(out)}, nil
 	}
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 func (p *printer) writeJSON(v any) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"uvxlan/cmd/internal/control"
+	"uvxlan/internal/cli"
 )
 
 var (
@@ -211,7 +212,7 @@ func TestColourIsForTerminals(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if isTerminal(f) {
+	if cli.IsTerminal(f) {
 		t.Error("a file is taken for a terminal")
 	}
 }

@@ -53,7 +53,7 @@ func (t *top) run(ctx context.Context, in, out *os.File) error {
 	if err != nil {
 		return hint(err)
 	}
-	if !t.printer.json && isTerminal(in) && isTerminal(out) {
+	if !t.printer.json && cli.IsTerminal(in) && cli.IsTerminal(out) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
