@@ -42,8 +42,9 @@ type options struct {
 	direct bool
 	// duration is that of each iperf3 run.
 	duration time.Duration
-	// out gets the story.
-	out io.Writer
+	// out gets the story, with colours if it may have them.
+	out    io.Writer
+	colour bool
 
 	// self is the path of this program, for what it prints; empty means that of the
 	// process.
@@ -78,7 +79,7 @@ func show(ctx context.Context, o options) (r report, err error) {
 	if err := prepare(ctx, o); err != nil {
 		return r, err
 	}
-	d := &demo{options: o, say: newStory(o.out)}
+	d := &demo{options: o, say: newStory(o)}
 	dir, err := d.directory()
 	if err != nil {
 		return r, err

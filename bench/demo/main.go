@@ -29,7 +29,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	o := options{out: os.Stdout}
+	o, out := options{}, os.Stdout
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.BoolVar(&o.keep, "keep", false, "leave the hosts up and say how to get inside")
 	fs.BoolVar(&o.docker, "docker", false, "let a dockerd on each host run the containers")
@@ -56,8 +56,9 @@ func run(ctx context.Context, args []string) error {
 	case *clean:
 		return cleanup(ctx)
 	case *form == "json": // the result, and the story apart from it
-		o.out = os.Stderr
+		out = os.Stderr
 	}
+	o.out, o.colour = out, cli.Colours(out)
 	r, err := show(ctx, o)
 	if err != nil || *form != "json" {
 		return err

@@ -19,11 +19,26 @@ import (
 
 // story tells what happens while it happens: a line a step, with its time.
 type story struct {
-	out   io.Writer
-	start time.Time
+	out    io.Writer
+	colour bool
+	start  time.Time
 }
 
-func newStory(out io.Writer) *story { return &story{out: out} }
+func newStory(o options) *story { return &story{out: o.out, colour: o.colour} }
+
+// Ways to write on a terminal, by the parameters of ECMA-48's SGR.
+const (
+	bold  = "1"
+	green = "32"
+)
+
+// in is the text in a way to write, if there are colours.
+func (s *story) in(way, text string) string {
+	if !s.colour {
+		return text
+	}
+	return "\x1b[" + way + "m" + text + "\x1b[m"
+}
 
 func (s *story) step(what string) {
 	s.start = time.Now()
@@ -34,10 +49,10 @@ func (s *story) done(result string) {
 	if result == "" {
 		result = time.Since(s.start).Round(time.Millisecond).String()
 	}
-	fmt.Fprintln(s.out, result)
+	fmt.Fprintln(s.out, s.in(green, result))
 }
 
-func (s *story) title(text string) { fmt.Fprintf(s.out, "\n%s\n", text) }
+func (s *story) title(text string) { fmt.Fprintf(s.out, "\n%s\n", s.in(bold, text)) }
 
 func (s *story) line(format string, args ...any) { fmt.Fprintf(s.out, "  "+format+"\n", args...) }
 
@@ -74,7 +89,10 @@ func (d *demo) showLeases(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("show lease: %w", err)
 		}
-		d.say.line("%-16s %s", l.Key(), value)
+		// In two lines, since a terminal may have no more than 80 columns.
+		before, data, _ := strings.Cut(string(value), `"BackendData"`)
+		d.say.line("%-15s %s", l.Key(), before)
+		d.say.line("%-15s %q%s", "", "BackendData", data)
 	}
 	return nil
 }
