@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube-tools generate install dist programs package help tools clean
+.PHONY: all build demo picture test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube-tools generate install dist programs package help tools clean
 
 all: build
 
@@ -28,7 +28,7 @@ PREFIX   ?= /usr/local
 DEPLOY   := cmd/uvxland/deploy
 into     := $(DESTDIR)$(PREFIX)
 # Installed at the places where their links to each other lead.
-MANUALS  := README.md cmd/uvxland/README.md cmd/uvxlan/README.md bench/README.md
+MANUALS  := README.md cmd/uvxland/README.md cmd/uvxlan/README.md bench/README.md bench/demo/demo.svg
 
 ## install: programs, manual, completions, systemd unit below PREFIX (/usr/local), in DESTDIR
 install: build
@@ -104,6 +104,12 @@ image:
 demo: $(BIN)/uvxland $(BIN)/uvxlan tools
 	$(GO) build -o $(BIN)/uvxlan-demo ./bench/demo
 	$(BIN)/uvxlan-demo -uvxland $(BIN)/uvxland $(DEMOFLAGS)
+
+## picture: the README's picture of make demo, anew (needs root)
+picture: $(BIN)/uvxland tools
+	script -qec '$(MAKE) -s --no-print-directory demo' /dev/null >$(BIN)/demo.typescript
+	$(GO) run ./bench/demo/picture -prompt 'make demo' <$(BIN)/demo.typescript >$(BIN)/demo.svg
+	mv $(BIN)/demo.svg bench/demo/demo.svg
 
 ## test: everything CI runs; integration tests need root
 test: tools vet lint unit integration

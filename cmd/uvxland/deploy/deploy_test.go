@@ -128,6 +128,7 @@ var installed = map[string]string{
 	"/usr/share/doc/uvxlan/LICENSE":                     "-rw-r--r--",
 	"/usr/share/doc/uvxlan/README.md":                   "-rw-r--r--",
 	"/usr/share/doc/uvxlan/bench/README.md":             "-rw-r--r--",
+	"/usr/share/doc/uvxlan/bench/demo/demo.svg":         "-rw-r--r--",
 	"/usr/share/doc/uvxlan/cmd/uvxlan/README.md":        "-rw-r--r--",
 	"/usr/share/doc/uvxlan/cmd/uvxland/README.md":       "-rw-r--r--",
 	"/usr/share/doc/uvxlan/examples/docker.conf":        "-rw-r--r--",
