@@ -25,6 +25,8 @@ var ErrNoSubnet = errors.New("out of subnets")
 //     of the earlier run if that is free, or a random one of the first free
 //     subnets
 //
+// Where the registry assigns subnets, it takes those.
+//
 // A lease of this host that doesn't fit the configuration is removed. Those of
 // its subnets that fit are taken again, so that a host keeps its IPv4 subnet
 // when IPv6 comes to the network or goes.
@@ -172,6 +174,9 @@ func (a *acquisition) giveUp(err error) {
 }
 
 func (a *acquisition) attempt(ctx context.Context) (Lease, error) {
+	if r := a.assigner(); r != nil {
+		return a.take(ctx, r)
+	}
 	all, _, err := a.reg.List(ctx)
 	if err != nil {
 		return Lease{}, err

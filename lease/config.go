@@ -9,8 +9,7 @@ import (
 
 // Config is the cluster's configuration, the value of the key <prefix>/config.
 type Config struct {
-	// EnableIPv4 is always true in a parsed Config: a lease key in etcd needs
-	// an IPv4 subnet.
+	// EnableIPv4 is always true in a parsed Config: a lease has an IPv4 subnet.
 	EnableIPv4 bool
 	// EnableIPv6 gives each host an IPv6 subnet beside its IPv4 subnet.
 	EnableIPv6 bool
@@ -75,7 +74,7 @@ func ParseConfig(data []byte) (*Config, error) {
 	decodeBool(&p, "EnableIPv6", raw.EnableIPv6, &c.EnableIPv6)
 	decodeBool(&p, "EnableNFTables", raw.EnableNFTables, &c.EnableNFTables)
 	if !c.EnableIPv4 {
-		p.add("EnableIPv4", raw.EnableIPv4, "must be true, since a lease in etcd always has an IPv4 subnet; for both families add \"EnableIPv6\":true")
+		p.add("EnableIPv4", raw.EnableIPv4, "must be true, since each host has an IPv4 subnet; for both families add \"EnableIPv6\":true")
 	}
 	c.setNetworks(&p, raw)
 	c.Backend = parseBackend(&p, raw.Backend, c.EnableIPv6)

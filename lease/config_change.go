@@ -21,7 +21,7 @@ func (m *Manager) compareConfig(data []byte) {
 		return
 	}
 	words := ""
-	c, err := ParseConfig(data)
+	c, err := m.parse(data)
 	switch {
 	case len(data) == 0:
 		err = errConfigRemoved

@@ -44,13 +44,18 @@ func (c *contest) pruneLocked(now time.Time) {
 }
 
 // words describes a contest that lasts, "" if there is none. stored is what to
-// remove on a machine that is a clone.
-func (c *contest) words(now time.Time, stored string) string {
+// remove on a machine that is a clone. Where subnets are assigned, it is no clone
+// that writes.
+func (c *contest) words(now time.Time, stored string, assigned bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pruneLocked(now)
 	if len(c.writes) < contestWrites {
 		return ""
+	}
+	if assigned {
+		return fmt.Sprintf("somebody else writes the lease of %s as well: it was rewritten %d times within %s, last for public address %s; does flanneld or another uvxland run on this host?",
+			c.last.Subnet, len(c.writes), contestTime, c.last.Attrs.PublicIP)
 	}
 	return fmt.Sprintf("another host claims subnet %s as well: its lease was rewritten %d times within %s, last for public address %s; "+
 		"is one of the two machines a clone? stop uvxland there, remove %s and give the machine an address of its own",
@@ -58,7 +63,14 @@ func (c *contest) words(now time.Time, stored string) string {
 }
 
 // conflict says in words that somebody else claims our subnet, "" if nobody does.
-func (m *Manager) conflict() string { return m.contest.words(m.opts.Now(), m.storePlace()) }
+func (m *Manager) conflict() string {
+	assigner := m.assigner()
+	words := m.contest.words(m.opts.Now(), m.storePlace(), assigner != nil)
+	if words == "" && assigner != nil {
+		words = assigner.Conflict()
+	}
+	return words
+}
 
 // storePlace says where the Store keeps our record, for people to read.
 func (m *Manager) storePlace() string {

@@ -15,6 +15,9 @@ const (
 	// within milliseconds. It is short compared with the time in which a host can
 	// go.
 	watchGrace = 50 * time.Millisecond
+	// assignedGrace is the same where the registry is an Assigner: a Node's
+	// annotations take an API server that is busy some time to put back.
+	assignedGrace = 2 * time.Second
 	// resetGrace is for leases that a later snapshot lacks. Their hosts may only
 	// not be back yet, which takes them up to backoffMax and the time that the
 	// registry needs to connect. A registry that lost its data is no reason for
@@ -25,7 +28,8 @@ const (
 // damper keeps leases from flapping. It passes updates on, one at a time. It
 // passes a deletion on late, if the lease isn't back by then.
 type damper struct {
-	report func(Update) // called with mu locked
+	grace  time.Duration // for what a watch reports as deleted
+	report func(Update)  // called with mu locked
 
 	mu       sync.Mutex
 	table    map[subnets]Lease      // what was reported and is not deleted; nil before a snapshot
@@ -38,8 +42,8 @@ type subnets struct{ v4, v6 netip.Prefix }
 
 func subnetsOf(l Lease) subnets { return subnets{l.Subnet, l.IPv6Subnet} }
 
-func newDamper(report func(Update)) *damper {
-	return &damper{report: report, withheld: map[netip.Prefix]Lease{}}
+func newDamper(grace time.Duration, report func(Update)) *damper {
+	return &damper{grace: grace, report: report, withheld: map[netip.Prefix]Lease{}}
 }
 
 // close ends the reports. Deletions that are still withheld aren't reported.
@@ -117,7 +121,7 @@ func (d *damper) missing(now []Lease) (out []Lease) {
 func (d *damper) pass(u Update) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.withhold(u.Deleted, watchGrace)
+	d.withhold(u.Deleted, d.grace)
 	d.cancel(u)
 	u.Deleted = nil
 	u.Leases = slices.DeleteFunc(u.Leases, func(l Lease) bool {

@@ -3,7 +3,8 @@
 // It holds the cluster's configuration and its leases in flannel's forms, the
 // rules by which a host gets a subnet, and a [Manager]. The manager takes a
 // lease, renews it and follows everybody else's. Where leases are stored is
-// behind the [Registry] interface, which package uvxlan/lease/etcd implements.
+// behind the [Registry] interface, which the packages uvxlan/lease/etcd and
+// uvxlan/lease/kube implement.
 //
 // A host reads the configuration ([Manager.Config]), takes a lease
 // ([Manager.Acquire]) and keeps it ([Manager.Run]). Run also reports the other

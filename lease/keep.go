@@ -66,7 +66,7 @@ func (k *keeper) run(ctx context.Context) error {
 	for k.await(ctx) {
 		err := k.step(ctx)
 		switch {
-		case errors.Is(err, ErrLeaseLost):
+		case errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrReassigned):
 			return err
 		case err == nil || ctx.Err() != nil:
 			b.reset()
@@ -209,29 +209,24 @@ func (k *keeper) change(ctx context.Context, l Lease, op operation) (Lease, erro
 
 // resolve finds out who has our subnet: nobody, we, or another host.
 func (k *keeper) resolve(ctx context.Context) error {
-	all, _, err := k.reg.List(ctx)
+	find := k.find
+	assigner := k.assigner()
+	if assigner != nil {
+		find = func(ctx context.Context) (Lease, error) { return k.look(ctx, assigner) }
+	}
+	now, err := find(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !errors.Is(err, ErrLeaseLost) && !errors.Is(err, ErrReassigned) && !errors.Is(err, ErrUnassigned) {
 			k.outage.failed(err)
 		}
 		return err
 	}
 	k.outage.answered()
-	now := Lease{}
-	for _, l := range all {
-		switch own := l.Key() == k.own.Key(); {
-		case !l.Overlaps(k.own):
-		case own && (l.Damaged || k.isOurs(l.Attrs)):
-			now = l
-		case !l.Damaged:
-			return k.lost(l)
-		}
-	}
 	if now.Revision == 0 {
-		k.own.Permanent = false // a reservation that was taken back
+		k.own.Permanent = assigner != nil // else a reservation that was taken back
 		return k.restore(ctx, "removed", k.reg.Create, restorePause)
 	}
-	rewritten := k.own.Revision != 0 && k.own.Revision != now.Revision && !k.unsure
+	rewritten := assigner == nil && k.own.Revision != 0 && k.own.Revision != now.Revision && !k.unsure
 	known := slices.ContainsFunc(k.written, now.Attrs.Equal)
 	k.own.Revision, k.own.Created, k.own.ID = now.Revision, now.Created, now.ID
 	if now.Damaged {
@@ -243,6 +238,26 @@ func (k *keeper) resolve(ctx context.Context) error {
 		return k.renew(ctx)
 	}
 	return k.restore(ctx, "overwritten", k.reg.Update, k.contest.written(k.opts.Now(), now))
+}
+
+// find finds the entry of our subnet, the zero Lease if there is none. The error is
+// ErrLeaseLost if another host has it.
+func (k *keeper) find(ctx context.Context) (now Lease, err error) {
+	all, _, err := k.reg.List(ctx)
+	if err != nil {
+		return now, err
+	}
+	for _, l := range all {
+		switch own := l.Key() == k.own.Key(); {
+		case !l.Overlaps(k.own):
+		case own && (l.Damaged || k.isOurs(l.Attrs)):
+			now = l
+		case !l.Damaged:
+			k.outage.answered()
+			return now, k.lost(l)
+		}
+	}
+	return now, nil
 }
 
 // isOurs tells whether the entry of our subnet is this host's, by its address

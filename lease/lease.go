@@ -22,6 +22,8 @@ type Lease struct {
 	ID int64
 	// Permanent marks a reservation: an entry without a time to live.
 	Permanent bool
+	// Own marks this host's lease where the registry is an [Assigner].
+	Own bool
 	// Damaged marks an entry whose value can't be read, by somebody's mistake.
 	// Attrs is zero then, but the subnet is taken.
 	Damaged bool

@@ -67,6 +67,7 @@ type Manager struct {
 	changed chan struct{}         // holds one: wanted has changed
 	signs   chan struct{}         // holds one: the own entry isn't what it should be
 
+	unassigned   atomic.Pointer[string] // why an Assigner has no subnets for us, in words
 	inForce      atomic.Pointer[Config] // nil before it is known
 	configChange atomic.Pointer[string] // how the registry's differs, in words
 
@@ -135,7 +136,7 @@ func (m *Manager) Config(ctx context.Context) (*Config, error) {
 		m.fallBack(e)
 		data = e.Config
 	}
-	c, err := ParseConfig(data)
+	c, err := m.parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("network configuration: %w", err)
 	}
@@ -194,7 +195,7 @@ func (m *Manager) persist(ctx context.Context, op func() error) error {
 		case errors.Is(err, ErrReadOnly):
 			m.outage.answered()
 			m.outage.refused(err)
-		case errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoConfig):
+		case errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoConfig) || errors.Is(err, ErrUnassigned):
 			m.outage.failed(err)
 		default:
 			m.outage.answered()

@@ -15,6 +15,9 @@ var (
 	ErrReadOnly = errors.New("lease registry takes no writes")
 	// ErrNoConfig means that nobody has written the configuration yet.
 	ErrNoConfig = errors.New("no network configuration")
+	// ErrUnassigned means that the registry, an [Assigner], answers but has given
+	// this host no subnet that it can use: try again.
+	ErrUnassigned = errors.New("no subnet is assigned to this host")
 	// ErrExists means that the subnet was taken first: read and choose again.
 	ErrExists = errors.New("lease exists")
 	// ErrConflict means that the entry changed since it was read: read again.

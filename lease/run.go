@@ -15,7 +15,8 @@ const steadyAfter = 2 * backoffMax
 // Run keeps own, the result of [Manager.Acquire], and reports the other hosts'
 // leases until ctx ends; then it returns nil. The lease stays in the registry.
 // If the lease is lost for good, the error wraps [ErrLeaseLost] and says who
-// holds the subnet.
+// holds the subnet. If the registry has assigned other subnets meanwhile, it wraps
+// [ErrReassigned].
 //
 // report is called for one update at a time: first with a snapshot, then with
 // changes as they happen, and with deletions a moment later. While the registry
@@ -36,7 +37,7 @@ func (m *Manager) Run(ctx context.Context, own Lease, report func(Update)) error
 	var journal sync.WaitGroup
 	journal.Go(func() { m.journal.run(saving) })
 	err := m.run(ctx, own, report)
-	if errors.Is(err, ErrLeaseLost) {
+	if errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrReassigned) {
 		m.journal.lose()
 	}
 	saved()
@@ -52,7 +53,11 @@ func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error
 	k := newKeeper(m, own)
 	defer m.current.Store(nil)
 	f := follower{Manager: m, own: own, touched: func() { signal(m.signs) }}
-	f.out = newDamper(func(u Update) {
+	grace := watchGrace
+	if m.assigner() != nil {
+		grace = assignedGrace
+	}
+	f.out = newDamper(grace, func(u Update) {
 		m.journal.touch()
 		report(u)
 	})
@@ -148,11 +153,18 @@ func (f *follower) change(u Update) {
 }
 
 func (f *follower) isOwn(l Lease) bool {
+	if f.assigner() != nil {
+		return l.Own
+	}
 	return l.Subnet == f.own.Subnet && l.IPv6Subnet == f.own.IPv6Subnet
 }
 
 // isAsWanted tells whether the entry says what we want it to and is as we wrote
-// it.
+// it. Where subnets are assigned nobody else can claim it, and what it says is all
+// that counts.
 func (f *follower) isAsWanted(own Lease) bool {
-	return own.Attrs.Equal(*f.wanted.Load()) && own.Revision == f.current.Load().Revision
+	if !own.Attrs.Equal(*f.wanted.Load()) {
+		return false
+	}
+	return f.assigner() != nil || own.Revision == f.current.Load().Revision
 }

@@ -33,6 +33,9 @@ type Status struct {
 	// Refused says in words why the manager waits for the registry although an
 	// earlier run has stored a lease. It is "" if it doesn't.
 	Refused string
+	// Unassigned says in words why an [Assigner] has no subnets for this host any
+	// longer, so that the other hosts don't send here. It is "" if it has them.
+	Unassigned string
 	// ConfigChange says in words how the configuration in the registry differs
 	// from the one in force. It is "" if it doesn't.
 	ConfigChange string
@@ -58,6 +61,9 @@ func (m *Manager) Status() Status {
 	s.Conflict = m.conflict()
 	if words := m.configChange.Load(); words != nil {
 		s.ConfigChange = *words
+	}
+	if words := m.unassigned.Load(); words != nil {
+		s.Unassigned = *words
 	}
 	if e := m.refused.Load(); e != nil {
 		s.Refused = m.refusal(e)

@@ -55,7 +55,7 @@ func (m *Manager) loadEarlier() *earlier {
 	}
 	var e *earlier
 	if err == nil {
-		e, err = newEarlier(*s)
+		e, err = m.newEarlier(*s)
 	}
 	if err != nil {
 		m.log.Warn("what an earlier run has stored can't be used", "error", err)
@@ -64,16 +64,17 @@ func (m *Manager) loadEarlier() *earlier {
 	return e
 }
 
-func newEarlier(s State) (*earlier, error) {
-	c, err := ParseConfig(s.Config)
+func (m *Manager) newEarlier(s State) (*earlier, error) {
+	c, err := m.parse(s.Config)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("stored configuration: %w", err)
 	case !s.Own.Subnet.IsValid():
 		return nil, errors.New("the host had lost its lease")
-	case !c.Compatible(s.Own):
+	case !m.compatible(c, s.Own):
 		return nil, fmt.Errorf("stored lease %s does not fit the stored configuration", s.Own.Subnet)
 	}
+	s.Own.Own = m.assigner() != nil
 	return &earlier{s, c}, nil
 }
 
