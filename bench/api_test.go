@@ -37,7 +37,7 @@ func libraries(t *testing.T) []*library {
 		path, export, _ := strings.Cut(line, " ")
 		exports[path] = export
 		if ours(path) && !strings.Contains(path, "/internal/") && !strings.Contains(path, "/examples/") &&
-			path != "uvxlan/tunnel/netnstest" && path != "uvxlan/lease/etcd/etcdtest" {
+			path != "uvxlan/tunnel/netnstest" && path != "uvxlan/lease/etcd/etcdtest" && path != "uvxlan/lease/kube/kubetest" {
 			paths = append(paths, path)
 		}
 	}

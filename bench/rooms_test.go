@@ -18,6 +18,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"lease":             {"internal/nearest"},
 		"lease/etcd":        {"lease"},
 		"lease/etcdserver":  {},
+		"lease/kube":        {"lease"},
 		"tunnel":            {"encap", "lease", "tunnel/batch", "tunnel/device", "tunnel/link", "tunnel/offload", "tunnel/onlink", "tunnel/underlay", internal},
 		"tunnel/batch":      {internal},
 		"tunnel/device":     {"encap", "tunnel/offload", internal},
@@ -48,7 +49,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		}
 	}
 	for _, dep := range list(t, "{{join .Deps \"\\n\"}}", "tunnel") {
-		for _, foreign := range []string{"etcd", "grpc", "prometheus", "protobuf", "gvisor"} {
+		for _, foreign := range []string{"etcd", "grpc", "prometheus", "protobuf", "gvisor", "k8s.io"} {
 			if strings.Contains(dep, foreign) {
 				t.Errorf("tunnel depends on %s", dep)
 			}
