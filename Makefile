@@ -46,6 +46,8 @@ install: build
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/uvxland.service >$(into)/lib/systemd/system/uvxland.service
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/systemd/docker.conf >$(into)/share/doc/uvxlan/examples/docker.conf
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' $(DEPLOY)/supervisord/uvxland.conf >$(into)/share/doc/uvxlan/examples/supervisord.conf
+	install -m 644 $(DEPLOY)/prometheus/prometheus.yml $(DEPLOY)/prometheus/alerts.yml $(into)/share/doc/uvxlan/examples
+	install -m 644 $(DEPLOY)/grafana/uvxlan.json $(into)/share/doc/uvxlan/examples/grafana.json
 	install -m 644 LICENSE $(into)/share/doc/uvxlan
 	for manual in $(MANUALS); do install -D -m 644 $$manual $(into)/share/doc/uvxlan/$$manual || exit 1; done
 	[ -e $(DESTDIR)/etc/uvxlan/uvxland.env ] || install -m 644 $(DEPLOY)/systemd/uvxland.env $(DESTDIR)/etc/uvxlan
@@ -200,7 +202,7 @@ $(KUBEBIN)/flanneld: .ci/flannel.mod .ci/flannel.sum
 # What the tests and the demo run beside our own binaries. Services that come
 # with them are not to start by themselves: policy-rc.d tells the packages so.
 TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server etcdctl:etcd-client \
-  dockerd:docker.io dpkg:dpkg rpm:rpm systemd-analyze:systemd groff:groff-base busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
+  dockerd:docker.io dpkg:dpkg rpm:rpm systemd-analyze:systemd groff:groff-base promtool:prometheus busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
 tools:
 	@missing=; for t in $(TOOLS); do \
 	  command -v $${t%%:*} >/dev/null 2>&1 || [ -e $${t%%:*} ] || missing="$$missing $${t##*:}"; \

@@ -35,9 +35,15 @@ func (w *World) StartHealthy(name string) *cluster.Daemon {
 // Get asks a daemon inside its host. A daemon that doesn't listen yet has code 0.
 func Get(t *testing.T, h *lab.Host, path, accept string) (code int, text string) {
 	t.Helper()
+	return GetAt(t, h, HealthPort, path, accept)
+}
+
+// GetAt is Get for any server that listens on a port of the host's own.
+func GetAt(t *testing.T, h *lab.Host, port, path, accept string) (code int, text string) {
+	t.Helper()
 	var conn net.Conn
 	err := h.Do(func() (err error) {
-		conn, err = net.DialTimeout("tcp4", "127.0.0.1:"+HealthPort, Patience)
+		conn, err = net.DialTimeout("tcp4", "127.0.0.1:"+port, Patience)
 		return err
 	})
 	if errors.Is(err, unix.ECONNREFUSED) {
@@ -51,7 +57,7 @@ func Get(t *testing.T, h *lab.Host, path, accept string) (code int, text string)
 		DisableKeepAlives: true,
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}}
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+HealthPort+path, nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+port+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
