@@ -74,9 +74,10 @@ func (p *printer) status(s control.Status) error {
 	if s.FastPath != nil {
 		rows = append(rows, []string{"fast path", s.FastPath.Words()})
 	}
+	registry, _ := s.Leases()
 	rows = append(rows,
 		[]string{"lease", s.LeaseWords()},
-		[]string{"etcd", s.EtcdWords()},
+		[]string{strings.ToLower(registry), s.RegistryWords()},
 		[]string{"watch", s.WatchWords()},
 		[]string{"peers", fmt.Sprint(s.Peers)},
 	)
@@ -171,7 +172,7 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 		return err
 	}
 	if len(peers) > 0 && !peers[0].AsOf.IsZero() {
-		fmt.Fprintln(p.out, p.paint(yellow, "stale: leases as of "+control.Round(now.Sub(peers[0].AsOf))+" ago, etcd is not watched"))
+		fmt.Fprintln(p.out, p.paint(yellow, "stale: leases as of "+control.Round(now.Sub(peers[0].AsOf))+" ago, they are not watched"))
 	}
 	return nil
 }

@@ -133,15 +133,18 @@ func TestFastPathFlag(t *testing.T) {
 }
 
 func TestFlagsRefused(t *testing.T) {
-	const instead = ": leases are in etcd, not in Kubernetes: give -etcd-endpoints instead"
+	const alone = ": has no effect without -kube-subnet-mgr"
+	t.Setenv("NODE_NAME", "")
+	t.Setenv("POD_NAME", "p")
 	for _, c := range []struct {
 		args string
 		want []string
 	}{
-		{"-kube-subnet-mgr", []string{"-kube-subnet-mgr" + instead, "uvxlan config set"}},
-		{"-kube-subnet-mgr=true -kube-api-url=https://192.0.2.1 -kubeconfig-file=/k", []string{"-kube-subnet-mgr, -kube-api-url, -kubeconfig-file" + instead}},
-		{"-kube-annotation-prefix=example.com", []string{"-kube-annotation-prefix" + instead}},
-		{"-net-config-path=/n", []string{"-net-config-path" + instead}},
+		{"-kube-subnet-mgr", []string{"-kube-subnet-mgr: set NODE_NAME in the environment, or POD_NAME and POD_NAMESPACE"}},
+		{"-kube-subnet-mgr -embedded-etcd", []string{"-embedded-etcd and -kube-subnet-mgr"}},
+		{"-kube-api-url=https://192.0.2.1 -kubeconfig-file=/k", []string{"-kube-api-url, -kubeconfig-file" + alone}},
+		{"-kube-annotation-prefix=example.com", []string{"-kube-annotation-prefix" + alone}},
+		{"-net-config-path=/n", []string{"-net-config-path" + alone}},
 		{"-public-ipv6=192.0.2.1", []string{"-public-ipv6 192.0.2.1", "must be an IPv6 address"}},
 		{"-public-ipv6=fe80::1", []string{"-public-ipv6 fe80::1", "not link-local"}},
 		{"-public-ip=2001:db8::1", []string{"-public-ip 2001:db8::1", "must be an IPv4 address"}},
@@ -160,7 +163,7 @@ func TestFlagsRefused(t *testing.T) {
 		{"-public-ip=eth0", []string{`-public-ip "eth0": must be an IP address`}},
 		{"-etcd-endpoints=ftp://192.0.2.1:2379", []string{"ftp://192.0.2.1:2379"}},
 		{"run", []string{`unexpected argument "run": all settings are flags`}},
-		{"-subnet-lease-renew-margin=0 -kube-subnet-mgr", []string{"from 1 to 1439", "-kube-subnet-mgr" + instead}},
+		{"-subnet-lease-renew-margin=0 -kube-subnet-mgr", []string{"from 1 to 1439", "-kube-subnet-mgr: set NODE_NAME"}},
 	} {
 		_, err := parse(strings.Fields(c.args))
 		if !errors.Is(err, cli.ErrUsage) || strings.Contains(err.Error(), "\n  -") {

@@ -13,6 +13,9 @@ func topics() []cli.Group {
 		{Title: "etcd", Flags: []string{
 			"etcd-endpoints", "etcd-prefix", "etcd-cafile", "etcd-certfile", "etcd-keyfile", "etcd-username", "etcd-password", "embedded-etcd", "embedded-etcd-listen",
 		}},
+		{Title: "Kubernetes", Flags: []string{
+			"kube-subnet-mgr", "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path", "set-node-network-unavailable",
+		}},
 		{Title: "The host's lease", Flags: []string{"subnet-file", "subnet-lease-renew-margin", "stored-lease-expired", "state-dir"}},
 		{Title: "The interface to the other hosts", Flags: []string{"iface", "iface-regex", "iface-can-reach", "public-ip", "public-ipv6"}},
 		{Title: "Firewall and routes", Flags: []string{
@@ -23,10 +26,7 @@ func topics() []cli.Group {
 		}},
 		{Title: "Health, metrics and control", Flags: []string{"healthz-ip", "healthz-port", "control-socket"}},
 		{Title: "Log and version", Flags: []string{"v", "version"}},
-		{Title: "For flannel's sake", Flags: []string{
-			"vmodule", "log_backtrace_at", "kube-subnet-mgr", "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path",
-			"set-node-network-unavailable",
-		}},
+		{Title: "For flannel's sake", Flags: []string{"vmodule", "log_backtrace_at"}},
 	}
 }
 

@@ -108,6 +108,7 @@ type flags struct {
 	offload     string
 	noOffload   string
 	verbosity   int
+	kube        kubeFlags
 	version     bool
 
 	// flannel's others
@@ -165,7 +166,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.BoolVar(&f.blackhole, "ip-blackhole-route", false, "drop what is sent to containers of this host that aren't there, while their network isn't up")
 	fs.String("vmodule", "", "accepted for flannel's sake, without effect")
 	fs.String("log_backtrace_at", "", "accepted for flannel's sake, without effect")
-	defineKube(fs)
+	f.kube.define(fs)
 	return f, fs
 }
 
@@ -225,10 +226,10 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	} else if f.etcdListen != "" && !f.embedded {
 		errs = append(errs, errors.New("-embedded-etcd-listen: has no effect without -embedded-etcd"))
 	}
-	if !f.embedded {
+	if !f.embedded && !f.kube.on {
 		errs = append(errs, f.options(io.Discard).Etcd.Check())
 	}
-	errs = append(errs, f.checkFlannel(), checkKube(fs))
+	errs = append(errs, f.checkFlannel(), f.kube.check(fs))
 	return errors.Join(errs...)
 }
 
@@ -288,6 +289,9 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
 		Overlay: overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck, HugePages: f.hugePages},
 		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
+	}
+	if f.kube.on {
+		o.Kube = &f.kube.options
 	}
 	o.EmbeddedEtcdListen, _ = listenAddresses(f.etcdListen) // checked before
 	if f.offload != "off" {

@@ -43,7 +43,7 @@ func running() *state {
 			Model: "vxlan, direct by socket", Interface: "eth0", PublicIP: netip.MustParseAddr("192.168.14.21"),
 			Network: netip.MustParsePrefix("172.7.0.0/16"), Device: "flannel.1", MTU: 1450,
 			Lease: &control.Lease{Subnet: netip.MustParsePrefix("172.7.21.0/24"), Renewed: ago(2 * time.Hour), Expires: now.Add(22 * time.Hour)},
-			Etcd: control.Etcd{
+			Etcd: control.Registry{
 				Up: true, Since: ago(90 * time.Minute), Errors: 7, LastError: "no answer", LastErrorAt: ago(91 * time.Minute), Skipped: 1,
 			},
 			Watch: control.Watch{Alive: true, Since: ago(90 * time.Minute), Heard: ago(1500 * time.Millisecond)},

@@ -53,8 +53,11 @@ type Status struct {
 	MTU int `json:"mtu,omitempty"`
 	// Lease is the host's own.
 	Lease *Lease `json:"lease,omitempty"`
-	Etcd  Etcd   `json:"etcd"`
-	Watch Watch  `json:"watch"`
+	// Etcd is the way to etcd. Where the leases are in Kubernetes it is the zero
+	// Registry, and Kubernetes is the way there.
+	Etcd       Registry  `json:"etcd,omitzero"`
+	Kubernetes *Registry `json:"kubernetes,omitempty"`
+	Watch      Watch     `json:"watch"`
 	// Peers is how many other hosts' subnets there are, of both families.
 	Peers int `json:"peers"`
 	// FastPath tells of the fast path, nil with host-gw, which has none.
@@ -89,6 +92,9 @@ type Lease struct {
 	Expires time.Time `json:"expires,omitzero"`
 	// Reserved marks one that never expires.
 	Reserved bool `json:"reserved,omitempty"`
+	// Node is the name of the host's Node where Kubernetes has given it its subnets;
+	// then it doesn't expire either.
+	Node string `json:"node,omitempty"`
 }
 
 // Subnets are both subnets in words.
@@ -99,8 +105,16 @@ func (l *Lease) Subnets() string {
 	return l.Subnet.String() + " and " + l.SubnetV6.String()
 }
 
-// Etcd is the way to etcd.
-type Etcd struct {
+// Leases tells where the leases are, "etcd" or "Kubernetes", and of the way there.
+func (s *Status) Leases() (name string, way Registry) {
+	if s.Kubernetes != nil {
+		return "Kubernetes", *s.Kubernetes
+	}
+	return "etcd", s.Etcd
+}
+
+// Registry is the way to where the leases are.
+type Registry struct {
 	// Up says whether it answered last time, and Since from when on; zero before
 	// the first attempt.
 	Up    bool      `json:"up"`

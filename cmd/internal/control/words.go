@@ -28,7 +28,8 @@ func (s *Status) Words() string {
 		fmt.Fprintf(&b, "fast path: %s\n", s.FastPath.Words())
 	}
 	fmt.Fprintf(&b, "lease: %s\n", s.LeaseWords())
-	fmt.Fprintf(&b, "etcd: %s\n", s.EtcdWords())
+	name, _ := s.Leases()
+	fmt.Fprintf(&b, "%s: %s\n", strings.ToLower(name), s.RegistryWords())
 	fmt.Fprintf(&b, "watch: %s\n", s.WatchWords())
 	fmt.Fprintf(&b, "peers: %d\n", s.Peers)
 	return b.String()
@@ -51,6 +52,8 @@ func (s *Status) LeaseWords() string {
 	switch l := s.Lease; {
 	case l == nil:
 		return "none yet"
+	case l.Node != "":
+		return fmt.Sprintf("%s, assigned to node %s", l.Subnets(), l.Node)
 	case l.Reserved:
 		return fmt.Sprintf("%s, reserved, doesn't expire", l.Subnets())
 	case l.Expires.IsZero():
@@ -62,9 +65,9 @@ func (s *Status) LeaseWords() string {
 	}
 }
 
-// EtcdWords tells of the way to etcd.
-func (s *Status) EtcdWords() string {
-	e := s.Etcd
+// RegistryWords tells of the way to where the leases are.
+func (s *Status) RegistryWords() string {
+	_, e := s.Leases()
 	words := "not asked yet"
 	if !e.Since.IsZero() {
 		words = "up for " + s.ago(e.Since)

@@ -14,6 +14,7 @@ import (
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/logqueue"
+	"uvxlan/lease"
 	"uvxlan/lease/etcd"
 	"uvxlan/lease/etcdserver"
 )
@@ -41,6 +42,10 @@ func Run(t *handover.Termination, o Options) error {
 		switch {
 		case after == nil && t.Err() != nil && errors.Is(err, t.Err()):
 			return nil
+		case after == nil && errors.Is(err, lease.ErrReassigned):
+			o.Logger.Warn("starting again with another subnet", "error", err)
+			before = nil
+			continue
 		case after == nil:
 			return explain(err)
 		}
@@ -86,7 +91,10 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { stop(after) }()
+	defer func() { stop(after, after != nil || errors.Is(err, lease.ErrReassigned)) }()
+	if o.Kube != nil {
+		return runKube(ctx, o, program, m, before)
+	}
 	ext, err := chooseInterface(o, before)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 
 	"uvxlan/cmd/internal/leasefile"
@@ -14,11 +15,13 @@ import (
 	"uvxlan/tunnel/kroute"
 )
 
-// storeOf is where the leases are for a start without etcd.
+// storeOf is where the leases are for a start without the registry.
 func storeOf(o Options) leasefile.Store {
-	return leasefile.Store{
-		Dir: o.StateDir, Prefix: strings.TrimRight(cmp.Or(o.Etcd.Prefix, etcd.DefaultPrefix), "/"), Machine: leasefile.MachineID(),
+	network := strings.TrimRight(cmp.Or(o.Etcd.Prefix, etcd.DefaultPrefix), "/")
+	if o.Kube != nil {
+		network = path.Join("kubernetes", o.Kube.AnnotationPrefix, o.Kube.Node)
 	}
+	return leasefile.Store{Dir: o.StateDir, Prefix: network, Machine: leasefile.MachineID()}
 }
 
 // withdraw takes back what other daemons leave when they end, since another host

@@ -22,11 +22,14 @@ import (
 
 // monitor says how the daemon is, from its first moment to its last.
 type monitor struct {
-	started time.Time     // immutable
+	started time.Time     // immutable, as is kube
+	kube    bool          // the leases are in Kubernetes
 	isReady chan struct{} // closed when ready is set
 
 	mu sync.Mutex // guards the rest, each of which is set once
 	// what the daemon has so far
+	waiting error // why there is no interface yet
+	node    func() string
 	ext     extiface.Interface
 	leases  leaseadmin.Registry
 	skipped func() uint64
@@ -46,8 +49,9 @@ func newMonitor() *monitor { return &monitor{started: time.Now(), isReady: make(
 
 // open starts to tell how the daemon is, to whom the options say and to the
 // service manager, until stop. It goes on where the daemon before has left it, and
-// stop hands over to after; each may be nil.
-func (m *monitor) open(ctx context.Context, o Options, before *handover.State) (stop func(after *handover.State), err error) {
+// stop hands over to after; each may be nil. If leaving is set, the process goes on.
+func (m *monitor) open(ctx context.Context, o Options, before *handover.State) (stop func(after *handover.State, leaving bool), err error) {
+	m.kube = o.Kube != nil
 	e, err := openEndpoints(ctx, o, m, before)
 	if err != nil {
 		return nil, err
@@ -62,8 +66,8 @@ func (m *monitor) open(ctx context.Context, o Options, before *handover.State) (
 			n.send("STOPPING=1")
 		}
 	})
-	return func(after *handover.State) {
-		m.set(func(m *monitor) { m.leaving = after != nil })
+	return func(after *handover.State, leaving bool) {
+		m.set(func(m *monitor) { m.leaving = leaving })
 		m.beStopping()
 		cancel()
 		telling.Wait()
@@ -86,6 +90,9 @@ func (m *monitor) set(change func(*monitor)) {
 
 // parts is what the monitor knows at a moment.
 type parts struct {
+	kube            bool
+	node            string
+	waiting         error
 	ext             extiface.Interface
 	skipped         uint64
 	health          lease.Status
@@ -99,7 +106,7 @@ type parts struct {
 func (m *monitor) parts() parts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p := parts{ext: m.ext, config: m.config, network: m.network, ready: m.ready, stopping: m.stopping}
+	p := parts{kube: m.kube, waiting: m.waiting, ext: m.ext, config: m.config, network: m.network, ready: m.ready, stopping: m.stopping}
 	if m.keeper != nil {
 		p.faults, p.hostParts = m.keeper.Findings(), m.keeper.Parts()
 	}
@@ -108,6 +115,9 @@ func (m *monitor) parts() parts {
 	}
 	if m.skipped != nil {
 		p.skipped = m.skipped()
+	}
+	if m.node != nil {
+		p.node = m.node()
 	}
 	return p
 }
@@ -127,7 +137,12 @@ func (m *monitor) Status() control.Status {
 	s := control.Status{
 		Version: version.String(), PID: os.Getpid(), Started: m.started, Now: time.Now(),
 		Interface: p.ext.Name, PublicIP: p.ext.PublicIP, PublicIPv6: p.ext.PublicIPv6,
-		Etcd: etcdOf(p.health, p.skipped), Watch: watchOf(p.health), Lease: leaseOf(p.health),
+		Watch: watchOf(p.health), Lease: leaseOf(p.health, p.node),
+	}
+	if way := registryOf(p.health, p.skipped); p.kube {
+		s.Kubernetes = &way
+	} else {
+		s.Etcd = way
 	}
 	if p.config != nil {
 		s.Model, s.Network, s.NetworkV6 = modelOf(p.config), p.config.Network, p.config.IPv6Network
@@ -163,7 +178,7 @@ func (m *monitor) Stats() (s tunnel.Stats, ok bool) {
 	return n.Stats(), true
 }
 
-// judge says whether the host's containers are connected. An etcd that is away
+// judge says whether the host's containers are connected. A registry that is away
 // is no reason against it as long as the other hosts know our lease: packets
 // flow, and an orchestrator that took every host out of service at once would
 // make the outage its own. Once the lease has expired they don't.
@@ -175,6 +190,8 @@ func judge(s *control.Status, p parts) {
 		s.Reasons = append(s.Reasons, waitingFor(p))
 	case s.Lease == nil:
 		s.Reasons = append(s.Reasons, "the host has no lease")
+	case p.health.Unassigned != "":
+		s.Reasons = append(s.Reasons, "the other hosts don't send here: "+p.health.Unassigned)
 	case !s.Lease.Expires.IsZero() && !s.Now.Before(s.Lease.Expires):
 		s.Reasons = append(s.Reasons, expired(s))
 	}
@@ -198,14 +215,15 @@ func judge(s *control.Status, p parts) {
 	if p.health.ConfigChange != "" {
 		s.Notes = append(s.Notes, p.health.ConfigChange)
 	}
+	name, way := s.Leases()
 	if p.health.WriteErr != nil {
-		s.Notes = append(s.Notes, "etcd refuses to write: "+p.health.WriteErr.Error())
+		s.Notes = append(s.Notes, name+" refuses to write: "+p.health.WriteErr.Error())
 	}
 	switch {
-	case !s.Etcd.Up && !s.Watch.AsOf.IsZero():
-		s.Notes = append(s.Notes, "etcd doesn't answer: packets flow by the leases "+s.AgeWords())
-	case !s.Etcd.Up:
-		s.Notes = append(s.Notes, "etcd doesn't answer")
+	case !way.Up && !s.Watch.AsOf.IsZero():
+		s.Notes = append(s.Notes, name+" doesn't answer: packets flow by the leases "+s.AgeWords())
+	case !way.Up:
+		s.Notes = append(s.Notes, name+" doesn't answer")
 	case !s.Watch.Alive:
 		s.Notes = append(s.Notes, "the leases are not watched at the moment")
 	}
@@ -224,12 +242,19 @@ func expired(s *control.Status) string {
 // waitingFor says what a daemon without a backend waits for.
 func waitingFor(p parts) string {
 	what := "the network configuration"
-	if p.config != nil {
+	switch {
+	case p.waiting != nil:
+		return fmt.Sprintf("waiting for Kubernetes: %v", p.waiting)
+	case p.config != nil:
 		what = "the device and a lease"
+	}
+	name := "etcd"
+	if p.kube {
+		name = "Kubernetes"
 	}
 	switch h := p.health; {
 	case h.Refused != "" && h.Err != nil:
-		return fmt.Sprintf("%s: waiting for etcd: %v", h.Refused, h.Err)
+		return fmt.Sprintf("%s: waiting for %s: %v", h.Refused, name, h.Err)
 	case h.Err != nil:
 		return fmt.Sprintf("waiting for %s: %v", what, h.Err)
 	case h.WriteErr != nil:
@@ -246,10 +271,11 @@ func faultsOf(findings []host.Finding) (faults []control.Fault) {
 	return faults
 }
 
-// etcdOf counts an etcd as up that only has no configuration yet.
-func etcdOf(h lease.Status, skipped uint64) control.Etcd {
-	e := control.Etcd{
-		Up: h.Connected || errors.Is(h.Err, lease.ErrNoConfig), Since: h.Since,
+// registryOf counts a registry as up that only has no configuration yet, or no subnet
+// for this host.
+func registryOf(h lease.Status, skipped uint64) control.Registry {
+	e := control.Registry{
+		Up: h.Connected || errors.Is(h.Err, lease.ErrNoConfig) || errors.Is(h.Err, lease.ErrUnassigned), Since: h.Since,
 		Errors: h.Failures, LastErrorAt: h.LastErrAt, Skipped: skipped,
 	}
 	if h.LastErr != nil {
@@ -262,11 +288,12 @@ func watchOf(h lease.Status) control.Watch {
 	return control.Watch{Alive: !h.Watched.IsZero(), Since: h.Watched, Heard: h.Heard, AsOf: h.AsOf, Stored: h.Stored}
 }
 
-func leaseOf(h lease.Status) *control.Lease {
+// leaseOf is that of the Node, if there are Nodes.
+func leaseOf(h lease.Status, node string) *control.Lease {
 	if !h.Lease.Subnet.IsValid() {
 		return nil
 	}
-	return &control.Lease{Subnet: h.Lease.Subnet, SubnetV6: h.Lease.IPv6Subnet, Renewed: h.Renewed, Expires: h.Lease.Expires, Reserved: h.Lease.Permanent}
+	return &control.Lease{Node: node, Subnet: h.Lease.Subnet, SubnetV6: h.Lease.IPv6Subnet, Renewed: h.Renewed, Expires: h.Lease.Expires, Reserved: h.Lease.Permanent && node == ""}
 }
 
 func modelOf(c *lease.Config) string {

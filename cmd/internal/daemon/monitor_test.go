@@ -59,7 +59,7 @@ func TestJudge(t *testing.T) {
 		{name: "a lease that has run out", parts: parts{health: lease.Status{Err: down, Refused: "it ran out"}}, reason: "it ran out: waiting for etcd: connection refused"},
 		{name: "before a lease", parts: parts{health: lease.Status{Connected: true}, config: config}, reason: "waiting for the device and a lease"},
 	} {
-		s := control.Status{Now: time.Now(), Etcd: etcdOf(c.parts.health, 0), Watch: watchOf(c.parts.health), Lease: leaseOf(c.parts.health)}
+		s := control.Status{Now: time.Now(), Etcd: registryOf(c.parts.health, 0), Watch: watchOf(c.parts.health), Lease: leaseOf(c.parts.health, "")}
 		judge(&s, c.parts)
 		if s.Ready != (c.reason == "") || s.Ready != (len(s.Reasons) == 0) {
 			t.Errorf("%s: ready %t, %q", c.name, s.Ready, s.Reasons)
@@ -75,10 +75,10 @@ func TestJudge(t *testing.T) {
 
 // A missing configuration is no outage of etcd.
 func TestEtcdWithoutConfiguration(t *testing.T) {
-	if e := etcdOf(lease.Status{Err: lease.ErrNoConfig, LastErr: lease.ErrNoConfig, Failures: 3}, 0); !e.Up || e.Errors != 3 || e.LastError == "" {
+	if e := registryOf(lease.Status{Err: lease.ErrNoConfig, LastErr: lease.ErrNoConfig, Failures: 3}, 0); !e.Up || e.Errors != 3 || e.LastError == "" {
 		t.Errorf("without a configuration %+v", e)
 	}
-	if e := etcdOf(lease.Status{Err: lease.ErrUnavailable}, 0); e.Up {
+	if e := registryOf(lease.Status{Err: lease.ErrUnavailable}, 0); e.Up {
 		t.Errorf("without etcd %+v", e)
 	}
 }

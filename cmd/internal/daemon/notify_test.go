@@ -70,7 +70,7 @@ func TestNotify(t *testing.T) {
 			t.Errorf("towards the end %q", got)
 		}
 	}
-	stop(nil)
+	stop(nil, false)
 	if s := m.Status(); s.Ready || len(s.Reasons) != 1 || !strings.Contains(s.Reasons[0], "stops") {
 		t.Errorf("at the end %+v", s)
 	}

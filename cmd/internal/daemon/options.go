@@ -28,6 +28,9 @@ type Options struct {
 	// Etcd says where the leases are. Its Endpoints don't count with
 	// EmbeddedEtcd.
 	Etcd etcd.Options
+	// Kube says which Kubernetes cluster's Nodes are the leases. Where it isn't nil,
+	// there is no etcd.
+	Kube *KubeOptions
 	// EmbeddedEtcd runs an etcd in this process, its data in StateDir.
 	EmbeddedEtcd bool
 	// EmbeddedEtcdListen are where it listens, "host:port" each; nil means port 2379
@@ -66,6 +69,18 @@ type Options struct {
 	Logger *slog.Logger
 	// LogQueue is what Logger writes to, nil if it writes to something else.
 	LogQueue *logqueue.Queue
+
+	patience time.Duration // how long a start waits for the registry, 0 for the default
+}
+
+// KubeOptions are those of package kube with the same names, which a program may leave
+// out.
+type KubeOptions struct {
+	URL, Kubeconfig         string
+	Node, PodNamespace, Pod string
+	AnnotationPrefix        string
+	ConfigFile              string
+	LeaveCondition          bool
 }
 
 // logLost is how many lines of the log were lost.

@@ -10,6 +10,7 @@ import (
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/host"
+	"uvxlan/cmd/internal/leaseadmin"
 	"uvxlan/cmd/internal/peerlog"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/lease"
@@ -17,7 +18,9 @@ import (
 
 // registry is where the leases are.
 type registry interface {
-	lease.Registry
+	leaseadmin.Registry
+	// Skipped counts what was left out of the leases.
+	Skipped() uint64
 	// Reconnect makes connections from the host's address as it is.
 	Reconnect()
 }
@@ -72,7 +75,7 @@ func (s *service) readConfig(ctx context.Context) (err error) {
 	earlier := previous(s.opts)
 	s.manager, err = lease.NewManager(lease.Options{
 		Registry: s.leases, Logger: s.opts.Logger, RenewMargin: s.opts.RenewMargin, Store: storeOf(s.opts), UseExpired: s.opts.UseExpired,
-		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6,
+		Previous: earlier.Subnet, PreviousV6: earlier.SubnetV6, Patience: s.opts.patience,
 	})
 	if err != nil {
 		return err
@@ -189,7 +192,7 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 	if err = group.Wait(); after != nil {
 		return after, nil
 	}
-	if errors.Is(err, lease.ErrLeaseLost) {
+	if errors.Is(err, lease.ErrLeaseLost) || errors.Is(err, lease.ErrReassigned) {
 		withdraw(s.opts, s.config, s.own)
 	}
 	return nil, err

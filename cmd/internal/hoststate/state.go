@@ -53,6 +53,11 @@ type State struct {
 	// ControlSocket is the path of the control socket.
 	ControlSocket string `json:"controlSocket,omitempty"`
 
+	// NodePublicIP and NodePublicIPv6 are what the Node's annotations said last that
+	// this host's public addresses are, zero where they said nothing.
+	NodePublicIP   netip.Addr `json:"nodePublicIP,omitzero"`
+	NodePublicIPv6 netip.Addr `json:"nodePublicIPv6,omitzero"`
+
 	// unknown are the fields of a newer version.
 	unknown map[string]json.RawMessage
 }

@@ -33,8 +33,8 @@ func Path(dir string) string { return filepath.Join(dir, "leases.json") }
 type Store struct {
 	// Dir is the state directory.
 	Dir string
-	// Prefix is the etcd key prefix of the network. What was stored of another
-	// network isn't used.
+	// Prefix is the etcd key prefix of the network, or what stands for it where the
+	// leases aren't in etcd. What was stored of another network isn't used.
 	Prefix string
 	// Machine identifies the machine, see [MachineID]; empty if nothing does. What
 	// another machine has stored, of which this one is a clone, isn't used.

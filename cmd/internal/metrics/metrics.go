@@ -53,15 +53,19 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // descs are the metrics; values gives each its value.
 type descs struct {
-	info, ready, start                             *prometheus.Desc
-	peers, byPath, direct                          *prometheus.Desc
-	peerPackets, peerBytes, peerSeen               *prometheus.Desc
-	expiry, renewed                                *prometheus.Desc
-	etcdUp, etcdErrors, skipped, watchAge, heardAt *prometheus.Desc
-	stale, asOf                                    *prometheus.Desc
-	hostFault                                      *prometheus.Desc
-	fastAttached, fastLeft                         *prometheus.Desc
+	info, ready, start               *prometheus.Desc
+	peers, byPath, direct            *prometheus.Desc
+	peerPackets, peerBytes, peerSeen *prometheus.Desc
+	expiry, renewed                  *prometheus.Desc
+	etcd, kubernetes                 registryDescs
+	watchAge, heardAt                *prometheus.Desc
+	stale, asOf                      *prometheus.Desc
+	hostFault                        *prometheus.Desc
+	fastAttached, fastLeft           *prometheus.Desc
 }
+
+// registryDescs are those of the way to where the leases are.
+type registryDescs struct{ up, errors, skipped *prometheus.Desc }
 
 func describe() *descs {
 	return &descs{
@@ -80,9 +84,16 @@ func describe() *descs {
 		expiry:  desc("lease_expiry_timestamp_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
 		renewed: desc("lease_renewed_timestamp_seconds", "When the host's lease was last taken or renewed, in Unix time."),
 
-		etcdUp:       desc("etcd_up", "Whether etcd answered last time."),
-		etcdErrors:   desc("etcd_errors_total", "Attempts to reach etcd that failed."),
-		skipped:      desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
+		etcd: registryDescs{
+			up:      desc("etcd_up", "Whether etcd answered last time; absent where the leases are in Kubernetes."),
+			errors:  desc("etcd_errors_total", "Attempts to reach etcd that failed."),
+			skipped: desc("etcd_skipped_entries_total", "Entries among the leases in etcd that are none."),
+		},
+		kubernetes: registryDescs{
+			up:      desc("kubernetes_up", "Whether the API server answered last time; absent where the leases are in etcd."),
+			errors:  desc("kubernetes_errors_total", "Attempts to reach the API server that failed."),
+			skipped: desc("kubernetes_skipped_nodes_total", "Nodes that say that they have a lease and have none that can be read."),
+		},
 		watchAge:     desc("watch_age_seconds", "How long the leases have been watched without a gap; absent while they are not."),
 		stale:        desc("peers_stale", "Whether the peers are those of leases that aren't watched at the moment."),
 		asOf:         desc("peers_as_of_timestamp_seconds", "The moment whose leases the peers are, in Unix time; absent while leases are watched."),
@@ -97,7 +108,7 @@ func describe() *descs {
 func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen, d.expiry, d.renewed,
-		d.etcdUp, d.etcdErrors, d.skipped, d.watchAge, d.heardAt, d.stale, d.asOf, d.hostFault,
+		d.etcd.up, d.etcd.errors, d.etcd.skipped, d.kubernetes.up, d.kubernetes.errors, d.kubernetes.skipped, d.watchAge, d.heardAt, d.stale, d.asOf, d.hostFault,
 		d.fastAttached, d.fastLeft,
 	}
 }
@@ -132,9 +143,14 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 		e.moment(d.expiry, s.Lease.Expires)
 		e.moment(d.renewed, s.Lease.Renewed)
 	}
-	e.gauge(d.etcdUp, number(s.Etcd.Up))
-	e.counter(d.etcdErrors, s.Etcd.Errors)
-	e.counter(d.skipped, s.Etcd.Skipped)
+	_, way := s.Leases()
+	of := d.etcd
+	if s.Kubernetes != nil {
+		of = d.kubernetes
+	}
+	e.gauge(of.up, number(way.Up))
+	e.counter(of.errors, way.Errors)
+	e.counter(of.skipped, way.Skipped)
 	if s.Watch.Alive {
 		e.gauge(d.watchAge, s.Now.Sub(s.Watch.Since).Seconds())
 	}

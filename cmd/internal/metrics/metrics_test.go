@@ -69,7 +69,7 @@ func full() source {
 		status: control.Status{
 			Version: "v1", Model: "vxlan", Started: now.Add(-time.Hour), Now: now, Ready: true, Peers: 2,
 			Lease:     &control.Lease{Renewed: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
-			Etcd:      control.Etcd{Up: true, Errors: 7, Skipped: 2},
+			Etcd:      control.Registry{Up: true, Errors: 7, Skipped: 2},
 			HostParts: []string{"device", "forwarding"}, Faults: []control.Fault{{Part: "forwarding", What: "off", Stops: true}},
 			// The fast path that is attached; the router counts those before it, too.
 			FastPath: &control.FastPath{
