@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,13 @@ type FastPath interface {
 	// Used lists the subnets of the peers that packets were carried to since it was
 	// last asked, about once a second.
 	Used() []netip.Prefix
+	// Waits tells whether since it was last asked packets were left to the workers that
+	// could have been carried, had it been certain that none of their flow is in
+	// front of them at the workers.
+	Waits() bool
+	// Passed says that the workers have passed on all that came to the device and the
+	// sockets before a moment.
+	Passed(before time.Time)
 }
 
 // FastPeer is a peer as a [FastPath] must know it.
@@ -134,12 +142,14 @@ type fastPath struct {
 	// Code that finds a change of the way to a host, or of its MTU, may hold a lock that
 	// a change of the peers waits for: so it only leaves word.
 	dirty   chan struct{} // gets a value when a host is added to changed
+	passed  chan struct{} // and when a worker has answered
+	begun   chan struct{} // and when a fast path has new peers
 	marking sync.Mutex    // guards changed; no other lock is taken under it
 	changed map[netip.Addr]struct{}
 }
 
 func newFastPath() fastPath {
-	return fastPath{dirty: make(chan struct{}, 1), changed: map[netip.Addr]struct{}{}}
+	return fastPath{dirty: make(chan struct{}, 1), passed: make(chan struct{}, 1), begun: make(chan struct{}, 1), changed: map[netip.Addr]struct{}{}}
 }
 
 // UseFastPath hands all peers to f and keeps it up to date from then on: a change of
@@ -164,6 +174,7 @@ func (r *Router) UseFastPath(f FastPath) {
 	r.fast.replace(f, peers)
 	if f != nil {
 		f.Replace(r.fastPeers(peers.entries()))
+		notify(r.fast.begun)
 	}
 }
 
@@ -234,8 +245,13 @@ func (p *fastPath) mark(host netip.Addr) {
 	p.marking.Lock()
 	p.changed[host] = struct{}{}
 	p.marking.Unlock()
+	notify(p.dirty)
+}
+
+// notify gives a channel of one value its value.
+func notify(c chan<- struct{}) {
 	select {
-	case p.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -257,17 +273,71 @@ const usedInterval = time.Second
 // and has the ways to peers looked after whose packets never meet a worker, until ctx
 // ends.
 func (r *Router) followFastPath(ctx context.Context) {
-	tick := time.NewTicker(usedInterval)
+	tick, again := time.NewTicker(usedInterval), time.NewTimer(usedInterval)
 	defer tick.Stop()
+	defer again.Stop()
+	again.Stop()
+	var asked time.Time // what the workers have passed on; zero after their answer
+	times := 0
+	ask := func(more int) {
+		asked, times = r.askWorkers(), more
+		if more > 0 {
+			again.Reset(askInterval)
+		}
+	}
+	const often = int(usedInterval/askInterval) - 1
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.fast.dirty:
 			r.refreshFastPath()
+		case <-r.fast.begun:
+			ask(often)
 		case <-tick.C:
 			r.markUsed()
+			if r.fastPathWaits() {
+				ask(often)
+			}
+		case <-again.C:
+			ask(times - 1)
+		case <-r.fast.passed:
+			if !asked.IsZero() && r.haveAnswered() {
+				r.tellPassed(asked)
+				asked = time.Time{}
+			}
 		}
+	}
+}
+
+// askInterval is the time between two questions to the workers while the fast path
+// waits for them: between two packets of a stream there must be one with its answer.
+const askInterval = 100 * time.Millisecond
+
+// askWorkers has each worker tell once it has passed on all that it has at the moment.
+func (r *Router) askWorkers() time.Time {
+	now := time.Now()
+	for _, w := range r.workers {
+		w.ask()
+	}
+	return now
+}
+
+func (r *Router) haveAnswered() bool {
+	return !slices.ContainsFunc(r.workers, func(w *worker) bool { return !w.answered() })
+}
+
+func (r *Router) fastPathWaits() bool {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	return r.fast.path != nil && r.fast.path.Waits()
+}
+
+func (r *Router) tellPassed(before time.Time) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	if f := r.fast.path; f != nil {
+		f.Passed(before)
 	}
 }
 

@@ -26,6 +26,9 @@ import (
 type fakePath struct {
 	onPut, onRemove, onTraffic, onUsed func()
 
+	waits  atomic.Bool
+	passed atomic.Pointer[time.Time] // what was said last
+
 	mu    sync.Mutex
 	peers map[netip.Prefix]FastPeer
 	put   []netip.Prefix // in the order of the calls
@@ -75,6 +78,10 @@ func (f *fakePath) Traffic(subnet netip.Prefix) PeerTraffic {
 }
 
 func (f *fakePath) Stats() FastPathStats { return f.stats }
+
+func (f *fakePath) Waits() bool { return f.waits.Load() }
+
+func (f *fakePath) Passed(before time.Time) { f.passed.Store(&before) }
 
 func (f *fakePath) Used() []netip.Prefix {
 	f.onUsed()
@@ -298,6 +305,53 @@ func TestFastPathKeepsWaysInUse(t *testing.T) {
 }
 
 // A fast path is closed once its use has ended, so nobody may be asking it by then.
+// A fast path whose packets wait is told what the workers have passed on, though they
+// sleep, again and again.
+func TestFastPathHearsWhatWorkersHavePassedOn(t *testing.T) {
+	a := startNode(t, 1, testhost.FreePort(t), nil)
+	f := newFakePath()
+	begin := time.Now()
+	a.UseFastPath(f)
+	told := func() (before time.Time) {
+		if p := f.passed.Load(); p != nil {
+			before = *p
+		}
+		return before
+	}
+	testhost.Await(t, "the answer after a fast path came to use", func() bool { return told().After(begin) })
+	f.waits.Store(true)
+	for range 3 {
+		now := time.Now()
+		testhost.Await(t, "an answer while packets wait", func() bool { return told().After(now) })
+	}
+	if before := told(); before.After(time.Now()) {
+		t.Errorf("what comes at %s is passed on already", before)
+	}
+}
+
+// What had come when a worker was asked is passed on when it answers.
+func TestWorkerAnswersWhenAllIsPassedOn(t *testing.T) {
+	w := &worker{waker: openWaker(t), passed: make(chan struct{}, 1)}
+	if q := w.question(); q != 0 || !w.answered() {
+		t.Errorf("question %d before there was one", q)
+	}
+	w.ask()
+	w.ask()
+	q := w.question()
+	if q != 2 || w.answered() {
+		t.Errorf("question %d of 2, answered is %t", q, w.answered())
+	}
+	w.ask() // too late for what is being moved
+	w.answer(q)
+	if w.answered() {
+		t.Error("a question is answered that came later")
+	}
+	w.answer(w.question())
+	if !w.answered() || w.question() != 0 {
+		t.Error("there is a question still")
+	}
+}
+
 func TestFastPathIsntAskedAfterItsUse(t *testing.T) {
 	a := newNode(t, 1, testhost.FreePort(t), nil)
 	defer a.Close()

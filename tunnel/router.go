@@ -129,7 +129,7 @@ func New(dev device.Device, u underlay.Underlay, c Config) (*Router, error) {
 	}
 	limits := flowlimit.New(c.Link.MTU)
 	for i := range dev.Queues() {
-		w, err := newWorker(&r.config, dev, u, i, r.peers, limits)
+		w, err := newWorker(&r.config, dev, u, i, r.peers, limits, r.fast.passed)
 		if err != nil {
 			return nil, errors.Join(err, r.closeWorkers())
 		}
@@ -244,6 +244,7 @@ func (r *Router) ReplacePeers(peers []Peer) error {
 	r.peers.replace(entries)
 	if f != nil {
 		f.Replace(r.fastPeers(r.peers.load().entries()))
+		notify(r.fast.begun)
 	}
 	r.forget()
 	return err
@@ -272,6 +273,7 @@ func (r *Router) UpdatePeers(peers []Peer, gone []netip.Prefix) error {
 	r.peers.update(entries, gone)
 	if f != nil && len(entries) > 0 {
 		f.Put(r.fastPeers(entries))
+		notify(r.fast.begun)
 	}
 	r.forget()
 	return err

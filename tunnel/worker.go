@@ -30,10 +30,15 @@ type worker struct {
 	waker  wake.Waker
 	stop   atomic.Bool
 	total  counters
+
+	// The number of the last question whether all that had come by then was passed on,
+	// and of the last that was answered, which is told by passed.
+	questions, answers atomic.Uint64
+	passed             chan<- struct{}
 }
 
-func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peerTable, limits *flowlimit.Table) (w *worker, err error) {
-	w = &worker{waker: wake.Waker{FD: -1}}
+func newWorker(c *Config, dev device.Device, u underlay.Underlay, i int, t *peerTable, limits *flowlimit.Table, passed chan<- struct{}) (w *worker, err error) {
+	w = &worker{waker: wake.Waker{FD: -1}, passed: passed}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -70,7 +75,14 @@ func (w *worker) run() error {
 	defer p.close()
 	now := time.Now()
 	s := newSpin(now)
-	for at := anywhere; !w.stop.Load(); {
+	for at := anywhere; ; {
+		question := w.question()
+		if w.stop.Load() {
+			return nil
+		}
+		if question != 0 {
+			at = anywhere
+		}
 		w.in.now, w.out.now = now.UnixNano(), monotonic()
 		if w.out.blocked() {
 			w.out.retry()
@@ -83,6 +95,9 @@ func (w *worker) run() error {
 			end := time.Now()
 			s.moved(now, end, found)
 			now = end
+		}
+		if question != 0 && found != full && !w.out.blocked() {
+			w.answer(question)
 		}
 		switch {
 		case found == full:
@@ -99,7 +114,33 @@ func (w *worker) run() error {
 			now = time.Now()
 		}
 	}
-	return nil
+}
+
+// ask has the worker tell once all is passed on that has come to it by now; any goroutine
+// may.
+func (w *worker) ask() {
+	w.questions.Add(1)
+	w.waker.Wake()
+}
+
+// answered tells whether the worker has passed on all that had come when it was last
+// asked.
+func (w *worker) answered() bool { return w.answers.Load() == w.questions.Load() }
+
+// question is the number of one that isn't answered yet, 0 if there is none. It takes
+// the wake that came with it: a later one's, or halt's, belongs to what the
+// caller looks at after it.
+func (w *worker) question() uint64 {
+	if w.answered() {
+		return 0
+	}
+	w.waker.Reset()
+	return w.questions.Load()
+}
+
+func (w *worker) answer(question uint64) {
+	w.answers.Store(question)
+	notify(w.passed)
 }
 
 // drain moves a batch of each end that may have something.

@@ -67,9 +67,12 @@ func attach(p place, inherited *Descriptors) (*attachment, error) {
 	if a != nil {
 		return a, nil
 	}
-	a, err := attachAnew(p)
+	err := p.programs.Attach(func() (err error) {
+		a, err = attachAnew(p)
+		return err
+	})
 	if err != nil {
-		return nil, errors.Join(err, refused)
+		return nil, errors.Join(err, refused, a.detach())
 	}
 	return a, nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -66,6 +67,7 @@ type FastPath struct {
 	view     view // of the host
 	usedAll  tcprog.Totals
 	used     map[netip.Prefix]uint64 // packets sent to each when Used last looked
+	held     uint64                  // packets left to stay behind others when Waits last looked
 }
 
 // member is a peer of the router's.
@@ -162,8 +164,8 @@ func (f *FastPath) find() error {
 	return nil
 }
 
-// Replace, Put, Remove, Traffic, Stats and Used implement [tunnel.FastPath], for the
-// router to call.
+// Replace, Put, Remove, Traffic, Stats, Used, Waits and Passed implement
+// [tunnel.FastPath], for the router to call.
 
 // Replace is described with the interface.
 func (f *FastPath) Replace(peers []tunnel.FastPeer) {
@@ -325,6 +327,30 @@ func (f *FastPath) Used() (used []netip.Prefix) {
 	}
 	f.used = now
 	return used
+}
+
+// Waits is described with the interface.
+func (f *FastPath) Waits() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	left, err := f.programs.Left()
+	if err != nil {
+		return false
+	}
+	before := f.held
+	f.held = left.Tx[tcprog.Flowlet] + left.Rx[tcprog.Flowlet]
+	return f.held != before
+}
+
+// queued is the most that it takes a packet that the programs have left to come to
+// the device's queue or a socket's.
+const queued = time.Millisecond
+
+// Passed is described with the interface.
+func (f *FastPath) Passed(before time.Time) {
+	if err := f.programs.Passed(tcprog.Monotonic(before.Add(-queued))); err != nil {
+		f.log.Error("follow the workers", "error", err)
+	}
 }
 
 // settingsLocked are what the programs are to do as the host is.

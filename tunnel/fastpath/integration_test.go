@@ -49,8 +49,29 @@ type node struct {
 	ctx       context.Context
 }
 
-// pair are two nodes on one Ethernet, which know each other.
+// newPair makes two nodes on one Ethernet, which know each other and carry packets of
+// each other.
 func newPair(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
+	t.Helper()
+	a, b = newStrangers(t, direct, c, prepare)
+	a.know(b)
+	b.know(a)
+	testhost.Await(t, "the first packets to be passed on by the workers", func() bool {
+		before := []tunnel.FastPathStats{a.router.Stats().FastPath, b.router.Stats().FastPath}
+		ping(t, a.container, b.addr(), 1)
+		for i, n := range []*node{a, b} {
+			after := n.router.Stats().FastPath
+			if after.TxPackets == before[i].TxPackets || direct == onlink.Off && after.RxPackets == before[i].RxPackets {
+				return false
+			}
+		}
+		return true
+	})
+	return a, b
+}
+
+// newStrangers makes two nodes on one Ethernet.
+func newStrangers(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
 	t.Helper()
 	netnstest.RequireRoot(t)
 	hostA, hostB := testhost.New(t), testhost.New(t)
@@ -62,8 +83,6 @@ func newPair(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *test
 	for _, n := range []*node{a, b} {
 		n.attach(c)
 	}
-	a.know(b)
-	b.know(a)
 	return a, b
 }
 
@@ -564,12 +583,14 @@ func TestIntegrationFastPathLeavesFilteredLinks(t *testing.T) {
 func TestIntegrationFastPathComesAfterOthers(t *testing.T) {
 	t.Parallel()        // it waits more than it works
 	drop := dropIPv4(t) // and not ARP, so that the hosts find each other
-	a, b := newPair(t, onlink.Off, Config{}, func(_, b *testhost.Host) {
+	a, b := newStrangers(t, onlink.Off, Config{}, func(_, b *testhost.Host) {
 		l := testhost.Inside(b, func() (bpflink.Link, error) {
 			return bpflink.AttachTCX(bpflink.TCXOptions{Interface: b.Index("eth0"), Program: drop, Attach: ebpf.AttachTCXIngress})
 		})
 		t.Cleanup(func() { testhost.Must(t, l.Close()) })
 	})
+	a.know(b)
+	b.know(a)
 	if out, err := pingAnyway(t, a.container, b.addr(), 5); err == nil {
 		t.Errorf("what another program drops arrives: %s", out)
 	}

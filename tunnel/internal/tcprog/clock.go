@@ -12,10 +12,16 @@ type clock struct {
 	monotonic int64 // nanoseconds
 }
 
-func now() clock {
+func now() clock { return clock{time.Now(), int64(monotonic())} }
+
+// Monotonic is a moment of the monotonic clock, in nanoseconds, as the programs have it.
+func Monotonic(t time.Time) uint64 { return monotonic() - uint64(time.Since(t)) }
+
+// monotonic is the programs' time, in nanoseconds.
+func monotonic() uint64 {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // can't fail
-	return clock{time.Now(), t.Nano()}
+	return uint64(t.Nano())
 }
 
 // at is the wall's time of a moment of the monotonic clock, in nanoseconds.

@@ -6,5 +6,5 @@
 // keeps some of the helpers for programs of a licence compatible with its own.
 package tcprog
 
-//go:generate go tool -modfile=../../../.ci/tools.mod bpf2go -cc clang -strip llvm-strip -no-global-types -type settings -type flowlet -type peer -type traffic -type totals -type prefix4 -type prefix6 -target bpfel,bpfeb vxlan vxlan.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool -modfile=../../../.ci/tools.mod bpf2go -cc clang -strip llvm-strip -no-global-types -type settings -type peer -type traffic -type totals -type prefix4 -type prefix6 -target bpfel,bpfeb vxlan vxlan.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 //go:generate sh -c "clang -dumpversion | cut -d. -f1 >clang.version"

@@ -20,10 +20,12 @@ import (
 // MaxSourcePorts is how many source ports frames may have.
 const MaxSourcePorts = 64
 
-// FlowGuard is how long a flow stays with the workers after one of its packets was
-// left to them. They have passed it on by then, even on a busy machine: a worker that
-// waits for a CPU may be late by some ticks of the scheduler.
-const FlowGuard = 200 * time.Millisecond
+// FlowGuard is how long a flow stays with the workers at most after one of its packets
+// was left to them, or may have been: before the programs began to carry packets, or a
+// peer's packets, all were. It ends earlier where Passed says that they have passed on
+// what they had, and so counts while they are too busy for that. None is so late, even
+// if it waits for a CPU.
+const FlowGuard = 2 * time.Second
 
 // Settings are what the programs must know besides the peers. All are required but
 // SourcePorts, MTU and Bulk.
@@ -78,9 +80,10 @@ type Programs struct {
 	objects vxlanObjects
 	options uint32 // what the kernel was found to be able to
 
-	mu    sync.Mutex // guards the rest
-	peers map[netip.Prefix]vxlanPeer
-	next  uint32 // id
+	mu     sync.Mutex    // guards the rest
+	config vxlanSettings // in force
+	peers  map[netip.Prefix]vxlanPeer
+	next   uint32 // id
 }
 
 // Load loads the programs into the kernel, with maps for a number of peers that may be
@@ -161,6 +164,11 @@ func (p *Programs) start(inherited map[string]*ebpf.Map) error {
 		return err
 	}
 	p.options = options
+	if inherited[vxlanMapConfig] != nil {
+		if err := p.objects.Config.Lookup(uint32(0), &p.config); err != nil {
+			return fmt.Errorf("read inherited settings: %w", err)
+		}
+	}
 	if inherited[vxlanMapPeers4] != nil || inherited[vxlanMapPeers6] != nil {
 		err = p.readPeers()
 	}
@@ -204,7 +212,8 @@ func (p *Programs) Egress() *ebpf.Program { return p.objects.VxlanEgress }
 // Programs'.
 func (p *Programs) Ingress() *ebpf.Program { return p.objects.VxlanIngress }
 
-// Configure changes the settings; packets meet the old ones or the new.
+// Configure changes the settings; packets meet the old ones or the new. When it turns
+// the programs on, all flows stay with the workers until Passed, or for the guard's time.
 func (p *Programs) Configure(s Settings) error {
 	if !s.Local.Is4() || len(s.SourcePorts) > MaxSourcePorts {
 		return fmt.Errorf("configure the fast path: %s isn't an IPv4 address, or there are more than %d source ports", s.Local, MaxSourcePorts)
@@ -223,8 +232,57 @@ func (p *Programs) Configure(s Settings) error {
 	for i, port := range s.SourcePorts {
 		v.SourcePorts[i] = order16(port)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v.Since = p.config.Since
+	if s.On && p.config.Options&optionOn == 0 && v.Since != attaching {
+		// A program that runs meanwhile may see some of it only.
+		off := p.config
+		off.Since = attaching
+		if err := p.configureLocked(off); err != nil {
+			return err
+		}
+		v.Since = monotonic()
+	}
+	return p.configureLocked(v)
+}
+
+func (p *Programs) configureLocked(v vxlanSettings) error {
 	if err := p.objects.Config.Put(uint32(0), &v); err != nil {
 		return fmt.Errorf("configure the fast path: %w", err)
+	}
+	p.config = v
+	return nil
+}
+
+// attaching is a moment to come: until there is another, all flows stay with the workers.
+const attaching = 1 << 62
+
+// Attach calls a function that attaches the programs where they weren't before. All
+// packets went to the workers until then: so all flows stay with them meanwhile, and
+// until Passed or for the guard's time after.
+func (p *Programs) Attach(attach func() error) error {
+	err := p.setSince(attaching)
+	if err == nil {
+		err = attach()
+	}
+	return errors.Join(err, p.setSince(monotonic()))
+}
+
+func (p *Programs) setSince(t uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := p.config
+	v.Since = t
+	return p.configureLocked(v)
+}
+
+// Passed tells the programs that the workers have passed on all that came to them before
+// a moment of the monotonic clock, in nanoseconds: flows of which they got nothing since
+// are carried.
+func (p *Programs) Passed(before uint64) error {
+	if err := p.objects.Passed.Put(uint32(0), before); err != nil {
+		return fmt.Errorf("tell the fast path what the workers have passed on: %w", err)
 	}
 	return nil
 }
@@ -252,7 +310,8 @@ func order16(v uint16) uint16 {
 var errNotIPv4 = errors.New("the peer's address isn't IPv4")
 
 // Put adds peers, each in the place of the one that has its subnet, whose counters go
-// on. The error says how many of them were refused, by the kernel or because
+// on. The flows of a peer whose subnet none had stay with the workers until Passed, or for
+// the guard's time: so the workers know the peer before. The error says how many of them were refused, by the kernel or because
 // their address isn't IPv4; the others are in force.
 func (p *Programs) Put(peers []Peer) error {
 	p.mu.Lock()
@@ -301,10 +360,10 @@ func (p *Programs) Put(peers []Peer) error {
 func (p *Programs) value(peer Peer, subnet netip.Prefix) vxlanPeer {
 	v := vxlanPeer{Address: word(peer.Underlay.AsSlice()), Longest: uint32(peer.MaxPacket), Mac: peer.MAC}
 	if before, ok := p.peers[subnet]; ok {
-		v.Id = before.Id
+		v.Id, v.Since = before.Id, before.Since
 	} else {
 		p.next++
-		v.Id = p.next
+		v.Id, v.Since = p.next, monotonic()
 	}
 	if d := peer.Direct; d != nil {
 		v.Link, v.Source, v.Target = uint32(d.Link), d.Source, d.Target
@@ -445,7 +504,7 @@ func (p *Programs) Descriptors() map[string]int {
 	o := &p.objects.vxlanMaps
 	return map[string]int{
 		vxlanMapConfig: o.Config.FD(), vxlanMapCounters: o.Counters.FD(), vxlanMapFlowlets: o.Flowlets.FD(),
-		vxlanMapLeft: o.Left.FD(), vxlanMapPeers4: o.Peers4.FD(), vxlanMapPeers6: o.Peers6.FD(),
+		vxlanMapLeft: o.Left.FD(), vxlanMapPassed: o.Passed.FD(), vxlanMapPeers4: o.Peers4.FD(), vxlanMapPeers6: o.Peers6.FD(),
 		vxlanMapSums: o.Sums.FD(), vxlanMapTolerant: o.Tolerant.FD(),
 	}
 }
@@ -456,7 +515,7 @@ func (p *Programs) Close() error {
 	var errs []error
 	for _, c := range []interface{ Close() error }{
 		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.Config, p.objects.Counters, p.objects.Flowlets,
-		p.objects.Left, p.objects.Peers4, p.objects.Peers6, p.objects.Scratches, p.objects.Sums, p.objects.Tolerant,
+		p.objects.Left, p.objects.Passed, p.objects.Peers4, p.objects.Peers6, p.objects.Scratches, p.objects.Sums, p.objects.Tolerant,
 	} {
 		errs = append(errs, c.Close()) // of nil too
 	}

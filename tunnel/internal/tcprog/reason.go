@@ -9,7 +9,7 @@ const (
 	NotIP Reason = iota + 1
 	// Options: IPv4 options.
 	Options
-	// Fragment: a part of an inner packet.
+	// Fragment: a part of an inner packet, or the first part of an outer one.
 	Fragment
 	// Protocol: not TCP, UDP or ICMP, or neighbour discovery, or IPv6 extension
 	// headers.
@@ -32,7 +32,7 @@ const (
 	// Checksum: the inner packet has none or that of its header is wrong, or the outer
 	// one doesn't match it.
 	Checksum
-	// Flowlet: other packets of the flow were left just before.
+	// Flowlet: other packets of the flow were left just before, or may have been.
 	Flowlet
 	// NoRoute: there is no plain route to the peer, or the device doesn't forward.
 	NoRoute

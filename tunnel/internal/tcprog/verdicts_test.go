@@ -323,15 +323,15 @@ func TestIngressECN(t *testing.T) {
 	}
 }
 
-func clearFlowlets(t *testing.T, p *Programs) {
-	t.Helper()
-	for i := range uint32(2 * flowletsOf(p)) {
-		var f vxlanFlowlet
-		must(t, p.objects.Flowlets.Lookup(i, &f))
-		if f.Left != 0 {
-			must(t, p.objects.Flowlets.Put(i, &vxlanFlowlet{}))
-		}
+// clearFlowlets has no flow be the workers'.
+func clearFlowlets(tb testing.TB, p *Programs) {
+	tb.Helper()
+	keys, old := make([]uint32, 2*flowletsOf(p)), make([]uint64, 2*flowletsOf(p))
+	for i := range keys {
+		keys[i], old[i] = uint32(i), longAgo()
 	}
+	_, err := p.objects.Flowlets.BatchUpdate(keys, old, nil)
+	must(tb, err)
 }
 
 // flowletsOf is how many entries each direction has.
@@ -364,45 +364,40 @@ func TestFlowletOfFlowHash(t *testing.T) {
 			t.Fatalf("carried: % x", p.packet)
 		}
 		key := uint32(flowletsOf(in.Programs)) + encap.FlowHash(p.packet)%uint32(flowletsOf(in.Programs))
-		var f vxlanFlowlet
-		must(t, in.objects.Flowlets.Lookup(key, &f))
-		if f.Left == 0 || f.Needed == 0 {
+		var marked uint64
+		must(t, in.objects.Flowlets.Lookup(key, &marked))
+		if marked == 0 {
 			t.Fatalf("entry %d isn't marked: % x", key, p.packet[:48])
 		}
-		must(t, in.objects.Flowlets.Put(key, &vxlanFlowlet{}))
+		must(t, in.objects.Flowlets.Put(key, uint64(0)))
 	}
 }
 
 // A flow of which a packet was left stays with the workers for the guard's time, and
-// again from each of its packets on, but not for ever.
+// again from each of its packets on, or until they have passed on what they had.
 func TestGuard(t *testing.T) {
-	in := newInbound(t)
-	s := settings()
-	s.Guard = 1 << 62
-	must(t, in.Configure(s))
+	in, s := newHolding(t)
 	frame := pingFrame(0, 0)
 	key := uint32(flowletsOf(in.Programs)) + encap.FlowHash(frame[14+28+22:])%uint32(flowletsOf(in.Programs))
-	monotonic := func() uint64 { return uint64(now().monotonic) }
 	const second = uint64(1e9)
 	for _, c := range []struct {
-		name         string
-		left, needed uint64
-		guard        uint64
-		carried      bool
+		name                string
+		left, passed, guard uint64
+		held                bool
 	}{
-		{"never", 0, 0, second, true},
-		{"within the guard", monotonic(), monotonic(), 600 * second, false},
-		{"after the guard", monotonic() - 2*second, monotonic() - 2*second, second, true},
-		{"for too long", monotonic(), monotonic() - 2*second, 600 * second, true},
+		{"never", longAgo(), longAgo(), second, false},
+		{"within the guard", monotonic(), longAgo(), 600 * second, true},
+		{"after the guard", monotonic() - 2*second, longAgo(), second, false},
+		{"and passed on since", monotonic() - 2*second, monotonic() - second, 600 * second, false},
+		{"after what was passed on", monotonic() - second, monotonic() - 2*second, 600 * second, true},
 		// Another CPU has left a packet since this one looked at the clock.
-		{"in a moment", monotonic() + 600*second, monotonic() + 600*second, second, false},
+		{"in a moment", monotonic() + 600*second, longAgo(), second, true},
 	} {
 		s.Guard = timeOf(c.guard)
 		must(t, in.Configure(s))
-		must(t, in.objects.Flowlets.Put(key, &vxlanFlowlet{Left: c.left, Needed: c.needed}))
-		if got := in.check(frame); got != c.carried {
-			t.Errorf("left %s: carried is %v, want %v", c.name, got, c.carried)
-		}
+		must(t, in.Passed(c.passed))
+		must(t, in.objects.Flowlets.Put(key, c.left))
+		in.held("left "+c.name, frame, c.held)
 	}
 }
 
@@ -454,8 +449,10 @@ func TestIngressLongerThanDevice(t *testing.T) {
 func TestBulk(t *testing.T) {
 	in := newInbound(t)
 	s := settings()
-	s.Bulk, s.Guard = 1000, timeOf(600e9)
+	s.Bulk, s.Guard = 1000, forever
 	must(t, in.Configure(s))
+	age(t, in.Programs)
+	clearFlowlets(t, in.Programs)
 	segment := func(port uint16, payload int) []byte {
 		p := encap.IPv4(append(ping("10.0.2.9", "10.0.1.9", 0)[:20], make([]byte, 20+payload)...))
 		p[9] = encap.ProtoTCP

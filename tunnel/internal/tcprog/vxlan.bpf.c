@@ -40,6 +40,7 @@
 #define AF_INET6 10
 #define MAX_IP_LEN 65535
 #define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define IP_OFFSET 0x1fff
 #define VXLAN_HAS_VNI 0x08000000
 #define ECN_MASK 3
 
@@ -80,7 +81,8 @@ struct settings {
 	__u32 underlay; /* index of the interface that frames leave and arrive by */
 	__be32 local;   /* outer source address */
 	__be32 vni;     /* as in the frame */
-	__u64 guard;    /* ns for which a flow stays with the workers */
+	__u64 guard;    /* ns for which a flow stays with the workers at most */
+	__u64 since;    /* when all flows were theirs at last: CLOCK_MONOTONIC, or to come */
 	__u32 options;
 	__u32 bulk;     /* length of TCP packets that workers join; 0 for none */
 	__be16 port;    /* VXLAN's */
@@ -100,7 +102,8 @@ struct peer {
 	__u8 mac[ETH_ALEN];    /* its VTEP's */
 	__u8 target[ETH_ALEN]; /* the host's on the link */
 	__u8 source[ETH_ALEN]; /* ours on the link */
-	__u8 pad[2];
+	__u8 pad[6];
+	__u64 since; /* when its flows were the workers' at last: CLOCK_MONOTONIC */
 };
 
 struct prefix4 {
@@ -126,11 +129,12 @@ struct totals {
 	__u64 rx_packets, rx_datagrams, rx_bytes;
 };
 
-/* When a flow's packets were left to the workers: the last of them, and the last
- * that had to be for its own sake. */
-struct flowlet {
-	__u64 left;
-	__u64 needed;
+/* Which packets an entry of flowlets is for. */
+enum kin {
+	FLOW,      /* those of the inner flow */
+	ADDRESSES, /* those with its addresses and protocol: of a fragment, that is all one knows */
+	WAY,       /* those from the same outer address and port: datagrams are joined by them */
+	KINDS,
 };
 
 /* Why a packet was left to the workers; user space has the names. */
@@ -138,7 +142,7 @@ enum reason {
 	CARRIED,
 	LEFT_NOT_IP,      /* neither IPv4 nor IPv6, or not all of it */
 	LEFT_OPTIONS,     /* IPv4 options */
-	LEFT_FRAGMENT,
+	LEFT_FRAGMENT,    /* inner, or the first of an outer packet's */
 	LEFT_PROTOCOL,    /* not TCP, UDP or ICMP; extension headers; neighbour discovery */
 	LEFT_NO_PEER,     /* nobody's address */
 	LEFT_SYN,         /* workers learn a flow's segment size from it */
@@ -147,7 +151,7 @@ enum reason {
 	LEFT_UDP_SUPERPACKET,
 	LEFT_TOO_LONG,    /* for the path */
 	LEFT_CHECKSUM,    /* none that could be relied on */
-	LEFT_FLOWLET,     /* others of its flow went to the workers just before */
+	LEFT_FLOWLET,     /* others of its flow went to the workers just before, or may have */
 	LEFT_NO_ROUTE,    /* to the peer, or none that is plain */
 	LEFT_OTHER_LINK,  /* the route leaves by another interface */
 	LEFT_NO_NEIGHBOUR, /* not resolved */
@@ -210,14 +214,23 @@ struct {
 	__uint(max_entries, 2 * REASONS);
 } left SEC(".maps");
 
-/* By direction and the flow's hash. Flows that share an entry only take the long
- * way more often. */
+/* When packets were last left to the workers: CLOCK_MONOTONIC, by direction and a
+ * hash of what the packets have in common. Those that share an
+ * entry by chance only take the long way more often. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, struct flowlet);
+	__type(value, __u64);
 	__uint(max_entries, 2 * FLOWLETS);
 } flowlets SEC(".maps");
+
+/* The moment before which packets came to the workers that they have passed on by now. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} passed SEC(".maps");
 
 /* Interfaces that take superpackets which still bear the marks of a UDP tunnel. */
 struct {
@@ -231,7 +244,7 @@ struct {
 /* An inner packet, as far as it was looked at. */
 struct packet {
 	__u32 len;
-	__u32 hash;    /* of the flow: FlowHash of package encap */
+	__u32 hash[KINDS]; /* that of the flow is FlowHash of package encap */
 	__u32 headers; /* their length */
 	__be16 type;   /* Ethernet's */
 	__u8 proto;
@@ -295,24 +308,33 @@ static __always_inline void count(struct scratch *x, enum direction d, enum reas
 		*n += 1;
 }
 
-/* How long a flow may be held by its own packets alone, in ns. */
-#define HELD_AT_MOST 1000000000ULL
-
-static __always_inline struct flowlet *flowlet(struct scratch *x, enum direction d)
+static __always_inline __u64 mix(__u64 x)
 {
-	x->key = d * FLOWLETS + (x->p.hash & (FLOWLETS - 1));
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
+	return x ^ x >> 31;
+}
+
+static __always_inline __u64 *flowlet(struct scratch *x, enum direction d, enum kin k)
+{
+	x->key = d * FLOWLETS + (x->p.hash[k] & (FLOWLETS - 1));
 	return bpf_map_lookup_elem(&flowlets, &x->key);
 }
 
-/* Leaves a packet, and those of its flow that follow soon, to the workers. */
-static __always_inline int leave_flow(struct scratch *x, enum direction d, enum reason r)
+/* Leaves a packet, and those of its kin that follow soon, to the workers. */
+static __always_inline int leave_kin(struct scratch *x, enum direction d, enum kin k, enum reason r)
 {
-	struct flowlet *f = flowlet(x, d);
+	__u64 *left_at = flowlet(x, d, k);
 
-	if (f)
-		f->left = f->needed = bpf_ktime_get_ns();
+	if (left_at)
+		*left_at = bpf_ktime_get_ns();
 	count(x, d, r);
 	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int leave_flow(struct scratch *x, enum direction d, enum reason r)
+{
+	return leave_kin(x, d, FLOW, r);
 }
 
 static __always_inline int leave(struct scratch *x, enum direction d, enum reason r)
@@ -321,23 +343,47 @@ static __always_inline int leave(struct scratch *x, enum direction d, enum reaso
 	return TC_ACT_UNSPEC;
 }
 
-/* Tells whether packets of the flow may still be on their way through a worker.
- * Another CPU may have left one since this one looked at the clock. */
-static __always_inline int held(struct scratch *x, enum direction d, __u64 now, __u64 guard)
+/* Leaves a packet that couldn't be carried for what its network header says. */
+static __always_inline int leave_unparsed(struct scratch *x, enum direction d, enum reason r)
 {
-	struct flowlet *f = flowlet(x, d);
-
-	if (!f || (__s64)(now - f->left) >= (__s64)guard || (__s64)(now - f->needed) >= (__s64)HELD_AT_MOST)
-		return 0;
-	f->left = now;
-	return 1;
+	if (r == LEFT_FRAGMENT || r == LEFT_OPTIONS)
+		return leave_kin(x, d, ADDRESSES, r);
+	return leave(x, d, r);
 }
 
-static __always_inline __u64 mix(__u64 x)
+/* Tells whether packets that were left at a moment may still be on their way through a
+ * worker. It may be to come: another CPU has looked at the clock since this one did. */
+static __always_inline int pending(struct scratch *x, __u64 moment, __u64 now, __u64 guard)
 {
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
-	return x ^ x >> 31;
+	__u64 *before;
+
+	if ((__s64)(now - moment) >= (__s64)guard)
+		return 0;
+	before = bpf_map_lookup_elem(&passed, &x->zero);
+	return !before || (__s64)(moment - *before) >= 0;
+}
+
+static __always_inline int kin_pending(struct scratch *x, enum direction d, enum kin k, __u64 now, __u64 guard)
+{
+	__u64 *left_at = flowlet(x, d, k);
+
+	return left_at && pending(x, *left_at, now, guard);
+}
+
+/* Tells whether packets that must stay before this one may still be on their way
+ * through a worker. Then it is left, too. */
+static __always_inline int held(struct scratch *x, enum direction d, __u64 now, struct settings *s, struct peer *peer)
+{
+	__u64 *left_at = flowlet(x, d, FLOW);
+
+	if (!left_at)
+		return 0;
+	if (!pending(x, *left_at, now, s->guard) && !pending(x, s->since, now, s->guard) &&
+	    !pending(x, peer->since, now, s->guard) && !kin_pending(x, d, ADDRESSES, now, s->guard) &&
+	    !(d == RX && kin_pending(x, d, WAY, now, s->guard)))
+		return 0;
+	*left_at = now;
+	return 1;
 }
 
 static __always_inline __u64 pair(__be32 first, __be32 second)
@@ -408,19 +454,28 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 
 		break;
 	}
 	p->sum = ~fold(pseudo);
-	p->hash = mix(hash ^ last) >> 32;
+	p->hash[FLOW] = mix(hash ^ last) >> 32;
 	return CARRIED;
 }
 
 #define HASH_SEED 0x9e3779b97f4a7c15ULL
 
+/* Another hash than that of any flow, by what FlowHash has of the addresses. */
+static __always_inline __u32 hash_addresses(__u64 hash, __u8 proto)
+{
+	return mix(~hash ^ proto) >> 32;
+}
+
 static __always_inline enum reason parse4(struct __sk_buff *skb, __u32 at, struct scratch *x)
 {
 	struct packet *p = &x->p;
 	struct iphdr *h = &x->h.ip4;
+	__u64 hash;
 
 	if (bpf_skb_load_bytes(skb, at, h, sizeof(*h)) < 0 || h->version != 4)
 		return LEFT_NOT_IP;
+	hash = mix(HASH_SEED ^ pair(h->saddr, h->daddr));
+	p->hash[ADDRESSES] = hash_addresses(hash, h->protocol);
 	if (h->ihl != 5)
 		return LEFT_OPTIONS;
 	if (h->frag_off & bpf_htons(IP_FRAGMENT))
@@ -437,7 +492,7 @@ static __always_inline enum reason parse4(struct __sk_buff *skb, __u32 at, struc
 	p->dst4 = h->daddr;
 	return parse_transport(skb, at + sizeof(*h), x,
 			       (__u64)h->saddr + h->daddr + bpf_htons(h->protocol) + bpf_htons(p->len - sizeof(*h)),
-			       mix(HASH_SEED ^ pair(h->saddr, h->daddr)), sizeof(*h));
+			       hash, sizeof(*h));
 }
 
 static __always_inline enum reason parse6(struct __sk_buff *skb, __u32 at, struct scratch *x)
@@ -449,8 +504,19 @@ static __always_inline enum reason parse6(struct __sk_buff *skb, __u32 at, struc
 
 	if (bpf_skb_load_bytes(skb, at, h, sizeof(*h)) < 0 || bpf_ntohl(h->start) >> 28 != 6)
 		return LEFT_NOT_IP;
+	hash = mix(hash ^ pair(h->src[0], h->src[1]));
+	hash = mix(hash ^ pair(h->src[2], h->src[3]));
+	hash = mix(hash ^ pair(h->dst[0], h->dst[1]));
+	hash = mix(hash ^ pair(h->dst[2], h->dst[3]));
+	if (h->proto == IPPROTO_FRAGMENT) {
+		if (bpf_skb_load_bytes(skb, at + sizeof(*h), x->transport, 1) < 0)
+			return LEFT_NOT_IP;
+		p->hash[ADDRESSES] = hash_addresses(hash, x->transport[0]);
+		return LEFT_FRAGMENT;
+	}
 	if (h->proto != IPPROTO_TCP && h->proto != IPPROTO_UDP && h->proto != IPPROTO_ICMPV6)
-		return h->proto == IPPROTO_FRAGMENT ? LEFT_FRAGMENT : LEFT_PROTOCOL;
+		return LEFT_PROTOCOL;
+	p->hash[ADDRESSES] = hash_addresses(hash, h->proto);
 	n = bpf_ntohs(h->len);
 	p->type = bpf_htons(ETH_P_IPV6);
 	p->len = n + sizeof(*h);
@@ -462,10 +528,6 @@ static __always_inline enum reason parse6(struct __sk_buff *skb, __u32 at, struc
 		p->dst6[i] = h->dst[i];
 		pseudo += (__u64)h->src[i] + h->dst[i];
 	}
-	hash = mix(hash ^ pair(h->src[0], h->src[1]));
-	hash = mix(hash ^ pair(h->src[2], h->src[3]));
-	hash = mix(hash ^ pair(h->dst[0], h->dst[1]));
-	hash = mix(hash ^ pair(h->dst[2], h->dst[3]));
 	return parse_transport(skb, at + sizeof(*h), x, pseudo + bpf_htons(h->proto) + bpf_htons(n), hash, sizeof(*h));
 }
 
@@ -580,9 +642,9 @@ static __always_inline int egress(struct __sk_buff *skb, struct settings *s, str
 	else
 		why = LEFT_NOT_IP;
 	if (why != CARRIED)
-		return leave(x, TX, why);
+		return leave_unparsed(x, TX, why);
 	if (p->len != skb->len)
-		return leave(x, TX, LEFT_NOT_IP);
+		return leave_flow(x, TX, LEFT_NOT_IP);
 	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->dst4) : find6(x, p->dst6);
 	if (!peer)
 		return leave(x, TX, LEFT_NO_PEER);
@@ -597,7 +659,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct settings *s, str
 		return leave_flow(x, TX, LEFT_TOO_LONG);
 	now = bpf_ktime_get_ns();
 	if (peer->link) {
-		if (held(x, TX, now, s->guard))
+		if (held(x, TX, now, s, peer))
 			return leave(x, TX, LEFT_FLOWLET);
 		t = traffic_of(x, peer);
 		if (!t)
@@ -613,7 +675,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct settings *s, str
 	} else if (!p->has_sum) {
 		return leave_flow(x, TX, LEFT_CHECKSUM);
 	}
-	if (held(x, TX, now, s->guard))
+	if (held(x, TX, now, s, peer))
 		return leave(x, TX, LEFT_FLOWLET);
 
 	/* The kernel's routing decides, with what it has learnt of the path's MTU. The
@@ -629,7 +691,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct settings *s, str
 	to->ipv4_src = s->local;
 	to->ipv4_dst = peer->address;
 	if (s->ports)
-		to->sport = s->source_ports[(p->hash % s->ports) & (MAX_PORTS - 1)];
+		to->sport = s->source_ports[(p->hash[FLOW] % s->ports) & (MAX_PORTS - 1)];
 	else
 		to->sport = s->port;
 	__builtin_memset(f, 0, sizeof(*f));
@@ -825,8 +887,11 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 	if (bpf_skb_load_bytes(skb, 0, &f->eth, FRAME_LEN) < 0)
 		return TC_ACT_UNSPEC;
 	if (f->ip.version != 4 || f->ip.ihl != 5 || f->ip.protocol != IPPROTO_UDP || f->ip.daddr != s->local ||
-	    f->ip.frag_off & bpf_htons(IP_FRAGMENT) || f->udp.dest != s->port)
+	    f->ip.frag_off & bpf_htons(IP_OFFSET) || f->udp.dest != s->port)
 		return TC_ACT_UNSPEC;
+	p->hash[WAY] = mix(HASH_SEED ^ pair(f->ip.saddr, f->udp.source)) >> 32;
+	if (f->ip.frag_off & bpf_htons(IP_FRAGMENT)) /* the first of a datagram's */
+		return leave_kin(x, RX, WAY, LEFT_FRAGMENT);
 	if (!(f->vxlan_flags & bpf_htonl(VXLAN_HAS_VNI)) || (f->vxlan_vni & bpf_htonl(0xffffff00)) != s->vni)
 		return leave(x, RX, LEFT_FOREIGN_VNI);
 	if (*(__u32 *)f->inner.h_dest != *(__u32 *)s->mac || *(__u16 *)&f->inner.h_dest[4] != *(__u16 *)&s->mac[4])
@@ -840,14 +905,14 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 		why = LEFT_NOT_IP;
 	}
 	if (why != CARRIED)
-		return leave(x, RX, why);
+		return leave_unparsed(x, RX, why);
 	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->src4) : find6(x, p->src6);
 	if (!peer || peer->address != f->ip.saddr)
 		return leave(x, RX, LEFT_INNER_SOURCE);
 
 	if (p->len + FRAME_LEN != skb->len || bpf_ntohs(f->ip.tot_len) != p->len + ROOM ||
 	    bpf_ntohs(f->udp.len) != p->len + ROOM - sizeof(f->ip))
-		return leave_flow(x, RX, LEFT_AGGREGATE);
+		return leave_kin(x, RX, WAY, LEFT_AGGREGATE); /* of several flows, perhaps */
 	if (!ecn_stays(p->ecn, f->ip.tos))
 		return leave_flow(x, RX, LEFT_ECN);
 	if (fold(sum_ip(&f->ip)) != 0xffff)
@@ -871,7 +936,7 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 			return leave_flow(x, RX, LEFT_CHECKSUM);
 	}
 	now = bpf_ktime_get_ns();
-	if (held(x, RX, now, s->guard))
+	if (held(x, RX, now, s, peer))
 		return leave(x, RX, LEFT_FLOWLET);
 	t = traffic_of(x, peer);
 	if (!t)

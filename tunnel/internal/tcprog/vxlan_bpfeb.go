@@ -13,12 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type vxlanFlowlet struct {
-	_      structs.HostLayout
-	Left   uint64
-	Needed uint64
-}
-
 type vxlanPeer struct {
 	_       structs.HostLayout
 	Address uint32
@@ -28,7 +22,8 @@ type vxlanPeer struct {
 	Mac     [6]uint8
 	Target  [6]uint8
 	Source  [6]uint8
-	Pad     [2]uint8
+	Pad     [6]uint8
+	Since   uint64
 }
 
 type vxlanPrefix4 struct {
@@ -50,6 +45,7 @@ type vxlanSettings struct {
 	Local       uint32
 	Vni         uint32
 	Guard       uint64
+	Since       uint64
 	Options     uint32
 	Bulk        uint32
 	Port        uint16
@@ -89,6 +85,7 @@ const (
 	vxlanMapCounters      = "counters"
 	vxlanMapFlowlets      = "flowlets"
 	vxlanMapLeft          = "left"
+	vxlanMapPassed        = "passed"
 	vxlanMapPeers4        = "peers4"
 	vxlanMapPeers6        = "peers6"
 	vxlanMapScratches     = "scratches"
@@ -152,6 +149,7 @@ type vxlanMapSpecs struct {
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
 	Flowlets  *ebpf.MapSpec `ebpf:"flowlets"`
 	Left      *ebpf.MapSpec `ebpf:"left"`
+	Passed    *ebpf.MapSpec `ebpf:"passed"`
 	Peers4    *ebpf.MapSpec `ebpf:"peers4"`
 	Peers6    *ebpf.MapSpec `ebpf:"peers6"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
@@ -189,6 +187,7 @@ type vxlanMaps struct {
 	Counters  *ebpf.Map `ebpf:"counters"`
 	Flowlets  *ebpf.Map `ebpf:"flowlets"`
 	Left      *ebpf.Map `ebpf:"left"`
+	Passed    *ebpf.Map `ebpf:"passed"`
 	Peers4    *ebpf.Map `ebpf:"peers4"`
 	Peers6    *ebpf.Map `ebpf:"peers6"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
@@ -202,6 +201,7 @@ func (m *vxlanMaps) Close() error {
 		m.Counters,
 		m.Flowlets,
 		m.Left,
+		m.Passed,
 		m.Peers4,
 		m.Peers6,
 		m.Scratches,
