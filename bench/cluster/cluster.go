@@ -29,6 +29,8 @@ type Cluster struct {
 	// Prefix is the etcd key prefix of the network; empty means uvxland's own
 	// default. It lets several networks share an etcd.
 	Prefix string
+	// Kubernetes takes the place of etcd, nil for etcd.
+	Kubernetes *Kubernetes
 	// Embedded makes Etcd's own daemon run the etcd.
 	Embedded bool
 	// FastPath is the daemons' -fast-path, unless Env or their arguments say
@@ -39,6 +41,13 @@ type Cluster struct {
 	Env  []string
 	// Log takes what the daemons write; nil means each one's LogFile.
 	Log *os.File
+}
+
+// Kubernetes is where the daemons find an API server. Each host is the Node of its name.
+type Kubernetes struct {
+	// Kubeconfig and NetConfig are paths of the kubeconfig and of the network
+	// configuration.
+	Kubeconfig, NetConfig string
 }
 
 // Endpoint is the URL of an etcd on a host of the lab, at its usual port.
@@ -103,9 +112,12 @@ func (c *Cluster) daemon(h *lab.Host) *Daemon {
 func (c *Cluster) Restart(ctx context.Context, h *lab.Host, args ...string) (*Daemon, error) {
 	d := c.daemon(h)
 	own := []string{"-subnet-file", d.SubnetFile(), "-state-dir", d.StateDir()}
-	if c.Embedded && h == c.Etcd {
+	switch {
+	case c.Kubernetes != nil:
+		own = append(own, "-kube-subnet-mgr", "-kubeconfig-file", c.Kubernetes.Kubeconfig, "-net-config-path", c.Kubernetes.NetConfig)
+	case c.Embedded && h == c.Etcd:
 		own = append(own, "-embedded-etcd")
-	} else {
+	default:
 		own = append(own, "-etcd-endpoints", c.Endpoint)
 	}
 	if c.Prefix != "" {
@@ -118,7 +130,7 @@ func (c *Cluster) Restart(ctx context.Context, h *lab.Host, args ...string) (*Da
 	defer log.Close()
 	d.Cmd = h.Command(ctx, c.Binary, slices.Concat(own, c.Args, args)...)
 	// A build that doesn't know a variable starts all the same.
-	variables := []string{"FLANNELD_CONTROL_SOCKET=" + d.ControlSocket(), "FLANNELD_FAST_PATH=" + c.FastPath}
+	variables := []string{"FLANNELD_CONTROL_SOCKET=" + d.ControlSocket(), "FLANNELD_FAST_PATH=" + c.FastPath, "NODE_NAME=" + h.Name}
 	d.Env = slices.Concat(os.Environ(), variables, c.Env)
 	d.Stdout, d.Stderr = log, log
 	if c.Log != nil {

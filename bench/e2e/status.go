@@ -100,6 +100,7 @@ type Status struct {
 	Started  time.Time
 	Now      time.Time
 	Ready    bool
+	Reasons  []string
 	Notes    []string
 	Model    string
 	PublicIP netip.Addr `json:"public_ip"`

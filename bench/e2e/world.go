@@ -132,7 +132,7 @@ func NewWorldOf(t *testing.T, o lab.Options, config string) *World {
 	w.StartEtcd()
 	t.Cleanup(func() {
 		if t.Failed() {
-			w.showLogs()
+			w.ShowLogs()
 		}
 	})
 	w.Configure(config)
@@ -198,7 +198,8 @@ func (w *World) Mesh(names ...string) {
 // Container is the container of a host.
 func (w *World) Container(host string) *lab.Container { return w.Host(host).Container }
 
-func (w *World) showLogs() {
+// ShowLogs logs what the daemons wrote.
+func (w *World) ShowLogs() {
 	logs, _ := filepath.Glob(filepath.Join(w.Dir, "*", "uvxland.log"))
 	for _, name := range logs {
 		text, err := os.ReadFile(name)

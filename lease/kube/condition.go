@@ -2,7 +2,10 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"uvxlan/lease"
 )
 
 // Bounds of how often the Node's condition is put right.
@@ -38,15 +41,19 @@ func (r *Registry) keepCondition(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err != nil && !failed:
+		case err != nil && (failed || errors.Is(err, lease.ErrUnavailable) || errors.Is(err, lease.ErrUnassigned)):
+			// It is said already.
+		case err != nil:
 			r.opts.Logger.Warn("the node's condition NetworkUnavailable can't be kept False: pods may stay away from it", "error", err)
 		case err == nil && failed:
 			r.opts.Logger.Info("the node's condition NetworkUnavailable is kept False again")
 		}
-		if failed = err != nil; failed {
+		if err != nil {
+			failed = failed || !errors.Is(err, lease.ErrUnavailable) && !errors.Is(err, lease.ErrUnassigned)
 			wait = conditionRetry
 			continue
 		}
+		failed = false
 		wait = conditionPause
 		select {
 		case <-ctx.Done():

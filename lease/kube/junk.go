@@ -26,7 +26,7 @@ func (j *junk) add(node string, err error) {
 	}
 	j.seen[node] = err.Error()
 	j.count++
-	j.log.Warn("leaving out a node whose lease can't be read", "node", node, "error", err)
+	j.log.Warn("a node's lease can't be read", "node", node, "error", err)
 }
 
 // well notes that nothing is wrong with a Node.

@@ -163,12 +163,18 @@ func (r *Registry) entry(n *node, s subnets, ipv6 bool) *entry {
 		r.junk.well(m.Name)
 		return e
 	}
+	if !s.v4.IsValid() {
+		r.junk.add(m.Name, errors.New("it has no IPv4 podCIDR"))
+		return e
+	}
 	a, err := r.names.read(m.Annotations, ipv6)
-	if err == nil && !s.v4.IsValid() {
-		err = errors.New("it has no IPv4 podCIDR")
+	if err == nil {
+		err = missing(a, s)
 	}
 	if err != nil {
 		r.junk.add(m.Name, err)
+		e.lease = leaseOf(s, lease.Attrs{}, revision(m.ResourceVersion))
+		e.lease.Damaged = true
 		return e
 	}
 	r.junk.well(m.Name)
@@ -179,6 +185,25 @@ func (r *Registry) entry(n *node, s subnets, ipv6 bool) *entry {
 	}
 	e.lease = leaseOf(s, a, revision(m.ResourceVersion))
 	return e
+}
+
+// missing says what a lease lacks that somebody may have taken away: no daemon leaves it
+// out. Other backends' data are not for us to judge.
+func missing(a lease.Attrs, s subnets) error {
+	if a.BackendType != lease.TypeVXLAN && a.BackendType != lease.TypeHostGW {
+		return nil
+	}
+	if !a.PublicIP.IsValid() || s.v6.IsValid() && !a.PublicIPv6.IsValid() {
+		return errors.New("it says no public address")
+	}
+	if a.BackendType == lease.TypeHostGW {
+		return nil
+	}
+	_, err := a.VXLAN()
+	if err == nil && s.v6.IsValid() {
+		_, err = a.VXLANv6()
+	}
+	return err
 }
 
 // givenTo is what the lease was last to say, if the Node is this host's.

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -32,19 +33,32 @@ type Cluster struct {
 	CA  []byte
 
 	token string
+	name  string // in the API server's certificate, "" for the URL's
 	dir   string
 	http  *http.Client
 }
 
-func newCluster(tb testing.TB, url string, ca []byte, token string) *Cluster {
+// newCluster returns a cluster whose API server is reached from where do has things
+// done.
+func newCluster(tb testing.TB, url string, ca []byte, name, token string, do func(func() error) error) *Cluster {
 	tb.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
 		tb.Fatal("the API server's certificate can't be read")
 	}
-	t := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, DisableKeepAlives: true}
+	t := &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			err = do(func() error {
+				var d net.Dialer
+				conn, err = d.DialContext(ctx, network, address)
+				return err
+			})
+			return conn, err
+		},
+	}
 	tb.Cleanup(t.CloseIdleConnections)
-	return &Cluster{URL: url, CA: ca, token: token, dir: tb.TempDir(), http: &http.Client{Transport: t}}
+	return &Cluster{URL: url, CA: ca, token: token, name: name, dir: tb.TempDir(), http: &http.Client{Transport: t}}
 }
 
 // pemOf is a certificate as PEM text.
@@ -67,7 +81,7 @@ func (c *Cluster) Kubeconfig(tb testing.TB) string {
 	c.WriteToken(tb, c.token)
 	text, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Config", "current-context": "test",
-		"clusters": []any{map[string]any{"name": "test", "cluster": map[string]any{"server": c.URL, "certificate-authority-data": c.CA}}},
+		"clusters": []any{map[string]any{"name": "test", "cluster": map[string]any{"server": c.URL, "certificate-authority-data": c.CA, "tls-server-name": c.name}}},
 		"users":    []any{map[string]any{"name": "test", "user": map[string]any{"tokenFile": c.TokenFile()}}},
 		"contexts": []any{map[string]any{"name": "test", "context": map[string]any{"cluster": "test", "user": "test"}}},
 	})

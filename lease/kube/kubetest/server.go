@@ -19,6 +19,9 @@ import (
 // operatorHeader marks the test's own requests, which no fault meets.
 const operatorHeader = "X-Kubetest-Operator"
 
+// certificateName is in the certificate that package httptest has.
+const certificateName = "example.com"
+
 // defaultToken is what hosts get in with.
 const defaultToken = "token"
 
@@ -27,8 +30,10 @@ const defaultToken = "token"
 type Server struct {
 	*Cluster
 
-	address string
+	do func(func() error) error // has things done where the API server is
+
 	mu      sync.Mutex // guards the rest
+	address string
 	http    *httptest.Server
 	tokens  []string
 	fault   func(*http.Request) int
@@ -61,17 +66,23 @@ type page struct {
 	rest     []object
 }
 
-// Start runs an API server until the test ends.
+// Start runs an API server on a free port until the test ends.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
+	return StartAt(tb, "127.0.0.1:0", func(f func() error) error { return f() })
+}
+
+// StartAt runs an API server at an address until the test ends. do has things done where
+// that address is, which may be another network namespace.
+func StartAt(tb testing.TB, address string, do func(func() error) error) *Server {
+	tb.Helper()
 	s := &Server{
-		tokens: []string{defaultToken}, counts: map[string]int{}, nodes: map[string]object{}, pods: map[string]string{},
+		address: address, do: do, tokens: []string{defaultToken}, counts: map[string]int{}, nodes: map[string]object{}, pods: map[string]string{},
 		revision: 1000, changed: make(chan struct{}), pages: map[string]page{},
 		created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
-	s.address = "127.0.0.1:0"
 	s.Up(tb)
-	s.Cluster = newCluster(tb, s.http.URL, pemOf(s.http.Certificate()), defaultToken)
+	s.Cluster = newCluster(tb, s.http.URL, pemOf(s.http.Certificate()), certificateName, defaultToken, do)
 	tb.Cleanup(s.Down)
 	return s
 }
@@ -79,8 +90,12 @@ func Start(tb testing.TB) *Server {
 // Up has the API server answer again, at its address.
 func (s *Server) Up(tb testing.TB) {
 	tb.Helper()
-	var c net.ListenConfig
-	l, err := c.Listen(tb.Context(), "tcp", s.address)
+	var l net.Listener
+	err := s.do(func() (err error) {
+		var c net.ListenConfig
+		l, err = c.Listen(tb.Context(), "tcp", s.address)
+		return err
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}
