@@ -28,7 +28,7 @@ PREFIX   ?= /usr/local
 DEPLOY   := cmd/uvxland/deploy
 into     := $(DESTDIR)$(PREFIX)
 # Installed at the places where their links to each other lead.
-MANUALS  := README.md cmd/uvxland/README.md cmd/uvxlan/README.md bench/README.md bench/demo/demo.svg
+MANUALS  := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md cmd/uvxland/README.md cmd/uvxlan/README.md bench/README.md bench/demo/demo.svg
 
 ## install: programs, manual, completions, systemd unit below PREFIX (/usr/local), in DESTDIR
 install: build
