@@ -32,7 +32,7 @@ type Config struct {
 	Link string
 	// Clsact attaches the programs as filters of a clsact qdisc even where the kernel
 	// has tcx links (Linux 6.6). The kernel doesn't remove filters when the process
-	// is killed: [RemoveStale] does.
+	// is killed, and they take nothing from then on: [RemoveStale] does.
 	Clsact bool
 	// Inherited is what Release of an earlier fast path has returned, perhaps in
 	// another process. Attach owns its descriptors.
@@ -124,6 +124,9 @@ func (f *FastPath) open(inherited *Descriptors) (err error) {
 	}
 	if f.programs, err = tcprog.Load(len(f.router.Peers()), inherited.takeMaps()); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	if err := f.programs.Deliver(f.device); err != nil {
+		return err
 	}
 	f.apply(f.host.look(f.local.Addr(), f.device, f.link))
 	f.router.UseFastPath(f)

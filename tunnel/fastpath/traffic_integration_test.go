@@ -2,6 +2,7 @@ package fastpath
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -307,7 +308,7 @@ func TestIntegrationFastPathHoldsFlows(t *testing.T) {
 // killed is set in the environment of the process that TestIntegrationKilled kills.
 const killed = "UVXLAN_TEST_KILLED"
 
-// TestKilled is that process: it has a fast path attached until it is killed.
+// TestKilled is that process: it has a fast path that carries packets until it is killed.
 func TestKilled(t *testing.T) {
 	kind := os.Getenv(killed)
 	if kind == "" {
@@ -316,15 +317,31 @@ func TestKilled(t *testing.T) {
 	r, err := openRouter(1, onlink.Off)
 	testhost.Must(t, err)
 	testhost.Must(t, r.UpdatePeers((&node{n: 2}).peers(), nil))
-	if _, err := Attach(r, Config{Clsact: kind == "clsact"}); err != nil {
-		t.Fatal(err)
-	}
-	fmt.Println("attached")
+	f, err := Attach(r, Config{Clsact: kind == "clsact"})
+	testhost.Must(t, err)
+	go func() { testhost.Must(t, r.Run(t.Context())) }()
+	testhost.Await(t, "a packet to be carried", func() bool { return f.Stats().RxPackets > 0 })
+	fmt.Println("carries")
 	select {}
 }
 
+// expectNothingTaken fails unless a frame comes to the VXLAN port of a host.
+func expectNothingTaken(t *testing.T, h *testhost.Host, c net.Conn, frame []byte) {
+	t.Helper()
+	port := testhost.Inside(h, func() (*net.UDPConn, error) { return net.ListenUDP("udp4", &net.UDPAddr{Port: testhost.Port}) })
+	defer port.Close()
+	got := make([]byte, 1500)
+	testhost.Must(t, port.SetReadDeadline(time.Now().Add(testhost.Patience)))
+	if _, err := c.Write(frame); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := port.Read(got); err != nil || !bytes.Equal(got[:n], frame) {
+		t.Errorf("a frame comes as %d bytes: %v", n, err)
+	}
+}
+
 // What a killed process leaves: nothing with tcx, and with clsact what RemoveStale
-// removes.
+// removes, and what takes no frame until then.
 func TestIntegrationKilled(t *testing.T) {
 	netnstest.RequireRoot(t)
 	for _, kind := range []string{"tcx", "clsact"} {
@@ -336,8 +353,22 @@ func TestIntegrationKilled(t *testing.T) {
 			out, err := cmd.StdoutPipe()
 			testhost.Must(t, err)
 			testhost.Must(t, hostA.Do(cmd.Start))
+			c := testhost.Inside(hostB, func() (net.Conn, error) {
+				return net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 66, 0, 2), Port: 40000}, &net.UDPAddr{IP: net.IPv4(10, 66, 0, 1), Port: testhost.Port})
+			})
+			defer c.Close()
+			frame := forge(testVNI, mac(1), mac(2), testhost.UDPPacket("10.0.2.2", "10.0.1.2", 64))
+			sending, stop := context.WithCancel(t.Context())
+			defer stop()
+			var sender sync.WaitGroup
+			sender.Go(func() {
+				for sending.Err() == nil {
+					_, _ = c.Write(frame) // nobody may listen yet
+					time.Sleep(5 * time.Millisecond)
+				}
+			})
 			var text []byte
-			for buf := make([]byte, 4096); !bytes.Contains(text, []byte("attached\n")); {
+			for buf := make([]byte, 4096); !bytes.Contains(text, []byte("carries\n")); {
 				n, err := out.Read(buf)
 				text = append(text, buf[:n]...)
 				if err != nil {
@@ -347,8 +378,11 @@ func TestIntegrationKilled(t *testing.T) {
 			if attachedTo(t, hostA) == "" {
 				t.Fatal("nothing is attached")
 			}
+			stop()
+			sender.Wait()
 			testhost.Must(t, cmd.Process.Kill())
 			_ = cmd.Wait() // it was killed
+			expectNothingTaken(t, hostA, c, frame)
 			if kind == "clsact" {
 				if removed := testhost.Inside(hostA, func() ([]string, error) { return RemoveStale("flannel.1") }); len(removed) == 0 {
 					t.Error("there was nothing to remove")

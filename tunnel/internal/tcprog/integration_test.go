@@ -456,6 +456,7 @@ func (r *rig) newReceiver() *receiver {
 	}))
 	far := &receiver{Programs: load(r.tb), settings: settings()}
 	far.settings.Device, _ = up(r.tb, r.far, rigDevice)
+	must(r.tb, r.far.Do(func() error { return far.Deliver(far.settings.Device) }))
 	far.settings.Underlay, _ = up(r.tb, r.far, ownLink)
 	far.other, _ = up(r.tb, r.far, "other")
 	far.settings.Local, far.settings.MAC = peer.Underlay, peer.MAC

@@ -469,6 +469,16 @@ func (p *Programs) Subnets() []netip.Prefix {
 	return slices.Collect(maps.Keys(p.peers))
 }
 
+// Deliver makes a device, by its interface index in the calling thread's network namespace,
+// the one that packets come in by, for as long as it exists. Without one all frames are
+// left. It is that of the settings.
+func (p *Programs) Deliver(device int) error {
+	if err := p.objects.Devices.Put(uint32(0), uint32(device)); err != nil {
+		return fmt.Errorf("give the fast path its device: %w", err)
+	}
+	return nil
+}
+
 // Tolerate makes links the interfaces that may get superpackets of TCP which still
 // bear the marks of a UDP tunnel; it matters before Linux has
 // BPF_F_ADJ_ROOM_DECAP_L4_UDP. Interfaces that segment in software take them.
@@ -503,7 +513,7 @@ func (p *Programs) Tolerate(links []int) error {
 func (p *Programs) Descriptors() map[string]int {
 	o := &p.objects.vxlanMaps
 	return map[string]int{
-		vxlanMapConfig: o.Config.FD(), vxlanMapCounters: o.Counters.FD(), vxlanMapFlowlets: o.Flowlets.FD(),
+		vxlanMapConfig: o.Config.FD(), vxlanMapCounters: o.Counters.FD(), vxlanMapDevices: o.Devices.FD(), vxlanMapFlowlets: o.Flowlets.FD(),
 		vxlanMapLeft: o.Left.FD(), vxlanMapPassed: o.Passed.FD(), vxlanMapPeers4: o.Peers4.FD(), vxlanMapPeers6: o.Peers6.FD(),
 		vxlanMapSums: o.Sums.FD(), vxlanMapTolerant: o.Tolerant.FD(),
 	}
@@ -514,7 +524,7 @@ func (p *Programs) Descriptors() map[string]int {
 func (p *Programs) Close() error {
 	var errs []error
 	for _, c := range []interface{ Close() error }{
-		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.Config, p.objects.Counters, p.objects.Flowlets,
+		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.Config, p.objects.Counters, p.objects.Devices, p.objects.Flowlets,
 		p.objects.Left, p.objects.Passed, p.objects.Peers4, p.objects.Peers6, p.objects.Scratches, p.objects.Sums, p.objects.Tolerant,
 	} {
 		errs = append(errs, c.Close()) // of nil too

@@ -32,6 +32,7 @@ func load(tb testing.TB) *Programs {
 	}
 	must(tb, err)
 	tb.Cleanup(func() { must(tb, p.Close()) })
+	must(tb, p.Deliver(1))
 	return p
 }
 

@@ -232,6 +232,15 @@ struct {
 	__uint(max_entries, 1);
 } passed SEC(".maps");
 
+/* The TUN, for as long as there is one: the kernel takes an interface that goes out of
+ * this kind of map. A filter may outlive it. (Lookups are allowed since Linux 5.3.) */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} devices SEC(".maps");
+
 /* Interfaces that take superpackets which still bear the marks of a UDP tunnel. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -888,6 +897,8 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 		return TC_ACT_UNSPEC;
 	if (f->ip.version != 4 || f->ip.ihl != 5 || f->ip.protocol != IPPROTO_UDP || f->ip.daddr != s->local ||
 	    f->ip.frag_off & bpf_htons(IP_OFFSET) || f->udp.dest != s->port)
+		return TC_ACT_UNSPEC;
+	if (!bpf_map_lookup_elem(&devices, &x->zero))
 		return TC_ACT_UNSPEC;
 	p->hash[WAY] = mix(HASH_SEED ^ pair(f->ip.saddr, f->udp.source)) >> 32;
 	if (f->ip.frag_off & bpf_htons(IP_FRAGMENT)) /* the first of a datagram's */

@@ -83,6 +83,7 @@ type vxlanTraffic struct {
 const (
 	vxlanMapConfig        = "config"
 	vxlanMapCounters      = "counters"
+	vxlanMapDevices       = "devices"
 	vxlanMapFlowlets      = "flowlets"
 	vxlanMapLeft          = "left"
 	vxlanMapPassed        = "passed"
@@ -147,6 +148,7 @@ type vxlanProgramSpecs struct {
 type vxlanMapSpecs struct {
 	Config    *ebpf.MapSpec `ebpf:"config"`
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Devices   *ebpf.MapSpec `ebpf:"devices"`
 	Flowlets  *ebpf.MapSpec `ebpf:"flowlets"`
 	Left      *ebpf.MapSpec `ebpf:"left"`
 	Passed    *ebpf.MapSpec `ebpf:"passed"`
@@ -185,6 +187,7 @@ func (o *vxlanObjects) Close() error {
 type vxlanMaps struct {
 	Config    *ebpf.Map `ebpf:"config"`
 	Counters  *ebpf.Map `ebpf:"counters"`
+	Devices   *ebpf.Map `ebpf:"devices"`
 	Flowlets  *ebpf.Map `ebpf:"flowlets"`
 	Left      *ebpf.Map `ebpf:"left"`
 	Passed    *ebpf.Map `ebpf:"passed"`
@@ -199,6 +202,7 @@ func (m *vxlanMaps) Close() error {
 	return _VxlanClose(
 		m.Config,
 		m.Counters,
+		m.Devices,
 		m.Flowlets,
 		m.Left,
 		m.Passed,
