@@ -73,8 +73,7 @@ type FastPath struct {
 // member is a peer of the router's.
 type member struct {
 	tunnel.FastPeer
-	reason string             // why the programs don't have it; empty if they do
-	past   tunnel.PeerTraffic // from when they had it before
+	reason string // why the programs don't carry it; empty if they do
 }
 
 // Attach puts the programs into the kernel, hands them the router's peers and attaches
@@ -211,43 +210,45 @@ func (f *FastPath) Remove(subnets []netip.Prefix) {
 }
 
 func (f *FastPath) putLocked(peers []tunnel.FastPeer) {
-	var carried []tcprog.Peer
-	var excluded []netip.Prefix
+	all := make([]tcprog.Peer, 0, len(peers))
 	for _, p := range peers {
 		m := f.members[p.Subnet]
 		if m == nil {
 			m = &member{}
 			f.members[p.Subnet] = m
 		}
-		before := m.reason
 		m.FastPeer, m.reason = p, f.view.objection(f.local.Addr(), p)
-		switch {
-		case m.reason == "":
-			carried = append(carried, programPeer(p))
-		case before == "":
-			m.past = f.trafficLocked(p.Subnet, m)
-			excluded = append(excluded, p.Subnet)
-		}
+		all = append(all, programPeer(m))
 	}
-	f.removeLocked(excluded)
-	if err := f.programs.Put(carried); err != nil {
+	if err := f.programs.Put(all); err != nil {
 		f.log.Warn("the fast path doesn't carry all peers", "error", err)
-		f.noteRefusedLocked(carried)
+		f.noteRefusedLocked(all)
+		if errors.Is(err, tcprog.ErrStale) {
+			f.breakLocked(err)
+		}
 	}
 }
 
-// noteRefusedLocked finds out which peers the kernel didn't take.
+// noteRefusedLocked finds out which peers the kernel didn't take. Packets of one that
+// lies inside another's subnet would be taken for the other's.
 func (f *FastPath) noteRefusedLocked(peers []tcprog.Peer) {
 	for _, p := range peers {
-		if _, ok := f.programs.Counters(p.Subnet); !ok {
-			f.members[p.Subnet].reason = "the kernel refused it"
+		if _, ok := f.programs.Counters(p.Subnet); ok {
+			continue
+		}
+		f.members[p.Subnet].reason = "the kernel refused it"
+		for bits := range p.Subnet.Bits() {
+			if wider := netip.PrefixFrom(p.Subnet.Addr(), bits).Masked(); f.members[wider] != nil {
+				f.breakLocked(fmt.Errorf("the kernel refused %s, which lies inside %s", p.Subnet, wider))
+			}
 		}
 	}
 }
 
-func programPeer(p tunnel.FastPeer) tcprog.Peer {
+func programPeer(m *member) tcprog.Peer {
 	return tcprog.Peer{
-		Subnet: p.Subnet, Underlay: p.Underlay, MAC: p.MAC, MaxPacket: int(p.MaxPacket), Direct: (*tcprog.Direct)(p.Direct),
+		Subnet: m.Subnet, Underlay: m.Underlay, MAC: m.MAC, MaxPacket: int(m.MaxPacket), Direct: (*tcprog.Direct)(m.Direct),
+		Excluded: m.reason != "",
 	}
 }
 
@@ -273,25 +274,8 @@ func (f *FastPath) offLocked() string { return cmp.Or(f.ended, f.broken, f.view.
 func (f *FastPath) Traffic(subnet netip.Prefix) tunnel.PeerTraffic {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m := f.members[subnet]
-	if m == nil {
-		return tunnel.PeerTraffic{}
-	}
-	return f.trafficLocked(subnet, m)
-}
-
-func (f *FastPath) trafficLocked(subnet netip.Prefix, m *member) tunnel.PeerTraffic {
-	t := m.past
-	if c, ok := f.programs.Counters(subnet); ok {
-		t.TxPackets += c.TxPackets
-		t.TxBytes += c.TxBytes
-		t.RxPackets += c.RxPackets
-		t.RxBytes += c.RxBytes
-		if c.Seen.After(t.LastSeen) {
-			t.LastSeen = c.Seen
-		}
-	}
-	return t
+	c, _ := f.programs.Counters(subnet)
+	return tunnel.PeerTraffic{TxPackets: c.TxPackets, TxBytes: c.TxBytes, RxPackets: c.RxPackets, RxBytes: c.RxBytes, LastSeen: c.Seen}
 }
 
 // Stats is described with the interface.

@@ -626,6 +626,33 @@ func TestIntegrationFastPathLeavesIPsecToWorkers(t *testing.T) {
 	a.expectCarrying(b)
 }
 
+// What is for a peer that the programs don't carry isn't another's, whose subnet holds
+// its own.
+func TestIntegrationFastPathKeepsExcludedPeersApart(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	a, b := newPair(t, onlink.Off, Config{}, nil)
+	inside := netip.MustParsePrefix("10.0.2.128/25")
+	testhost.Must(t, a.router.UpdatePeers([]tunnel.Peer{{Subnet: inside, Underlay: netip.MustParseAddr("10.66.0.9"), MAC: mac(9)}}, nil))
+	run(t, a.host, "ip", strings.Fields("xfrm policy add dir out src 10.66.0.1/32 dst 10.66.0.9/32 proto udp action allow")...)
+	testhost.Await(t, "the peer to be excluded", func() bool { ok, _ := a.fast.Carries(inside); return !ok })
+	before := a.router.Stats()
+	c := testhost.Inside(a.container, func() (net.Conn, error) { return net.Dial("udp", "10.0.2.130:9") })
+	defer c.Close()
+	for range 20 {
+		if _, err := c.Write(make([]byte, 64)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testhost.Await(t, "the workers to have them", func() bool {
+		after := a.router.Stats()
+		return after.TxPackets-after.FastPath.TxPackets >= before.TxPackets-before.FastPath.TxPackets+20
+	})
+	if after := a.router.Stats(); after.FastPath.TxPackets != before.FastPath.TxPackets {
+		t.Errorf("%d packets took the fast path", after.FastPath.TxPackets-before.FastPath.TxPackets)
+	}
+	a.expectCarrying(b)
+}
+
 func TestIntegrationFastPathFollowsRoutes(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	a, b := newPair(t, onlink.Off, Config{}, func(a, b *testhost.Host) {

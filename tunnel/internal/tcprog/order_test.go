@@ -117,6 +117,16 @@ func TestHoldsFlowsOfNewPeers(t *testing.T) {
 	in.held("another", from("10.0.2.9"), false)
 	must(t, in.Passed(monotonic()))
 	in.held("passed on", from("10.0.3.9"), false)
+	changed.Excluded = true
+	must(t, in.Put([]Peer{changed}))
+	if in.check(from("10.0.3.9")) {
+		t.Error("an excluded peer's frame is carried")
+	}
+	changed.Excluded = false
+	must(t, in.Put([]Peer{changed}))
+	in.held("a peer that was excluded", from("10.0.3.9"), true)
+	must(t, in.Passed(monotonic()))
+	in.held("passed on", from("10.0.3.9"), false)
 }
 
 // Maps that are handed over say which flows are whose.

@@ -70,6 +70,9 @@ type Peer struct {
 	// MaxPacket is the longest packet that travels to the peer in one piece, in
 	// bytes.
 	MaxPacket int
+	// Excluded leaves the peer's packets to the workers. Without it they would be those
+	// of a peer whose subnet holds this one's.
+	Excluded bool
 	// Direct is the way without VXLAN, nil for VXLAN.
 	Direct *Direct
 }
@@ -306,13 +309,17 @@ func order16(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
+// ErrStale says that the programs carry packets by what isn't so any longer.
+var ErrStale = errors.New("the kernel keeps peers that have changed")
+
 // errNotIPv4 is why a peer can't be put on the fast path.
 var errNotIPv4 = errors.New("the peer's address isn't IPv4")
 
 // Put adds peers, each in the place of the one that has its subnet, whose counters go
-// on. The flows of a peer whose subnet none had stay with the workers until Passed, or for
+// on. The flows of a peer whose subnet none had, or an excluded one, stay with the workers until Passed, or for
 // the guard's time: so the workers know the peer before. The error says how many of them were refused, by the kernel or because
-// their address isn't IPv4; the others are in force.
+// their address isn't IPv4; the others are in force. It is [ErrStale] if the programs
+// have what some of them were before.
 func (p *Programs) Put(peers []Peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -324,7 +331,7 @@ func (p *Programs) Put(peers []Peer) error {
 	var otherSubnets []netip.Prefix
 	for _, peer := range peers {
 		subnet := peer.Subnet.Masked()
-		if peer.Underlay = peer.Underlay.Unmap(); !peer.Underlay.Is4() {
+		if peer.Underlay = peer.Underlay.Unmap(); !peer.Underlay.Is4() && !peer.Excluded {
 			errOther = errNotIPv4
 			otherSubnets = append(otherSubnets, subnet)
 			continue
@@ -349,7 +356,9 @@ func (p *Programs) Put(peers []Peer) error {
 	}
 	if err := errors.Join(err, err6, errOther); err != nil {
 		// What the maps have of them is out of date.
-		err = errors.Join(err, p.removeLocked(slices.Concat(subnets4[n:], subnets6[m:], otherSubnets)))
+		if e := p.removeLocked(slices.Concat(subnets4[n:], subnets6[m:], otherSubnets)); e != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrStale, e))
+		}
 		all := len(keys4) + len(keys6) + len(otherSubnets)
 		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", all, all-n-m, err)
 	}
@@ -358,13 +367,19 @@ func (p *Programs) Put(peers []Peer) error {
 
 // value is what the programs know of a peer.
 func (p *Programs) value(peer Peer, subnet netip.Prefix) vxlanPeer {
-	v := vxlanPeer{Address: word(peer.Underlay.AsSlice()), Longest: uint32(peer.MaxPacket), Mac: peer.MAC}
-	if before, ok := p.peers[subnet]; ok {
-		v.Id, v.Since = before.Id, before.Since
-	} else {
+	var v vxlanPeer
+	before, ok := p.peers[subnet]
+	if v.Id, v.Since = before.Id, before.Since; !ok {
 		p.next++
-		v.Id, v.Since = p.next, monotonic()
+		v.Id = p.next
 	}
+	if peer.Excluded {
+		return v
+	}
+	if before.Longest == 0 { // it was the workers'
+		v.Since = monotonic()
+	}
+	v.Address, v.Longest, v.Mac = word(peer.Underlay.AsSlice()), uint32(peer.MaxPacket), peer.MAC
 	if d := peer.Direct; d != nil {
 		v.Link, v.Source, v.Target = uint32(d.Link), d.Source, d.Target
 	}

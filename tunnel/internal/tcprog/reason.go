@@ -14,7 +14,7 @@ const (
 	// Protocol: not TCP, UDP or ICMP, or neighbour discovery, or IPv6 extension
 	// headers.
 	Protocol
-	// NoPeer: the destination is none of the program's peers'.
+	// NoPeer: the destination is none of the programs' peers', or an excluded one's.
 	NoPeer
 	// SYN: the first packet of a TCP connection, of which workers learn the segment
 	// size.

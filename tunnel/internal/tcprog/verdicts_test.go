@@ -422,6 +422,15 @@ func TestMostSpecific(t *testing.T) {
 			t.Errorf("%s from %s: carried is %v, want %v", c.inner, c.from, got, c.want)
 		}
 	}
+	excluded := testPeers[1]
+	excluded.Excluded, excluded.Underlay = true, netip.MustParseAddr("fd00::5") // which the programs can't have
+	must(t, in.Put([]Peer{excluded}))
+	for _, from := range []string{"10.66.0.2", "10.66.0.5", "0.0.0.0"} {
+		h := encap.MakeFrameHeader(testVNI, testMAC, testPeers[0].MAC, encap.EtherTypeIPv4)
+		if in.check(datagram(netip.MustParseAddr(from), encap.MAC{}, 0, h, ping("10.0.2.130", "10.0.1.9", 0))) {
+			t.Errorf("from %s: an excluded peer's packet is carried", from)
+		}
+	}
 	must(t, in.Remove([]netip.Prefix{testPeers[1].Subnet}))
 	h := encap.MakeFrameHeader(testVNI, testMAC, testPeers[0].MAC, encap.EtherTypeIPv4)
 	in.peers = append(slices.Clone(testPeers[:1]), testPeers[2:]...)

@@ -97,7 +97,7 @@ struct settings {
 struct peer {
 	__be32 address; /* of its datagrams */
 	__u32 id;       /* of its counters */
-	__u32 longest;  /* packet that travels in one piece, in bytes */
+	__u32 longest;  /* packet that travels in one piece, in bytes; 0 if it is the workers' */
 	__u32 link;     /* index of the interface it is on-link by, 0 for VXLAN */
 	__u8 mac[ETH_ALEN];    /* its VTEP's */
 	__u8 target[ETH_ALEN]; /* the host's on the link */
@@ -144,7 +144,7 @@ enum reason {
 	LEFT_OPTIONS,     /* IPv4 options */
 	LEFT_FRAGMENT,    /* inner, or the first of an outer packet's */
 	LEFT_PROTOCOL,    /* not TCP, UDP or ICMP; extension headers; neighbour discovery */
-	LEFT_NO_PEER,     /* nobody's address */
+	LEFT_NO_PEER,     /* nobody's address, or that of a peer of the workers' */
 	LEFT_SYN,         /* workers learn a flow's segment size from it */
 	LEFT_PATH_MTU,    /* an ICMP error, from which they learn it too */
 	LEFT_SUPERPACKET, /* of TCP, which the underlay would not pass unsplit */
@@ -655,7 +655,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct settings *s, str
 	if (p->len != skb->len)
 		return leave_flow(x, TX, LEFT_NOT_IP);
 	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->dst4) : find6(x, p->dst6);
-	if (!peer)
+	if (!peer || !peer->longest)
 		return leave(x, TX, LEFT_NO_PEER);
 	if (p->proto == IPPROTO_TCP && p->tcp_flags & TCP_SYN)
 		return leave(x, TX, LEFT_SYN);
@@ -918,7 +918,7 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 	if (why != CARRIED)
 		return leave_unparsed(x, RX, why);
 	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->src4) : find6(x, p->src6);
-	if (!peer || peer->address != f->ip.saddr)
+	if (!peer || !peer->longest || peer->address != f->ip.saddr)
 		return leave(x, RX, LEFT_INNER_SOURCE);
 
 	if (p->len + FRAME_LEN != skb->len || bpf_ntohs(f->ip.tot_len) != p->len + ROOM ||
