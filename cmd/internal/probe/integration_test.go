@@ -113,6 +113,7 @@ func eachSocket(t *testing.T, test func(t *testing.T, n *network, p *Prober, a a
 	for kind, socket := range map[string]int{"raw": unix.SOCK_RAW, "ping": unix.SOCK_DGRAM} {
 		for family, a := range families {
 			t.Run(kind+" "+family, func(t *testing.T) {
+				t.Parallel()
 				n := newNetwork(t)
 				test(t, n, openKind(t, Config{Source: a.source, KernelTime: true}, socket), a)
 			})
@@ -277,6 +278,30 @@ func TestIntegrationDamagedReply(t *testing.T) {
 			t.Errorf("the result is %v", err)
 		}
 	})
+}
+
+// A host answers from another address where the one that was asked is an anycast
+// address to it, as the first of an IPv6 subnet is to a router (RFC 4291, section
+// 2.6.1). The mark tells whose answer it is.
+func TestIntegrationAnycast(t *testing.T) {
+	for kind, socket := range map[string]int{"raw": unix.SOCK_RAW, "ping": unix.SOCK_DGRAM} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			n := newNetwork(t)
+			sh(t, n.far, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+			sh(t, n.far, "ip", "link", "add", "cni0", "type", "veth", "peer", "name", "c1")
+			sh(t, n.far, "ip", "addr", "add", "fd00:22::1/64", "dev", "cni0", "nodad")
+			sh(t, n.far, "ip", "link", "set", "cni0", "up")
+			sh(t, n.far, "ip", "link", "set", "c1", "up")
+			sh(t, n.router, "ip", "-6", "route", "add", "fd00:22::/64", "via", "fd00:2::1")
+			p := openKind(t, Config{Source: families["IPv6"].source}, socket)
+			to := addr("fd00:22::")
+			reply, err := p.Echo(t.Context(), Request{To: to, Timeout: patience})
+			if err != nil || reply.From == to || !reply.From.IsValid() {
+				t.Errorf("the reply is %+v, %v", reply, err)
+			}
+		})
+	}
 }
 
 // What the host's own firewall drops is the caller's to know, unless the kernel keeps

@@ -60,6 +60,9 @@ type Request struct {
 
 // Reply is the answer to a Request.
 type Reply struct {
+	// From is who has sent it: whom the request was for, by this or another of its
+	// addresses.
+	From netip.Addr
 	// RTT is the round-trip time.
 	RTT time.Duration
 }
@@ -278,15 +281,12 @@ func (p *Prober) take(m message) {
 			return
 		}
 		a.err = m.failure
-	case m.from != w.to:
-		return
+	case !hasMark(m.payload, w.mark) && (m.from != w.to || !m.damaged):
+		return // another program's
 	case m.damaged || !isEcho(m.payload, w.mark, w.size):
-		if !m.damaged && !hasMark(m.payload, w.mark) {
-			return // another program's
-		}
 		a.err = ErrDamaged
 	default:
-		a.reply.RTT = m.since(w.sent)
+		a.reply = Reply{From: m.from, RTT: m.since(w.sent)}
 	}
 	select {
 	case w.answer <- a:

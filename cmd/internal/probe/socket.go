@@ -256,9 +256,11 @@ func (s *socket) receiveError(fd int, buf []byte) (message, error) {
 		return message{}, errAgain
 	}
 	for _, c := range controls(s.oob[:oobn]) {
-		if e := icmpErrorOf(c); e != nil {
-			return message{from: e.From, seq: binary.BigEndian.Uint16(quoted[6:]), to: addrOf(to), failure: e}, nil
+		e := icmpErrorOf(c)
+		if e == nil {
+			continue
 		}
+		return message{from: e.From, seq: binary.BigEndian.Uint16(quoted[6:]), to: addrOf(to), failure: e}, nil
 	}
 	return message{}, errAgain
 }
