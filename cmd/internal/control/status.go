@@ -60,6 +60,10 @@ type Status struct {
 	Watch      Watch     `json:"watch"`
 	// Peers is how many other hosts' subnets there are, of both families.
 	Peers int `json:"peers"`
+	// Silent is how many of them don't answer, and NotProbed why none is asked, empty
+	// if they are.
+	Silent    int    `json:"silent"`
+	NotProbed string `json:"not_probed,omitempty"`
 	// FastPath tells of the fast path, nil with host-gw, which has none.
 	FastPath *FastPath `json:"fast_path,omitempty"`
 	// Traffic is what passed the device. The kernel counts what takes its own
@@ -255,9 +259,24 @@ type Peer struct {
 	// Traffic is what passed between the hosts by way of the device, nil where
 	// there is none, as with host-gw.
 	Traffic *PeerTraffic `json:"traffic,omitempty"`
+	// Health is what the peer has answered, nil if it isn't asked.
+	Health *Health `json:"health,omitempty"`
+	// LastHeard is when the peer's last packet or answer came, zero if none has.
+	LastHeard time.Time `json:"last_heard,omitzero"`
 	// AsOf is when the peer's lease was last known to be in etcd, while leases
 	// aren't watched.
 	AsOf time.Time `json:"as_of,omitzero"`
+}
+
+// SetLastHeard sets LastHeard by Traffic and Health.
+func (p *Peer) SetLastHeard() {
+	p.LastHeard = time.Time{}
+	if p.Traffic != nil {
+		p.LastHeard = p.Traffic.LastSeen
+	}
+	if p.Health != nil && p.Health.LastAnswer.After(p.LastHeard) {
+		p.LastHeard = p.Health.LastAnswer
+	}
 }
 
 // PeerTraffic counts for one peer, since its subnet is known. What arrives
@@ -274,4 +293,54 @@ type PeerTraffic struct {
 type Count struct {
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`
+}
+
+// States of a peer's health.
+const (
+	// HealthUnknown: it wasn't asked yet, or can't be.
+	HealthUnknown = "unknown"
+	// HealthAnswers: it answers.
+	HealthAnswers = "answers"
+	// HealthSilent: the last three requests had no answer.
+	HealthSilent = "silent"
+)
+
+// NoAnswer is the problem of a peer from which nothing came.
+const NoAnswer = "no answer"
+
+// What becomes of packets as long as the path allows.
+const (
+	FullSizePasses = "passes"
+	// FullSizeLost: they get lost, while short ones pass.
+	FullSizeLost = "lost"
+)
+
+// Health is what has become of the daemon's echo requests to a peer's VTEP or, with
+// host-gw, to its host.
+type Health struct {
+	// State is HealthUnknown, HealthAnswers or HealthSilent, and Since is since when.
+	State string    `json:"state"`
+	Since time.Time `json:"since"`
+	// Problem is what came instead of the last answer, in words; empty while there
+	// are answers.
+	Problem string `json:"problem,omitempty"`
+	// RTTSeconds is the last round-trip time; 0 unless the peer answers.
+	RTTSeconds float64 `json:"rtt_seconds,omitempty"`
+	Loss       Loss    `json:"loss"`
+	// Sent and Answered count short requests since the peer is known, or since the
+	// daemon was started or reloaded.
+	Sent     uint64 `json:"sent"`
+	Answered uint64 `json:"answered"`
+	// LastAnswer is when the last answer came, zero if none has.
+	LastAnswer time.Time `json:"last_answer,omitzero"`
+	// FullSize is FullSizePasses or FullSizeLost, for packets of FullSizeBytes to the
+	// peer and back; empty if they weren't tried yet.
+	FullSize      string `json:"full_size,omitempty"`
+	FullSizeBytes int    `json:"full_size_bytes,omitempty"`
+}
+
+// Loss is how many of the last requests had no answer.
+type Loss struct {
+	Missed int `json:"missed"`
+	Of     int `json:"of"`
 }

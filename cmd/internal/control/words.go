@@ -31,8 +31,19 @@ func (s *Status) Words() string {
 	name, _ := s.Leases()
 	fmt.Fprintf(&b, "%s: %s\n", strings.ToLower(name), s.RegistryWords())
 	fmt.Fprintf(&b, "watch: %s\n", s.WatchWords())
-	fmt.Fprintf(&b, "peers: %d\n", s.Peers)
+	fmt.Fprintf(&b, "peers: %s\n", s.PeersWords())
 	return b.String()
+}
+
+// PeersWords tell how many peers there are, and how many of them are silent.
+func (s *Status) PeersWords() string {
+	switch {
+	case s.Silent > 0:
+		return fmt.Sprintf("%d, of which %d don't answer", s.Peers, s.Silent)
+	case s.NotProbed != "" && s.Peers > 0:
+		return fmt.Sprintf("%d, not probed: %s", s.Peers, s.NotProbed)
+	}
+	return fmt.Sprint(s.Peers)
 }
 
 // Line is the status in short, for a service manager.
