@@ -159,6 +159,7 @@ func TestFlagsRefused(t *testing.T) {
 		{"-embedded-etcd -embedded-etcd-listen=eth0", []string{`-embedded-etcd-listen "eth0": must be an address`}},
 		{"-embedded-etcd-listen=127.0.0.1", []string{"has no effect without -embedded-etcd"}},
 		{"-fastpath=off", []string{"unknown flag -fastpath: did you mean -fast-path?"}},
+		{"-probe-interval=10ms", []string{"-probe-interval 10ms", "0 or at least 1s"}},
 		{"-workers=many", []string{`-workers "many": must be a whole number`}},
 		{"-public-ip=eth0", []string{`-public-ip "eth0": must be an IP address`}},
 		{"-etcd-endpoints=ftp://192.0.2.1:2379", []string{"ftp://192.0.2.1:2379"}},

@@ -24,7 +24,7 @@ func topics() []cli.Group {
 		{Title: "Data path", Flags: []string{
 			"fast-path", "workers", "device-driver", "offload", "offload-disable", "source-check", "huge-pages",
 		}},
-		{Title: "Health, metrics and control", Flags: []string{"healthz-ip", "healthz-port", "control-socket"}},
+		{Title: "Health, metrics and control", Flags: []string{"healthz-ip", "healthz-port", "probe-interval", "control-socket"}},
 		{Title: "Log and version", Flags: []string{"v", "version"}},
 		{Title: "For flannel's sake", Flags: []string{"vmodule", "log_backtrace_at"}},
 	}

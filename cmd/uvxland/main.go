@@ -25,6 +25,7 @@ import (
 	"uvxlan/cmd/internal/daemon"
 	"uvxlan/cmd/internal/flagenv"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/health"
 	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
 	"uvxlan/cmd/internal/version"
@@ -110,6 +111,8 @@ type flags struct {
 	verbosity   int
 	kube        kubeFlags
 	version     bool
+	// between two requests to a peer
+	probeInterval time.Duration
 
 	// flannel's others
 	ifaceRegexes                         flagenv.List
@@ -146,6 +149,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.TextVar(&f.healthIP, "healthz-ip", netip.IPv4Unspecified(), "`address` that /healthz, /readyz and /metrics are answered on")
 	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
 	fs.StringVar(&f.socket, "control-socket", control.DefaultSocket, "`path` of the socket for uvxlan status, peers and top, one for each daemon; empty for none")
+	fs.DurationVar(&f.probeInterval, "probe-interval", health.DefaultInterval, "`time` between two pings to each peer, by which uvxlan peers and the metrics know its round-trip time and loss; 0 for none")
 	fs.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets (default: one a CPU, within the CPU quota of its control group, at most 8)")
 	fs.StringVar(&f.driver, "device-driver", string(device.DriverAuto), "`driver` of the TUN device: auto (the first that the kernel allows), native, wireguard or water")
 	fs.BoolVar(&f.sourceCheck, "source-check", true, "drop packets whose outer or inner source isn't a peer's")
@@ -211,6 +215,9 @@ func (f *flags) check(fs *flag.FlagSet) error {
 	}
 	if f.workers < 0 || f.workers > 256 {
 		errs = append(errs, fmt.Errorf("-workers %d: must be from 0 to 256", f.workers))
+	}
+	if f.probeInterval != 0 && f.probeInterval < time.Second {
+		errs = append(errs, fmt.Errorf("-probe-interval %s: must be 0 or at least 1s", f.probeInterval))
 	}
 	if f.healthPort < 0 || f.healthPort > math.MaxUint16 {
 		errs = append(errs, fmt.Errorf("-healthz-port %d: must be from 0 to %d", f.healthPort, math.MaxUint16))
@@ -287,8 +294,9 @@ func (f *flags) options(log io.Writer) daemon.Options {
 	o := daemon.Options{
 		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
-		Overlay: overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck, HugePages: f.hugePages},
-		Logger:  slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
+		Overlay:       overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck, HugePages: f.hugePages},
+		ProbeInterval: f.probeInterval,
+		Logger:        slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 	}
 	if f.kube.on {
 		o.Kube = &f.kube.options

@@ -7,6 +7,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/health"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hostgw"
 	"uvxlan/cmd/internal/overlay"
@@ -30,6 +31,8 @@ type backend interface {
 	Parts() []host.Part
 	// Move has the other hosts reached by another interface or address.
 	Move(ext extiface.Interface) error
+	// The peers' health is asked by way of the backend; from Start on.
+	health.Network
 	// Describe and Peers tell how the backend is. They may be called at any time
 	// after Start, from any goroutine.
 	Describe(s *control.Status)

@@ -11,6 +11,7 @@ import (
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/health"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/leaseadmin"
 	"uvxlan/cmd/internal/overlay"
@@ -37,6 +38,8 @@ type monitor struct {
 	config  *lease.Config
 	network backend
 	keeper  *host.Keeper
+	// peerHealth is there with network
+	peerHealth *health.Monitor
 	// how far it is
 	ready    bool
 	stopping bool
@@ -98,6 +101,7 @@ type parts struct {
 	health          lease.Status
 	config          *lease.Config
 	network         backend
+	peerHealth      *health.Monitor
 	faults          []host.Finding
 	hostParts       []string
 	ready, stopping bool
@@ -106,7 +110,10 @@ type parts struct {
 func (m *monitor) parts() parts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p := parts{kube: m.kube, waiting: m.waiting, ext: m.ext, config: m.config, network: m.network, ready: m.ready, stopping: m.stopping}
+	p := parts{
+		kube: m.kube, waiting: m.waiting, ext: m.ext, config: m.config, network: m.network, peerHealth: m.peerHealth,
+		ready: m.ready, stopping: m.stopping,
+	}
 	if m.keeper != nil {
 		p.faults, p.hostParts = m.keeper.Findings(), m.keeper.Parts()
 	}
@@ -150,6 +157,7 @@ func (m *monitor) Status() control.Status {
 	if p.network != nil {
 		s.MTU = p.network.MTU()
 		p.network.Describe(&s)
+		s.Silent, s.NotProbed = p.peerHealth.Silent(), p.peerHealth.Off()
 	}
 	s.Faults, s.HostParts = faultsOf(p.faults), p.hostParts
 	judge(&s, p)
@@ -163,8 +171,10 @@ func (m *monitor) Peers() []control.Peer {
 		return nil
 	}
 	peers := p.network.Peers()
+	p.peerHealth.Fill(peers)
 	for i := range peers {
 		peers[i].AsOf = p.health.AsOf
+		peers[i].SetLastHeard()
 	}
 	return peers
 }

@@ -62,6 +62,9 @@ type Options struct {
 	Blackhole bool
 	// Firewall says which rules the host is to have.
 	Firewall FirewallOptions
+	// ProbeInterval is the time between two echo requests to a peer; 0 means that none
+	// is asked.
+	ProbeInterval time.Duration
 	// Reload says each time that the program on disk is to take this one's place;
 	// nil means never.
 	Reload <-chan os.Signal

@@ -9,6 +9,7 @@ import (
 	"uvxlan/cmd/internal/claim"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/health"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/leaseadmin"
 	"uvxlan/cmd/internal/peerlog"
@@ -41,6 +42,7 @@ type service struct {
 	rules   rules
 	keeper  *host.Keeper
 	network backend
+	health  *health.Monitor
 	own     lease.Lease
 }
 
@@ -65,7 +67,8 @@ func serve(ctx context.Context, o Options, ext extiface.Interface, leases regist
 		return nil, err
 	}
 	s.keeper.Add(s.network.Parts()...)
-	s.monitor.set(func(m *monitor) { m.network = s.network })
+	s.health = health.New(health.Config{Network: s.network, Interval: s.opts.ProbeInterval, Logger: s.opts.Logger})
+	s.monitor.set(func(m *monitor) { m.network, m.peerHealth = s.network, s.health })
 	return s.run(ctx, r)
 }
 
@@ -177,7 +180,16 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 	group.Go(func() error {
 		return s.network.Run(ctx, func() error { return s.ready(ctx) })
 	})
-	group.Go(func() error { return s.manager.Run(ctx, s.own, s.network.Apply) })
+	group.Go(func() error {
+		return s.manager.Run(ctx, s.own, func(u lease.Update) {
+			s.network.Apply(u)
+			s.health.Changed()
+		})
+	})
+	group.Go(func() error {
+		s.health.Run(ctx)
+		return nil
+	})
 	group.Go(func() error { return s.before.AwaitEnd(ctx) })
 	group.Go(func() error {
 		trim(ctx, s.opts.Logger, s.monitor.isReady)
