@@ -25,6 +25,10 @@ var (
 		{
 			Subnet: netip.MustParsePrefix("172.7.31.0/24"), PublicIP: netip.MustParseAddr("192.168.15.31"),
 			Path: control.PathVXLAN, PathMTU: 1350, Reason: "via gateway 192.168.14.1", FastReason: "by another interface, eth1",
+			Health: &control.Health{
+				State: control.HealthAnswers, RTTSeconds: 214567e-9, Loss: control.Loss{Missed: 1, Of: 20}, FullSize: control.FullSizePasses, FullSizeBytes: 1350,
+			},
+			LastHeard: now.Add(-2 * time.Second),
 		},
 	}
 )
@@ -35,9 +39,9 @@ func TestPrintPeers(t *testing.T) {
 	if err := p.peers(twoOthers, now); err != nil {
 		t.Fatal(err)
 	}
-	want := `SUBNET         PUBLIC IP      PATH    CARRIER  MTU      SINCE  WHY
-172.7.22.0/24  192.168.14.22  direct  fast     route's  1m30s  via eth0 02:00:00:00:00:22
-172.7.31.0/24  192.168.15.31  vxlan   workers  1350     start  via gateway 192.168.14.1; not fast: by another interface, eth1
+	want := `SUBNET         PUBLIC IP      PATH    CARRIER  MTU      RTT        LOSS       HEARD   SINCE  WHY
+172.7.22.0/24  192.168.14.22  direct  fast     route's  not asked  not asked  never   1m30s  via eth0 02:00:00:00:00:22
+172.7.31.0/24  192.168.15.31  vxlan   workers  1350     215µs      5%         2s ago  start  via gateway 192.168.14.1; not fast: by another interface, eth1
 `
 	if out.String() != want {
 		t.Errorf("it printed\n%swant\n%s", &out, want)
@@ -80,13 +84,59 @@ func TestPrintPeersInWords(t *testing.T) {
 		{Subnet: subnet, PublicIP: ip, Path: control.PathNone, Reason: "no route"},
 		{Subnet: subnet, PublicIP: ip, Path: control.PathForeign, Reason: "by a route of others"},
 	}, now)
-	want := `SUBNET         PUBLIC IP      PATH     CARRIER  MTU      SINCE  WHY
-172.7.22.0/24  192.168.14.22  vxlan    fast     1450     start  direct routing is off
-172.7.22.0/24  192.168.14.22  none     nobody   none     start  no route
-172.7.22.0/24  192.168.14.22  foreign  kernel   route's  start  by a route of others
+	want := `SUBNET         PUBLIC IP      PATH     CARRIER  MTU      RTT        LOSS       HEARD  SINCE  WHY
+172.7.22.0/24  192.168.14.22  vxlan    fast     1450     not asked  not asked  never  start  direct routing is off
+172.7.22.0/24  192.168.14.22  none     nobody   none     not asked  not asked  never  start  no route
+172.7.22.0/24  192.168.14.22  foreign  kernel   route's  not asked  not asked  never  start  by a route of others
 `
 	if err != nil || out.String() != want {
 		t.Errorf("it printed\n%swant\n%s%v", &out, want, err)
+	}
+}
+
+// What ails a peer is said first.
+func TestPrintPeersHealth(t *testing.T) {
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	for _, c := range []struct {
+		health control.Health
+		heard  time.Time
+		want   string
+	}{
+		{control.Health{State: control.HealthUnknown}, time.Time{}, "not yet  not yet  never  start  direct routing is off"},
+		{
+			control.Health{State: control.HealthUnknown, Problem: "it can't be asked: sendto: operation not permitted"}, ago(time.Hour),
+			"unknown  not yet  1h0m ago  start  it can't be asked: sendto: operation not permitted; direct routing is off",
+		},
+		{
+			control.Health{State: control.HealthSilent, Problem: control.NoAnswer, Loss: control.Loss{Missed: 3, Of: 3}}, time.Time{},
+			"silent  100%  never  start  it never answered; direct routing is off",
+		},
+		{
+			control.Health{
+				State: control.HealthSilent, Problem: "192.168.14.1 says: host unreachable", Loss: control.Loss{Missed: 7, Of: 20},
+				Since: ago(time.Minute), LastAnswer: ago(80 * time.Second),
+			}, ago(80 * time.Second),
+			"silent  35%   1m20s ago  start  it last answered 1m20s ago, 192.168.14.1 says: host unreachable; direct routing is off",
+		},
+		{
+			control.Health{State: control.HealthSilent, Problem: control.NoAnswer, Loss: control.Loss{Missed: 20, Of: 20}, Since: ago(time.Minute)}, ago(time.Second),
+			"silent  100%  1s ago  start  it never answered, but its packets come: the way to it is blocked, or it refuses pings; direct routing is off",
+		},
+		{
+			control.Health{
+				State: control.HealthAnswers, RTTSeconds: 0.0123456, Loss: control.Loss{Of: 20}, FullSize: control.FullSizeLost, FullSizeBytes: 1450,
+			}, now,
+			"12.3ms  0%    0s ago  start  packets of 1450 bytes get lost, short ones pass; direct routing is off",
+		},
+	} {
+		var out bytes.Buffer
+		p := printer{out: &out}
+		if err := p.peers([]control.Peer{{Path: control.PathVXLAN, PathMTU: 1450, Health: &c.health, LastHeard: c.heard}}, now); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(out.String(), " 1450  "+c.want+"\n") {
+			t.Errorf("it printed\n%swant %q", &out, c.want)
+		}
 	}
 }
 

@@ -65,6 +65,8 @@ type peerRates struct {
 	Sent     *rate        `json:"sent,omitempty"`
 	Received *rate        `json:"received,omitempty"`
 	LastSeen time.Time    `json:"last_seen,omitzero"`
+	// Health is what the peer has answered, nil if it isn't asked.
+	Health *control.Health `json:"health,omitempty"`
 }
 
 // way is the path, and whether the fast path carries it.
@@ -97,7 +99,7 @@ func between(before, now sample) rates {
 		earlier[p.Subnet] = p.Traffic
 	}
 	for _, p := range now.peers {
-		out := peerRates{Subnet: p.Subnet, PublicIP: p.PublicIP, Path: p.Path, Fast: p.Fast}
+		out := peerRates{Subnet: p.Subnet, PublicIP: p.PublicIP, Path: p.Path, Fast: p.Fast, Health: p.Health}
 		if t := p.Traffic; t != nil {
 			old := earlier[p.Subnet]
 			if old == nil { // a new peer counts from 0

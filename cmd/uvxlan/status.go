@@ -79,7 +79,7 @@ func (p *printer) status(s control.Status) error {
 		[]string{"lease", s.LeaseWords()},
 		[]string{strings.ToLower(registry), s.RegistryWords()},
 		[]string{"watch", s.WatchWords()},
-		[]string{"peers", fmt.Sprint(s.Peers)},
+		[]string{"peers", s.PeersWords()},
 	)
 	if s.Traffic != nil {
 		rows = append(rows, traffic(s.Traffic)...)
@@ -154,7 +154,7 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 	if p.json {
 		return p.writeJSON(peers)
 	}
-	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "CARRIER", "MTU", "SINCE", "WHY"}}
+	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "CARRIER", "MTU", p.paint(plain, "RTT"), "LOSS", "HEARD", "SINCE", "WHY"}}
 	for _, peer := range peers {
 		mtu, since := "route's", "start"
 		switch {
@@ -166,7 +166,8 @@ func (p *printer) peers(peers []control.Peer, now time.Time) error {
 		if !peer.Since.IsZero() {
 			since = control.Round(now.Sub(peer.Since))
 		}
-		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), carrier(peer), mtu, since, why(peer)})
+		rows = append(rows, []string{peer.Subnet.String(), peer.PublicIP.String(), p.paint(pathColour(peer.Path), peer.Path), carrier(peer), mtu,
+			p.roundTrip(peer.Health), loss(peer.Health), heard(peer, now), since, why(peer, now)})
 	}
 	if err := p.table(rows); err != nil {
 		return err
@@ -201,10 +202,82 @@ func carrier(p control.Peer) string {
 	return "kernel"
 }
 
-// why says where a direct path leads, or why it isn't one, and why the fast path
-// doesn't carry it, if it might.
-func why(p control.Peer) string {
+// roundTrip is the round-trip time, or why there is none.
+func (p *printer) roundTrip(h *control.Health) string {
+	switch {
+	case h == nil:
+		return p.paint(plain, "not asked")
+	case h.State == control.HealthSilent:
+		return p.paint(red, "silent")
+	case h.State == control.HealthAnswers:
+		return p.paint(plain, latency(time.Duration(h.RTTSeconds*float64(time.Second))))
+	case h.Problem != "":
+		return p.paint(yellow, "unknown")
+	}
+	return p.paint(plain, "not yet")
+}
+
+// latency is a time in three digits at most.
+func latency(d time.Duration) string {
+	unit := time.Nanosecond
+	for d >= 1000*unit {
+		unit *= 10
+	}
+	return d.Round(unit).String()
+}
+
+// loss is the share of the last requests without an answer.
+func loss(h *control.Health) string {
+	switch {
+	case h == nil:
+		return "not asked"
+	case h.Loss.Of == 0:
+		return "not yet"
+	}
+	return fmt.Sprintf("%d%%", (100*h.Loss.Missed+h.Loss.Of/2)/h.Loss.Of)
+}
+
+// heard is when anything last came from a peer.
+func heard(p control.Peer, now time.Time) string {
+	if p.LastHeard.IsZero() {
+		return "never"
+	}
+	return control.Round(now.Sub(p.LastHeard)) + " ago"
+}
+
+// ailing says what the peer's health lacks; nothing of one that is well.
+func ailing(p control.Peer, now time.Time) (words string) {
+	h := p.Health
+	switch {
+	case h == nil:
+		return ""
+	case h.State == control.HealthUnknown:
+		return h.Problem
+	case h.FullSize == control.FullSizeLost:
+		return fmt.Sprintf("packets of %d bytes get lost, short ones pass", h.FullSizeBytes)
+	case h.State != control.HealthSilent:
+		return ""
+	case h.LastAnswer.IsZero():
+		words = "it never answered"
+	default:
+		words = "it last answered " + control.Round(now.Sub(h.LastAnswer)) + " ago"
+	}
+	if h.Problem != control.NoAnswer {
+		words += ", " + h.Problem
+	}
+	if p.LastHeard.After(h.Since) {
+		words += ", but its packets come: the way to it is blocked, or it refuses pings"
+	}
+	return words
+}
+
+// why says what ails the peer, where a direct path leads, or why it isn't one, and why
+// the fast path doesn't carry it, if it might.
+func why(p control.Peer, now time.Time) string {
 	var words []string
+	if w := ailing(p, now); w != "" {
+		words = append(words, w)
+	}
 	switch {
 	case p.Path == control.PathDirect:
 		words = append(words, strings.TrimSpace("via "+p.Link+" "+p.NextMAC))

@@ -132,7 +132,7 @@ func (p *printer) rates(r rates) error {
 	fmt.Fprintln(p.out)
 	peers := slices.Clone(r.Peers)
 	slices.SortStableFunc(peers, func(a, b peerRates) int { return cmp.Compare(b.bits(), a.bits()) })
-	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "SENT pkt/s", "bit/s", "RECEIVED pkt/s", "bit/s", "LAST SEEN"}}
+	rows := [][]string{{"SUBNET", "PUBLIC IP", p.paint(plain, "PATH"), "SENT pkt/s", "bit/s", "RECEIVED pkt/s", "bit/s", p.paint(plain, "RTT"), "LAST SEEN"}}
 	for _, peer := range peers {
 		rows = append(rows, p.peerRow(peer, r.Time))
 	}
@@ -152,7 +152,7 @@ func (p *printer) peerRow(peer peerRates, now time.Time) []string {
 	if !peer.LastSeen.IsZero() {
 		seen = control.Round(now.Sub(peer.LastSeen))
 	}
-	return append(row, seen)
+	return append(row, p.roundTrip(peer.Health), seen)
 }
 
 // drops tells of the packets dropped in total.

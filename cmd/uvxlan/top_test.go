@@ -119,9 +119,9 @@ sent 500 pkt/s 400 kbit/s  received 0 pkt/s 0 bit/s  peers 2
 dropped 0.5 pkt/s, since the start 2: no_route 2
 what arrives directly is taken and counted by the kernel
 
-SUBNET         PUBLIC IP      PATH    SENT pkt/s  bit/s  RECEIVED pkt/s  bit/s  LAST SEEN
-172.7.31.0/24  192.168.15.31  vxlan   500         400 k  0               0      1.5s
-172.7.22.0/24  192.168.14.22  direct  0           0      0               0      -
+SUBNET         PUBLIC IP      PATH    SENT pkt/s  bit/s  RECEIVED pkt/s  bit/s  RTT        LAST SEEN
+172.7.31.0/24  192.168.15.31  vxlan   500         400 k  0               0      not asked  1.5s
+172.7.22.0/24  192.168.14.22  direct  0           0      0               0      not asked  -
 `, now.at.Format(time.TimeOnly))
 	if got := withoutTrailingSpace(out.String()); got != want {
 		t.Errorf("it shows\n%s\nwant\n%s", got, want)
