@@ -53,15 +53,18 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // descs are the metrics; values gives each its value.
 type descs struct {
-	info, ready, start               *prometheus.Desc
-	peers, byPath, direct            *prometheus.Desc
-	peerPackets, peerBytes, peerSeen *prometheus.Desc
-	expiry, renewed                  *prometheus.Desc
-	etcd, kubernetes                 registryDescs
-	watchAge, heardAt                *prometheus.Desc
-	stale, asOf                      *prometheus.Desc
-	hostFault                        *prometheus.Desc
-	fastAttached, fastLeft           *prometheus.Desc
+	info, ready, start                           *prometheus.Desc
+	peers, byPath, direct                        *prometheus.Desc
+	peerPackets, peerBytes, peerSeen             *prometheus.Desc
+	peerHeard, peerPathMTU, peerAnswers, peerRTT *prometheus.Desc
+	peerProbes, peerProbesAnswered, peerFullLost *prometheus.Desc
+	silent                                       *prometheus.Desc
+	expiry, renewed                              *prometheus.Desc
+	etcd, kubernetes                             registryDescs
+	watchAge, heardAt                            *prometheus.Desc
+	stale, asOf                                  *prometheus.Desc
+	hostFault                                    *prometheus.Desc
+	fastAttached, fastLeft                       *prometheus.Desc
 }
 
 // registryDescs are those of the way to where the leases are.
@@ -80,6 +83,15 @@ func describe() *descs {
 		peerPackets: desc("peer_packets_total", "IP packets to and from a peer by way of the device, each segment of a superpacket one; absent with more than 1000 peers.", "subnet", "direction"),
 		peerBytes:   desc("peer_bytes_total", "Bytes of those packets.", "subnet", "direction"),
 		peerSeen:    desc("peer_last_seen_timestamp_seconds", "When the last of those packets came from the peer, in Unix time.", "subnet"),
+
+		peerHeard:          desc("peer_last_heard_timestamp_seconds", "When the peer's last packet or answer to a probe came, in Unix time; absent while none has, and with more than 1000 peers.", "subnet"),
+		peerPathMTU:        desc("peer_path_mtu_bytes", "The longest packet that travels to the peer in one piece by VXLAN; absent where it doesn't go by VXLAN.", "subnet"),
+		peerAnswers:        desc("peer_answering", "Whether the peer answers probes: 0 after three in a row without an answer; absent while it wasn't asked or can't be.", "subnet"),
+		peerRTT:            desc("peer_rtt_seconds", "The last round-trip time to the peer; absent unless it answers.", "subnet"),
+		peerProbes:         desc("peer_probes_sent_total", "Probes that were sent to the peer and whose time is over.", "subnet"),
+		peerProbesAnswered: desc("peer_probes_answered_total", "Probes that the peer has answered.", "subnet"),
+		peerFullLost:       desc("peer_long_packets_lost", "Whether packets as long as the path's MTU get lost, to the peer or back, while short ones pass; absent while that wasn't tried.", "subnet"),
+		silent:             desc("peers_silent", "Peers that don't answer probes; absent while none is asked."),
 
 		expiry:  desc("lease_expiry_timestamp_seconds", "When the host's lease ends unless it is renewed, in Unix time."),
 		renewed: desc("lease_renewed_timestamp_seconds", "When the host's lease was last taken or renewed, in Unix time."),
@@ -107,7 +119,8 @@ func describe() *descs {
 // all lists the metrics.
 func (d *descs) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
-		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen, d.expiry, d.renewed,
+		d.info, d.ready, d.start, d.peers, d.byPath, d.direct, d.peerPackets, d.peerBytes, d.peerSeen,
+		d.peerHeard, d.peerPathMTU, d.peerAnswers, d.peerRTT, d.peerProbes, d.peerProbesAnswered, d.peerFullLost, d.silent, d.expiry, d.renewed,
 		d.etcd.up, d.etcd.errors, d.etcd.skipped, d.kubernetes.up, d.kubernetes.errors, d.kubernetes.skipped, d.watchAge, d.heardAt, d.stale, d.asOf, d.hostFault,
 		d.fastAttached, d.fastLeft,
 	}
@@ -138,6 +151,9 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 		e.gauge(d.peers, float64(s.Peers))
 	}
 	e.peers(d, c.source.Peers())
+	if s.NotProbed == "" {
+		e.gauge(d.silent, float64(s.Silent))
+	}
 	e.fastPath(d, s.FastPath)
 	if s.Lease != nil {
 		e.moment(d.expiry, s.Lease.Expires)
@@ -205,6 +221,27 @@ func (e emitter) peers(d *descs, peers []control.Peer) {
 			e.traffic(d, subnet, "rx", t.Received)
 			e.moment(d.peerSeen, t.LastSeen, subnet)
 		}
+		e.moment(d.peerHeard, p.LastHeard, subnet)
+		if p.PathMTU > 0 {
+			e.gauge(d.peerPathMTU, float64(p.PathMTU), subnet)
+		}
+		if p.Health != nil {
+			e.health(d, subnet, p.Health)
+		}
+	}
+}
+
+func (e emitter) health(d *descs, subnet string, h *control.Health) {
+	e.counter(d.peerProbes, h.Sent, subnet)
+	e.counter(d.peerProbesAnswered, h.Answered, subnet)
+	if h.State != control.HealthUnknown {
+		e.gauge(d.peerAnswers, number(h.State == control.HealthAnswers), subnet)
+	}
+	if h.State == control.HealthAnswers {
+		e.gauge(d.peerRTT, h.RTTSeconds, subnet)
+	}
+	if h.FullSize != "" {
+		e.gauge(d.peerFullLost, number(h.FullSize == control.FullSizeLost), subnet)
 	}
 }
 

@@ -91,6 +91,10 @@ func full() source {
 	s.peers[1].Traffic = &control.PeerTraffic{
 		Sent: control.Count{Packets: 30, Bytes: 3000}, Received: control.Count{Packets: 31, Bytes: 3001}, LastSeen: now.Add(-2 * time.Second),
 	}
+	s.peers[1].PathMTU, s.peers[1].LastHeard = 1450, now.Add(-time.Second)
+	s.peers[0].Health = &control.Health{State: control.HealthSilent, Sent: 9, Answered: 4}
+	s.peers[1].Health = &control.Health{State: control.HealthAnswers, Sent: 12, Answered: 11, RTTSeconds: 0.002, FullSize: control.FullSizePasses}
+	s.status.Silent = 1
 	return s
 }
 
@@ -103,6 +107,10 @@ func TestMetrics(t *testing.T) {
 		`uvxlan_peer_packets_total{direction="tx",subnet="10.0.1.0/24"} 30`, `uvxlan_peer_packets_total{direction="rx",subnet="10.0.1.0/24"} 31`,
 		`uvxlan_peer_bytes_total{direction="tx",subnet="10.0.1.0/24"} 3000`, `uvxlan_peer_bytes_total{direction="rx",subnet="10.0.1.0/24"} 3001`,
 		`uvxlan_peer_last_seen_timestamp_seconds{subnet="10.0.1.0/24"} 1.799999998e+09`,
+		"uvxlan_peers_silent 1", `uvxlan_peer_answering{subnet="10.0.0.0/24"} 0`, `uvxlan_peer_answering{subnet="10.0.1.0/24"} 1`,
+		`uvxlan_peer_probes_sent_total{subnet="10.0.0.0/24"} 9`, `uvxlan_peer_probes_answered_total{subnet="10.0.1.0/24"} 11`,
+		`uvxlan_peer_rtt_seconds{subnet="10.0.1.0/24"} 0.002`, `uvxlan_peer_long_packets_lost{subnet="10.0.1.0/24"} 0`,
+		`uvxlan_peer_path_mtu_bytes{subnet="10.0.1.0/24"} 1450`, `uvxlan_peer_last_heard_timestamp_seconds{subnet="10.0.1.0/24"} 1.799999999e+09`,
 		`uvxlan_packets_total{direction="tx"} 10`, `uvxlan_packets_total{direction="rx"} 11`,
 		`uvxlan_bytes_total{direction="tx"} 1000`, `uvxlan_bytes_total{direction="rx"} 1001`,
 		`uvxlan_datagrams_total{direction="tx"} 20`, `uvxlan_datagrams_total{direction="rx"} 21`,
@@ -118,6 +126,20 @@ func TestMetrics(t *testing.T) {
 		"uvxlan_etcd_up 1", "uvxlan_etcd_errors_total 7", "uvxlan_etcd_skipped_entries_total 2",
 		"uvxlan_log_lines_dropped_total 3", "uvxlan_watch_age_seconds 90", "uvxlan_watch_last_event_timestamp_seconds 1.799999999e+09",
 	)
+}
+
+// A silent peer has no round-trip time, and one that isn't asked no health.
+func TestMetricsOfHealth(t *testing.T) {
+	s := full()
+	if text := scrape(t, s); strings.Contains(text, `uvxlan_peer_rtt_seconds{subnet="10.0.0.0/24"}`) || strings.Contains(text, `lost{subnet="10.0.0.0/24"}`) {
+		t.Error("a silent peer has a round-trip time")
+	}
+	s.peers[0].Health, s.peers[1].Health, s.status.NotProbed = nil, nil, "by -probe-interval=0"
+	for _, name := range []string{"peers_silent", "peer_answering", "peer_probes", "peer_rtt", "peer_long"} {
+		if strings.Contains(scrape(t, s), "uvxlan_"+name) {
+			t.Errorf("there is an uvxlan_%s", name)
+		}
+	}
 }
 
 // What isn't known has no value, rather than a wrong one.
@@ -170,8 +192,8 @@ func TestMomentsAreNamedTimestamps(t *testing.T) {
 			moments++
 		}
 	}
-	if moments != 6 {
-		t.Errorf("%d moments, want 6", moments)
+	if moments != 7 {
+		t.Errorf("%d moments, want 7", moments)
 	}
 }
 
