@@ -192,7 +192,21 @@ type Peer struct {
 	Reason   string
 	Since    time.Time
 	Traffic  *PeerTraffic
-	AsOf     time.Time `json:"as_of"`
+	Health   *Health
+	// LastHeard is when anything last came from the peer.
+	LastHeard time.Time `json:"last_heard"`
+	AsOf      time.Time `json:"as_of"`
+}
+
+// Health is what has become of a daemon's probes of a peer.
+type Health struct {
+	State      string
+	Problem    string
+	RTTSeconds float64 `json:"rtt_seconds"`
+	Loss       struct{ Missed, Of int }
+	Sent       uint64
+	Answered   uint64
+	FullSize   string `json:"full_size"`
 }
 
 // PeerTraffic is what passed between the hosts.
