@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"uvxlan/internal/nearest"
 )
 
 // Defaults of the vxlan backend.
@@ -55,7 +57,17 @@ type backendFields struct {
 	GBP, Learning             json.RawMessage
 }
 
-const typeRule = `must be "vxlan" or "host-gw"`
+// typeRule says what a type must be instead of name.
+func typeRule(name string) string {
+	const rule = `must be "vxlan" or "host-gw"`
+	if name == "udp" {
+		return rule + `; what flannel's udp is for, vxlan does here: it needs no VXLAN of the kernel's`
+	}
+	if near := nearest.Name(name, []string{TypeVXLAN, TypeHostGW}); near != "" {
+		return fmt.Sprintf("%s: did you mean %q?", rule, near)
+	}
+	return rule
+}
 
 func parseBackend(p *problems, data json.RawMessage, ipv6 bool) Backend {
 	b := Backend{VNI: DefaultVNI, Port: DefaultPort, DirectMode: DirectSocket}
@@ -77,7 +89,7 @@ func parseBackend(p *problems, data json.RawMessage, ipv6 bool) Backend {
 	case TypeVXLAN:
 		b.vxlan(p, raw, ipv6)
 	default:
-		p.add("Backend.Type", raw.Type, typeRule)
+		p.add("Backend.Type", raw.Type, typeRule(b.Type))
 	}
 	return b
 }

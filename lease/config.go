@@ -66,7 +66,7 @@ type configFields struct {
 func ParseConfig(data []byte) (*Config, error) {
 	var raw configFields
 	if err := json.Unmarshal(data, &raw); err != nil {
-		return nil, ConfigError{fmt.Errorf("config: must be one JSON object: %w", err)}
+		return nil, ConfigError{fmt.Errorf("config: must be one JSON object%s: %w", syntaxHint(string(data)), err)}
 	}
 	c := &Config{EnableIPv4: true}
 	var p problems

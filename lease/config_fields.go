@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // problems gathers what is wrong with a configuration.
@@ -70,4 +71,17 @@ func decodeAddr(raw json.RawMessage) (netip.Addr, error) {
 		return netip.Addr{}, err
 	}
 	return netip.ParseAddr(s)
+}
+
+// syntaxHint says after a comma what is probably wrong with a text that isn't JSON.
+func syntaxHint(text string) string {
+	switch {
+	case strings.Contains(text, `\"`):
+		return `, but has backslashes before its quotes, as a log shows them: leave them out`
+	case strings.ContainsAny(text, "\u201c\u201d\u201e\u2018\u2019"): // of a page or a text
+		return `, but has quotes of another kind than JSON's "`
+	case strings.HasPrefix(strings.TrimSpace(text), "{") && !strings.Contains(text, `"`):
+		return `, but has no quotes: the shell leaves them if all of it stands between ' and '`
+	}
+	return ""
 }

@@ -64,7 +64,12 @@ func TestParseConfigErrors(t *testing.T) {
 		in   string
 		want []string
 	}{
-		"not an object":     {`[]`, []string{"one JSON object"}},
+		"not an object":     {`[]`, []string{"one JSON object: json"}},
+		"out of a log":      {`{\"Network\":\"10.0.0.0/16\"}`, []string{"one JSON object, but has backslashes before its quotes, as a log shows them: leave them out"}},
+		"out of a page":     {`{“Network”:“10.0.0.0/16”}`, []string{`one JSON object, but has quotes of another kind than JSON's "`}},
+		"by the shell":      {`{Network:10.0.0.0/16}`, []string{"one JSON object, but has no quotes: the shell leaves them if all of it stands between ' and '"}},
+		"flannel's udp":     {`{"Network":"10.0.0.0/16","Backend":{"Type":"UDP"}}`, []string{`Backend.Type "UDP": must be "vxlan" or "host-gw"; what flannel's udp is for, vxlan does here: it needs no VXLAN of the kernel's`}},
+		"nearly a type":     {`{"Network":"10.0.0.0/16","Backend":{"Type":"hostgw"}}`, []string{`must be "vxlan" or "host-gw": did you mean "host-gw"?`}},
 		"no network":        {`{` + vx + `}`, []string{"Network missing: must be an IPv4 network"}},
 		"empty network":     {`{"Network":"",` + vx + `}`, []string{`Network "": must be an IPv4 network`}},
 		"network is v6":     {`{"Network":"fd00::/48",` + vx + `}`, []string{`Network "fd00::/48": must be an IPv4 network`}},
@@ -76,7 +81,7 @@ func TestParseConfigErrors(t *testing.T) {
 		"bounds crossed":    {`{"Network":"10.0.0.0/16","SubnetMin":"10.0.9.0","SubnetMax":"10.0.8.0",` + vx + `}`, []string{`SubnetMax "10.0.8.0": must not be below SubnetMin 10.0.9.0`}},
 		"no backend":        {`{"Network":"10.0.0.0/16"}`, []string{`Backend missing: must name a type, {"Type":"vxlan"} or {"Type":"host-gw"}`}},
 		"no type":           {`{"Network":"10.0.0.0/16","Backend":{}}`, []string{`Backend.Type missing: must be "vxlan" or "host-gw"`}},
-		"unknown type":      {`{"Network":"10.0.0.0/16","Backend":{"Type":"udp"}}`, []string{`Backend.Type "udp": must be "vxlan" or "host-gw"`}},
+		"unknown type":      {`{"Network":"10.0.0.0/16","Backend":{"Type":"ipsec"}}`, []string{`Backend.Type "ipsec": must be "vxlan" or "host-gw"`}},
 		"IPv4 off":          {`{"EnableIPv4":false,"Network":"10.0.0.0/16",` + vx + `}`, []string{"EnableIPv4 false: must be true"}},
 		"IPv6 missing":      {`{"EnableIPv6":true,"Network":"10.0.0.0/16",` + vx + `}`, []string{"IPv6Network missing: must be an IPv6 network"}},
 		"IPv6 MTU":          {`{"EnableIPv6":true,"Network":"10.0.0.0/16","IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","MTU":1300}}`, []string{"Backend.MTU 1300: must be 0, for the external interface's, or at least 1350"}},

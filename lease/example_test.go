@@ -15,11 +15,11 @@ import (
 func ExampleParseConfig() {
 	c, err := lease.ParseConfig([]byte(`{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN"}}`))
 	fmt.Println(c.Network, c.SubnetLen, c.Backend.Type, c.Backend.Port, err)
-	_, err = lease.ParseConfig([]byte(`{"Network":"172.7.0.0/29","Backend":{"Type":"udp"}}`))
+	_, err = lease.ParseConfig([]byte(`{"Network":"172.7.0.0/29","Backend":{"Type":"ipip"}}`))
 	fmt.Println(err)
 	// Output:
 	// 172.7.0.0/16 24 vxlan 4789 <nil>
-	// Network "172.7.0.0/29": must have a prefix of at most /28 to have room for subnets; Backend.Type "udp": must be "vxlan" or "host-gw"
+	// Network "172.7.0.0/29": must have a prefix of at most /28 to have room for subnets; Backend.Type "ipip": must be "vxlan" or "host-gw"
 }
 
 // A lease's key names its subnets, and its value says who has them.

@@ -35,10 +35,10 @@ func (r *Registry) howToWrite(ctx context.Context) string {
 		r.v2.value, r.v2.asked = r.askV2(ctx), time.Now()
 	}
 	if r.v2.value == "" {
-		return `write one, such as {"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`
+		return fmt.Sprintf(`write one, such as by uvxlan config set%s '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'`, r.opts.Flags())
 	}
-	return fmt.Sprintf("it has one that was written by its old v2 API (etcdctl set): write it anew, by uvxlan config set '%s' or ETCDCTL_API=3 etcdctl put %s '%[1]s'",
-		r.v2.value, r.configKey())
+	return fmt.Sprintf("it has one that was written by its old v2 API (etcdctl set): write it anew, by uvxlan config set%s '%s' or ETCDCTL_API=3 etcdctl%s put %s '%[2]s'",
+		r.opts.Flags(), r.v2.value, r.opts.etcdctlFlags(), r.configKey())
 }
 
 // askV2 asks the first endpoint that answers at all; an etcd without the old API has

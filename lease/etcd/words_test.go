@@ -85,7 +85,7 @@ func TestConfigurationOfTheOldAPI(t *testing.T) {
 		}
 		return err
 	}
-	if err := get(); !strings.Contains(err.Error(), "write one, such as") {
+	if err := get(); !strings.Contains(err.Error(), "write one, such as by uvxlan config set -etcd-endpoints "+c.Endpoints()[0]+" '{") {
 		t.Errorf("without a configuration: %v", err)
 	}
 	const config = `{"Network":"172.7.0.0/16","Backend":{"Type":"vxlan"}}`
@@ -106,9 +106,35 @@ func TestConfigurationOfTheOldAPI(t *testing.T) {
 	}
 	err = get()
 	t.Log(err)
-	for _, words := range []string{"v2 API", "uvxlan config set '" + config + "'", "ETCDCTL_API=3 etcdctl put " + etcdtest.Prefix + "/config '" + config + "'"} {
+	for _, words := range []string{
+		"v2 API", "uvxlan config set -etcd-endpoints " + c.Endpoints()[0] + " '" + config + "'",
+		"ETCDCTL_API=3 etcdctl --endpoints " + c.Endpoints()[0] + " put " + etcdtest.Prefix + "/config '" + config + "'",
+	} {
 		if !strings.Contains(err.Error(), words) {
 			t.Errorf("no %q in %v", words, err)
+		}
+	}
+}
+
+// What the commands are told of the way to etcd is all that they don't take by
+// themselves, but no password.
+func TestFlags(t *testing.T) {
+	for _, c := range []struct {
+		options etcd.Options
+		want    string
+	}{
+		{etcd.Options{Endpoints: []string{"http://127.0.0.1:4001", "http://127.0.0.1:2379"}, Prefix: etcd.DefaultPrefix}, ""},
+		{
+			etcd.Options{
+				Endpoints: []string{"https://10.4.7.12:2379", "https://10.4.7.21:2379"}, Prefix: "/other",
+				CAFile: "ca.pem", CertFile: "client.pem", KeyFile: "client-key.pem", Username: "flannel", Password: "secret",
+			},
+			" -etcd-endpoints https://10.4.7.12:2379,https://10.4.7.21:2379 -etcd-prefix /other" +
+				" -etcd-cafile ca.pem -etcd-certfile client.pem -etcd-keyfile client-key.pem -etcd-username flannel",
+		},
+	} {
+		if got := c.options.Flags(); got != c.want {
+			t.Errorf("the flags are%s, want%s", got, c.want)
 		}
 	}
 }
