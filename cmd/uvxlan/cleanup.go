@@ -76,7 +76,7 @@ type cleaner struct {
 func (c *cleaner) run() error {
 	err := c.clean()
 	if errors.Is(err, hoststate.ErrRunning) {
-		return fmt.Errorf("%w: stop it first", err)
+		return fmt.Errorf("%w: %s", err, hoststate.Remedy(err))
 	}
 	return err
 }

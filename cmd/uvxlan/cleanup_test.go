@@ -2,12 +2,12 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -255,7 +255,7 @@ func TestIntegrationCleanupWhileRunning(t *testing.T) {
 	ip(t, "route add 172.7.22.0/24 via 192.168.9.22 proto 89")
 	for _, dry := range []bool{true, false} {
 		c := cleaner{out: os.Stderr, dir: dir, dry: dry}
-		if err := c.run(); err == nil || err.Error() != "uvxland runs (pid "+strconv.Itoa(os.Getpid())+"): stop it first" {
+		if err := c.run(); err == nil || err.Error() != fmt.Sprintf("uvxland runs (pid %d): stop it first (kill %[1]d, if no service manager does)", os.Getpid()) {
 			t.Errorf("while a daemon runs: %v", err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,6 +57,8 @@ func (p *printer) config(ctx context.Context, o etcd.Options, words []string) er
 		return p.check(text)
 	case len(words) == 2 && words[0] == "set":
 		return p.set(ctx, o, words[1])
+	case len(words) == 3 && strings.HasPrefix(words[1], "/"): // as etcdctl has it
+		return cli.Usagef("config %s: leave the key %s away: it is that of -etcd-prefix (%s) with /config", words[0], words[1], o.Prefix)
 	}
 	fmt.Fprint(os.Stderr, configUsage)
 	return cli.Usagef("config: must be followed by get, set or check, as above")
@@ -196,10 +199,13 @@ func effect(before []byte, after *lease.Config) string {
 	return "written: each daemon that runs keeps the configuration before until it restarts, and says so in uvxlan status"
 }
 
-// readConfig takes JSON as it stands, "-" for what comes from in, and anything
-// else as a file's name.
+// readConfig takes JSON as it stands, also with the backslashes that a log puts before
+// quotes, "-" for what comes from in, and anything else as a file's name.
 func readConfig(arg string, in io.Reader) (string, error) {
 	if strings.HasPrefix(strings.TrimSpace(arg), "{") {
+		if plain, err := strconv.Unquote(`"` + arg + `"`); err == nil { // its own quotes have no backslash otherwise
+			return plain, nil
+		}
 		return arg, nil
 	}
 	var text []byte

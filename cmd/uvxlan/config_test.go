@@ -15,6 +15,7 @@ import (
 
 const (
 	goodConfig = `{"Network":"172.7.0.0/16","Backend":{"Type":"VxLAN","Directrouting":true}}`
+	fromLog    = `{\"Network\":\"172.7.0.0/16\",\"Backend\":{\"Type\":\"VxLAN\",\"Directrouting\":true}}`
 	badConfig  = `{"Network":"172.7.0.0/16","SubnetLen":12,"Backend":{"Type":"carrier-pigeon"}}`
 )
 
@@ -35,7 +36,7 @@ func TestConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte(goodConfig+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"set", goodConfig}, {"get"}, {"check"}, {"check", file}, {"set", file}, {"--etcd-prefix=/other", "set", goodConfig}} {
+	for _, args := range [][]string{{"set", goodConfig}, {"get"}, {"check"}, {"check", file}, {"set", file}, {"--etcd-prefix=/other", "set", goodConfig}, {"set", fromLog}} {
 		if err := run(t.Context(), append([]string{"config"}, args...)); err != nil {
 			t.Errorf("config %q: %v", args, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,11 @@ func run(ctx context.Context, args []string) error {
 	case name == "help" || name == "h":
 		fmt.Print(usage())
 		return nil
+	}
+	for _, c := range commands() {
+		if slices.Contains(c.words, name) {
+			return cli.Usagef("unknown command %q: did you mean %s %s?", args[0], c.name, name)
+		}
 	}
 	return cli.Unknown("command", args[0], commandNames(), "uvxlan help lists the commands")
 }

@@ -103,7 +103,21 @@ func running(f *os.File) error {
 	if n, err := strconv.Atoi(pid); err == nil && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
 		return errInherited
 	}
-	return fmt.Errorf("%w (pid %s)", ErrRunning, pid)
+	return runningError{pid}
+}
+
+// runningError is an [ErrRunning] that names the process.
+type runningError struct{ pid string }
+
+func (e runningError) Error() string { return fmt.Sprintf("%v (pid %s)", ErrRunning, e.pid) }
+func (e runningError) Unwrap() error { return ErrRunning }
+
+// Remedy says what to do about an [ErrRunning].
+func Remedy(err error) string {
+	if e, ok := errors.AsType[runningError](err); ok {
+		return fmt.Sprintf("stop it first (kill %s, if no service manager does)", e.pid)
+	}
+	return "stop it first"
 }
 
 func write(f *os.File, text string) error {
