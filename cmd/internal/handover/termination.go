@@ -13,16 +13,16 @@ import (
 // terminations are the signals that end the process. A signal that was ignored
 // when the process was started, as nohup does with SIGHUP, stays ignored.
 func terminations() []os.Signal {
-	all := []os.Signal{unix.SIGINT, unix.SIGTERM}
+	all := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGQUIT}
 	if !signal.Ignored(unix.SIGHUP) {
 		all = append(all, unix.SIGHUP)
 	}
 	return all
 }
 
-// Termination is a context that ends with the first SIGINT, SIGTERM or SIGHUP,
-// as the context of [signal.NotifyContext] does. The second signal ends the
-// process.
+// Termination is a context that ends with the first SIGINT, SIGTERM, SIGQUIT or
+// SIGHUP, as the context of [signal.NotifyContext] does. The second signal ends
+// the process; if it is a SIGQUIT, with the stacks of all goroutines.
 //
 // No signal is lost in an [Exec]. One that comes before it ends the context.
 // From then on, until the successor has a Termination, a signal ends the
