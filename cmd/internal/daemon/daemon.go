@@ -113,7 +113,11 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 	}
 	defer registry.Close()
 	m.set(func(m *monitor) { m.ext, m.leases, m.skipped = ext, registry, registry.Skipped })
-	return serve(ctx, o, ext, registry, &reloader{opts: o, program: program, monitor: m}, before)
+	after, err = serve(ctx, o, ext, registry, &reloader{opts: o, program: program, monitor: m}, before)
+	if _, wrong := errors.AsType[lease.ConfigError](err); wrong {
+		err = fmt.Errorf("%w: write another, by uvxlan config set%s JSON", err, o.Etcd.Flags())
+	}
+	return after, err
 }
 
 // chooseInterface keeps the one that the inherited sockets are bound to.

@@ -42,7 +42,7 @@ func explain(err error) error {
 		remedy string
 	}{
 		{claim.ErrOverlap, "stop it, or set another Network in the network config"},
-		{hoststate.ErrRunning, "stop it first, or give each daemon a -state-dir of its own"},
+		{hoststate.ErrRunning, hoststate.Remedy(err) + ", or give each daemon a -state-dir of its own"},
 		{hoststate.ErrDir, "choose one that can be written, with -state-dir"},
 		{subnetfile.ErrPlace, "choose a place that can be written, with -subnet-file"},
 		{control.ErrInUse, "stop it, or give each daemon a -control-socket of its own"},

@@ -234,6 +234,9 @@ func (g *Gateway) Describe(s *control.Status) {
 	if lost > 0 {
 		s.Notes = append(s.Notes, fmt.Sprintf("%d of %d peers can't be reached", lost, s.Peers))
 	}
+	if note := g.peerlog.Note(); note != "" {
+		s.Notes = append(s.Notes, note)
+	}
 }
 
 // Peers lists the peers and their paths, and the leases that are no peers.

@@ -35,6 +35,9 @@ func (v *Overlay) Describe(s *control.Status) {
 	s.Peers, s.Traffic = stats.Peers, control.TrafficOf(stats)
 	fast := v.fast.Describe()
 	s.FastPath = &fast
+	if note := v.peerlog.Note(); note != "" {
+		s.Notes = append(s.Notes, note)
+	}
 }
 
 // Stats is what the router has counted.

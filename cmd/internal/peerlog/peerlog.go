@@ -5,6 +5,7 @@ package peerlog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -84,6 +85,22 @@ func (c *Log) WithLeftOut(peers []control.Peer) []control.Peer {
 	}
 	slices.SortStableFunc(peers, func(a, b control.Peer) int { return a.Subnet.Compare(b.Subnet) })
 	return peers
+}
+
+// Note tells of the leases that are no peers, "" if there are none.
+func (c *Log) Note() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var first *lease.PeerError
+	for _, p := range c.leftOut {
+		if first == nil || p.Subnet.Compare(first.Subnet) < 0 {
+			first = p
+		}
+	}
+	if first == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d leases are no peers, such as that of %s at %s: %v; uvxlan peers lists all, and daemons with an old network configuration need a restart", len(c.leftOut), first.Subnet, first.Underlay, first.Err)
 }
 
 // reasons are the errors that were joined to err.

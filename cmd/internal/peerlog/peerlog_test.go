@@ -91,6 +91,7 @@ func TestWithLeftOut(t *testing.T) {
 		}
 		c.LeftOut(u, errors.Join(errs...))
 	}
+	const first, peer, last = `172.7.31.0/24 none its backend is "host-gw", not "vxlan"`, "172.7.32.0/24 vxlan ", `172.7.33.0/24 none its backend is "host-gw", not "vxlan"`
 	list := func(want ...string) {
 		t.Helper()
 		var got []string
@@ -100,8 +101,15 @@ func TestWithLeftOut(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("listed are\n%q, want\n%q", got, want)
 		}
+		note := ""
+		if n := len(want) - 1; n > 0 {
+			subnet, _, _ := strings.Cut(want[slices.IndexFunc(want, func(w string) bool { return w != peer })], " ")
+			note = fmt.Sprintf(`%d leases are no peers, such as that of %s at 192.168.14.31: its backend is "host-gw", not "vxlan"; uvxlan peers lists all, and daemons with an old network configuration need a restart`, n, subnet)
+		}
+		if got := c.Note(); got != note {
+			t.Errorf("the note is %q, want %q", got, note)
+		}
 	}
-	const first, peer, last = `172.7.31.0/24 none its backend is "host-gw", not "vxlan"`, "172.7.32.0/24 vxlan ", `172.7.33.0/24 none its backend is "host-gw", not "vxlan"`
 	list(peer)
 	apply(lease.Update{Reset: true, Leases: []lease.Lease{gateway("172.7.31.0/24")}})
 	list(first, peer)
