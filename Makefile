@@ -201,7 +201,7 @@ $(KUBEBIN)/flanneld: .ci/flannel.mod .ci/flannel.sum
 
 # What the tests and the demo run beside our own binaries. Services that come
 # with them are not to start by themselves: policy-rc.d tells the packages so.
-TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server etcdctl:etcd-client \
+TOOLS := iperf3:iperf3 tcpdump:tcpdump ip:iproute2 setpriv:util-linux iptables:iptables nft:nftables etcd:etcd-server etcdctl:etcd-client supervisord:supervisor \
   dockerd:docker.io dpkg:dpkg rpm:rpm systemd-analyze:systemd groff:groff-base promtool:prometheus busybox:busybox-static runc:runc /usr/lib/cni/bridge:containernetworking-plugins
 tools:
 	@missing=; for t in $(TOOLS); do \

@@ -244,3 +244,20 @@ func TestCompletionHasEveryFlag(t *testing.T) {
 		t.Error("a flag is taken for a word")
 	}
 }
+
+// Unit files of years ago start the daemon, or are told what took the place of what
+// they ask for.
+func TestOldFlags(t *testing.T) {
+	if _, err := parse(strings.Fields("--logtostderr=true --alsologtostderr -log_dir /var/log/flannel -stderrthreshold=INFO -v=4 -vmodule=x=1")); err != nil {
+		t.Error(err)
+	}
+	for args, want := range map[string]string{
+		"--remote=10.4.7.12:8888":  "-remote: flannel's server of leases is no more: give -etcd-endpoints instead",
+		"-v 1 -listen 0.0.0.0:888": "-listen: flannel's server of leases is no more: give -etcd-endpoints instead",
+		"-networks=a,b":            "-networks: a daemon has one network: start one for each, with an -etcd-prefix, -subnet-file, -state-dir and -control-socket of its own",
+	} {
+		if _, err := parse(strings.Fields(args)); err == nil || err.Error() != want || cli.ExitCode(err) != 2 {
+			t.Errorf("%s: %v, want %s", args, err, want)
+		}
+	}
+}

@@ -26,7 +26,9 @@ func topics() []cli.Group {
 		}},
 		{Title: "Health, metrics and control", Flags: []string{"healthz-ip", "healthz-port", "probe-interval", "control-socket"}},
 		{Title: "Log and version", Flags: []string{"v", "version"}},
-		{Title: "For flannel's sake", Flags: []string{"vmodule", "log_backtrace_at"}},
+		{Title: "For flannel's sake", Flags: []string{
+			"vmodule", "log_backtrace_at", "log_dir", "logtostderr", "alsologtostderr", "stderrthreshold",
+		}},
 	}
 }
 

@@ -168,8 +168,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.TextVar(&f.publicIPv6, "public-ipv6", netip.Addr{}, "IPv6 `address` by which the other hosts reach this one, if the network has IPv6 (default: the interface's)")
 	fs.IntVar(&f.renewMargin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, from 1 to 1439")
 	fs.BoolVar(&f.blackhole, "ip-blackhole-route", false, "drop what is sent to containers of this host that aren't there, while their network isn't up")
-	fs.String("vmodule", "", "accepted for flannel's sake, without effect")
-	fs.String("log_backtrace_at", "", "accepted for flannel's sake, without effect")
+	defineOld(fs)
 	f.kube.define(fs)
 	return f, fs
 }
@@ -178,6 +177,9 @@ func define() (*flags, *flag.FlagSet) {
 // help is asked for.
 func parse(args []string) (*flags, error) {
 	f, fs := define()
+	if err := checkGone(args); err != nil {
+		return nil, err
+	}
 	if err := cli.Parse(fs, args); err != nil {
 		return nil, err
 	}

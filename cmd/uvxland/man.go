@@ -38,7 +38,7 @@ flag's name in capitals, with _ for -. So FLANNELD_ETCD_ENDPOINTS stands for
 				{Term: "/etc/uvxlan/uvxland.env", Text: "the flags' variables for the service of systemd"},
 			}},
 			{Title: "SIGNALS", Items: []manpage.Item{
-				{Term: "SIGTERM, SIGINT", Text: "end"},
+				{Term: "SIGTERM, SIGINT, SIGQUIT", Text: "end"},
 				{Term: "SIGUSR2", Text: "put the program that is on disk into the place of the running one, without losing a packet"},
 			}},
 			{Title: "EXIT STATUS", Items: []manpage.Item{
