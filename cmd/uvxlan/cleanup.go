@@ -96,7 +96,7 @@ func (c *cleaner) clean() error {
 	}
 	err = errors.Join(c.routes(state.Networks), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6),
 		c.firewall(state), c.fastPath(state.Device), c.device(state.Device), c.sysctls(state.Sysctls),
-		c.subnetFile(state), c.controlSocket(state.ControlSocket), c.file("leases", leasefile.Path(c.dir)))
+		c.subnetFile(state), c.socket("control", state.ControlSocket), c.socket("handover", hoststate.HandoverPath(c.dir)), c.file("leases", leasefile.Path(c.dir)))
 	if err != nil {
 		return err
 	}
@@ -334,20 +334,20 @@ func (c *cleaner) file(what, path string) error {
 	return errors.Join(errs...)
 }
 
-// controlSocket removes a socket that no daemon answers on any longer.
-func (c *cleaner) controlSocket(path string) error {
+// socket removes a socket that no daemon answers on any longer.
+func (c *cleaner) socket(what, path string) error {
 	if path == "" {
 		return nil
 	}
 	stale, err := control.Stale(context.Background(), path)
 	if err != nil {
-		c.leave("control socket %s: %v", path, err)
+		c.leave("%s socket %s: %v", what, path, err)
 		return nil
 	}
 	if !stale {
 		return nil
 	}
-	return c.remove("control socket "+path, func() error { return os.Remove(path) })
+	return c.remove(what+" socket "+path, func() error { return os.Remove(path) })
 }
 
 // manifest removes it, but for what only a newer version can remove.

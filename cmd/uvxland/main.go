@@ -95,6 +95,7 @@ type flags struct {
 	etcdListen  string
 	stateDir    string
 	expired     string
+	takeOver    bool
 	ifaces      flagenv.List
 	publicIP    netip.Addr
 	subnetFile  string
@@ -144,6 +145,7 @@ func define() (*flags, *flag.FlagSet) {
 	fs.StringVar(&f.stateDir, "state-dir", daemon.DefaultStateDir, "`directory` of what outlives the daemon, one for each: lock, record of changes to the host, the embedded etcd's data")
 	fs.Var(&f.ifaces, "iface", "`name or address` of the interface to the other hosts, may be repeated (default: of the default route)")
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
+	fs.BoolVar(&f.takeOver, "takeover", false, "take the place of the daemon that runs with the same -state-dir, if one does, without a lost packet; it works until this one is ready")
 	fs.StringVar(&f.expired, "stored-lease-expired", "wait", "what a start without etcd does with a stored lease that has run out: `wait` for etcd, or use it although its subnet may be another host's")
 	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")
 	fs.TextVar(&f.healthIP, "healthz-ip", netip.IPv4Unspecified(), "`address` that /healthz, /readyz and /metrics are answered on")
@@ -317,6 +319,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 	o.Etcd.Endpoints = strings.Split(f.endpoints, ",")
 	o.Interface.Names, o.Interface.PublicIP, o.Interface.PublicIPv6 = f.ifaces, f.publicIP, f.publicIPv6
 	o.Interface.Patterns, o.Interface.CanReach = f.ifacePattern, f.canReach
+	o.TakeOver = f.takeOver
 	o.UseExpired = f.expired == "use"
 	o.RenewMargin, o.Blackhole = time.Duration(f.renewMargin)*time.Minute, f.blackhole
 	return o

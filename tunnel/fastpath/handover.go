@@ -21,12 +21,30 @@ type Descriptors struct {
 	Layout string `json:"layout,omitempty"`
 }
 
-// All lists the descriptors; nil has none.
-func (d *Descriptors) All() []int {
+// All lists the descriptors, in an order that depends on the maps' names alone; nil has
+// none.
+func (d *Descriptors) All() (fds []int) {
 	if d == nil {
 		return nil
 	}
-	return slices.Concat(slices.Collect(maps.Values(d.Maps)), d.Links)
+	for _, name := range slices.Sorted(maps.Keys(d.Maps)) {
+		fds = append(fds, d.Maps[name])
+	}
+	return append(fds, d.Links...)
+}
+
+// Renumber returns d with other numbers, in the order of All: those that the
+// descriptors have in another process. There must be as many. Nil stays nil.
+func (d *Descriptors) Renumber(fds []int) *Descriptors {
+	if d == nil {
+		return nil
+	}
+	other := &Descriptors{Maps: map[string]int{}, Layout: d.Layout}
+	for i, name := range slices.Sorted(maps.Keys(d.Maps)) {
+		other.Maps[name] = fds[i]
+	}
+	other.Links = slices.Clone(fds[len(d.Maps):])
+	return other
 }
 
 // Close closes the descriptors that nobody took.

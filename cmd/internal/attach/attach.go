@@ -308,6 +308,14 @@ func (k *Keeper) Release(keep bool) *fastpath.Descriptors {
 	return descriptors
 }
 
+// Inherit takes what another process has left attached, nil if there is nothing, for
+// the next Use.
+func (k *Keeper) Inherit(d *fastpath.Descriptors) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.inherited = d
+}
+
 // Discard gives up what another process has left attached.
 func (k *Keeper) Discard() {
 	k.mu.Lock()

@@ -36,10 +36,10 @@ type Claim struct {
 // Networks claims networks in the calling thread's network namespace. The error is
 // [ErrOverlap], with the other's network and process id, if another process has
 // claimed one that overlaps. What another user than root or this one has listening
-// there doesn't count.
-func Networks(networks []netip.Prefix) (*Claim, error) {
+// there doesn't count, nor do claims by the names of those whose place is taken.
+func Networks(networks []netip.Prefix, taken ...string) (*Claim, error) {
 	c := &Claim{}
-	var names []string
+	names := slices.Clone(taken)
 	for _, n := range networks {
 		name := lead + n.String() + "/" + rand.Text()
 		l, err := net.Listen("unix", name)
@@ -63,6 +63,14 @@ func Networks(networks []netip.Prefix) (*Claim, error) {
 		}
 	}
 	return c, nil
+}
+
+// Names are those of the claim, for a process that takes this one's place.
+func (c *Claim) Names() (names []string) {
+	for _, l := range c.listeners {
+		names = append(names, l.Addr().String())
+	}
+	return names
 }
 
 // answer takes connections, so that there always is room for one that asks.

@@ -55,9 +55,17 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 // caller's. It stays open when the server is closed, and so does a socket's file
 // stay in its place: who comes meanwhile waits for whoever adopts it.
 func (s *Server) HandOver() (int, error) {
+	if socket, ok := s.listener.(*Socket); ok {
+		socket.kept.Store(true)
+	}
+	return s.Descriptor()
+}
+
+// Descriptor returns another descriptor of the listening socket, which is the
+// caller's. Another process may adopt it.
+func (s *Server) Descriptor() (int, error) {
 	listener := s.listener
 	if socket, ok := listener.(*Socket); ok {
-		socket.kept.Store(true)
 		listener = socket.Listener
 	}
 	conn, ok := listener.(syscall.Conn)

@@ -37,20 +37,36 @@ func Run(t *handover.Termination, o Options) error {
 	if main != nil {
 		return explain(standby(o, before, main))
 	}
+	if handover.IsRetired() {
+		<-t.Done()
+		return nil
+	}
+	if before == nil {
+		if before, err = takeOver(t, o); err != nil {
+			return ignoreCanceled(t, explain(err))
+		}
+	}
 	for {
 		after, err := run(t, o, program, before)
-		switch {
-		case after == nil && t.Err() != nil && errors.Is(err, t.Err()):
-			return nil
-		case after == nil && errors.Is(err, lease.ErrReassigned):
+		if after == nil && errors.Is(err, lease.ErrReassigned) && t.Err() == nil {
 			o.Logger.Warn("starting again with another subnet", "error", err)
 			before = nil
 			continue
-		case after == nil:
-			return explain(err)
+		}
+		if after == nil {
+			return ignoreCanceled(t, explain(err))
+		}
+		if after.Given() {
+			o.Logger.Info("another program has taken over")
+			if !o.TakeOver {
+				return nil
+			}
 		}
 		if o.LogQueue != nil {
 			o.LogQueue.Flush(logqueue.LastWords) // what is left then is lost
+		}
+		if after.Given() {
+			return handover.Retire(t)
 		}
 		if err = after.Exec(t, program, hoststate.Pending(o.StateDir)); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
@@ -59,9 +75,20 @@ func Run(t *handover.Termination, o Options) error {
 	}
 }
 
+// ignoreCanceled passes over an error that is ctx's end.
+func ignoreCanceled(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
 // run returns what is to be handed over if the daemon reloads; then all that is on
 // the host stays. before is what the one before handed over, or nil.
 func run(ctx context.Context, o Options, program string, before *handover.State) (after *handover.State, err error) {
+	r := &reloader{opts: o, program: program, turn: &turn{}}
+	ctx, cancel := gracefully(ctx, r.turn)
+	defer cancel()
 	if err := checkCapability(); err != nil {
 		return nil, err
 	}
@@ -74,7 +101,9 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 			after.Keep(lock)
 			return
 		}
-		lock.Close()
+		if !before.Borrowed() {
+			lock.Close()
+		}
 	}()
 	if err := openRecord(o, before); err != nil {
 		return nil, err
@@ -84,6 +113,7 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 		host.RemoveBlackholes(o.StateDir, o.Logger)
 	}
 	m := newMonitor()
+	r.monitor, r.lock = m, lock
 	if before != nil {
 		m.started = before.Started
 	}
@@ -93,7 +123,7 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 	}
 	defer func() { stop(after, after != nil || errors.Is(err, lease.ErrReassigned)) }()
 	if o.Kube != nil {
-		return runKube(ctx, o, program, m, before)
+		return runKube(ctx, o, r, before)
 	}
 	ext, err := chooseInterface(o, before)
 	if err != nil {
@@ -113,7 +143,7 @@ func run(ctx context.Context, o Options, program string, before *handover.State)
 	}
 	defer registry.Close()
 	m.set(func(m *monitor) { m.ext, m.leases, m.skipped = ext, registry, registry.Skipped })
-	after, err = serve(ctx, o, ext, registry, &reloader{opts: o, program: program, monitor: m}, before)
+	after, err = serve(ctx, o, ext, registry, r, before)
 	if _, wrong := errors.AsType[lease.ConfigError](err); wrong {
 		err = fmt.Errorf("%w: write another, by uvxlan config set%s JSON", err, o.Etcd.Flags())
 	}

@@ -19,8 +19,10 @@ import (
 // endpoints are where the daemon tells how it is.
 type endpoints struct {
 	opts    Options
+	before  *handover.State
 	health  *control.Server // nil if there is none, as with socket
 	control *control.Server
+	later   []func() // start those on whose sockets the daemon before answers
 }
 
 // source is what the endpoints tell of.
@@ -30,9 +32,10 @@ type source interface {
 }
 
 // openEndpoints starts answering on the health port and the control socket, as
-// far as the options want them. Those of the daemon before are taken over.
+// far as the options want them. Those of the daemon before are taken over, from
+// answerAll on if it still answers there itself.
 func openEndpoints(ctx context.Context, o Options, s source, before *handover.State) (*endpoints, error) {
-	e := &endpoints{opts: o}
+	e := &endpoints{opts: o, before: before}
 	if err := e.openHealth(ctx, s, before); err != nil {
 		return nil, err
 	}
@@ -55,12 +58,39 @@ func (e *endpoints) openHealth(ctx context.Context, s metrics.Source, before *ha
 		return fmt.Errorf("open health port: %w", err)
 	}
 	e.opts.Logger.Info("answers /healthz, /readyz and /metrics", "address", l.Addr())
-	e.health = control.Serve(l, control.HealthHandler(s, metrics.Handler(s, e.opts.logLost)), e.opts.Logger)
+	e.answer(adoptsHealth(before), func() {
+		e.health = control.Serve(l, control.HealthHandler(s, metrics.Handler(s, e.opts.logLost)), e.opts.Logger)
+	})
 	return nil
 }
 
+// answer starts a server.
+func (e *endpoints) answer(adopted bool, start func()) {
+	if adopted && e.before.Borrowed() {
+		e.later = append(e.later, start)
+		return
+	}
+	start()
+}
+
+// answerAll starts what openEndpoints has left to the daemon before.
+func (e *endpoints) answerAll() {
+	for _, start := range e.later {
+		start()
+	}
+	e.later = nil
+}
+
+func adoptsHealth(before *handover.State) bool {
+	return before != nil && before.Health != handover.None
+}
+
+func adoptsControl(before *handover.State) bool {
+	return before != nil && before.Control != handover.None
+}
+
 func listenHealth(ctx context.Context, at netip.AddrPort, before *handover.State) (net.Listener, error) {
-	if before != nil && before.Health != handover.None {
+	if adoptsHealth(before) {
 		return control.AdoptListener(before.Health)
 	}
 	var c net.ListenConfig
@@ -79,7 +109,7 @@ func (e *endpoints) openControl(ctx context.Context, s source, before *handover.
 		e.opts.Logger.Warn("uvxlan status and peers have no answer", "error", err)
 		return nil
 	}
-	e.control = control.Serve(l, control.Handler(s, s), e.opts.Logger)
+	e.answer(adoptsControl(before), func() { e.control = control.Serve(l, control.Handler(s, s), e.opts.Logger) })
 	return nil
 }
 
@@ -92,14 +122,27 @@ func (e *endpoints) listenControl(ctx context.Context, before *handover.State) (
 	if err := hoststate.Update(e.opts.StateDir, func(s *hoststate.State) { s.ControlSocket = path }); err != nil {
 		return nil, err
 	}
-	if before != nil && before.Control != handover.None {
+	if adoptsControl(before) {
 		return control.Adopt(before.Control, path)
 	}
 	return control.Listen(ctx, path)
 }
 
+// describe adds to a state where this daemon answers. The descriptors are the caller's.
+func (e *endpoints) describe(to *handover.State) (err error) {
+	if e.health != nil {
+		to.Health, err = e.health.Descriptor()
+	}
+	if e.control != nil && err == nil {
+		if to.ControlSocket, err = filepath.Abs(e.opts.ControlSocket); err == nil {
+			to.Control, err = e.control.Descriptor()
+		}
+	}
+	return err
+}
+
 // close ends every answer and removes the socket, or hands over what listens if
-// after isn't nil.
+// after isn't nil. A daemon before that still works keeps it.
 func (e *endpoints) close(after *handover.State) {
 	var errs []error
 	for _, c := range []struct {
@@ -112,10 +155,12 @@ func (e *endpoints) close(after *handover.State) {
 		if c.server == nil {
 			continue
 		}
-		if after != nil {
-			var err error
-			*c.at(after), err = c.server.HandOver()
+		if after != nil || e.before.Borrowed() {
+			fd, err := c.server.HandOver()
 			errs = append(errs, err)
+			if after != nil {
+				*c.at(after) = fd
+			}
 		}
 		errs = append(errs, c.server.Close())
 	}

@@ -43,7 +43,8 @@ func (o KubeOptions) options(log *slog.Logger) kube.Options {
 func (o KubeOptions) Check() error { return o.options(nil).Check() }
 
 // runKube goes on with run where the leases are in Kubernetes.
-func runKube(ctx context.Context, o Options, program string, m *monitor, before *handover.State) (*handover.State, error) {
+func runKube(ctx context.Context, o Options, r *reloader, before *handover.State) (*handover.State, error) {
+	m := r.monitor
 	klog.SetSlogLogger(o.Logger)
 	registry, err := kube.Open(o.Kube.options(o.Logger))
 	if err != nil {
@@ -61,7 +62,7 @@ func runKube(ctx context.Context, o Options, program string, m *monitor, before 
 		return nil, err
 	}
 	m.set(func(m *monitor) { m.ext, m.waiting = ext, nil })
-	return serve(ctx, o, ext, registry, &reloader{opts: o, program: program, monitor: m}, before)
+	return serve(ctx, o, ext, registry, r, before)
 }
 
 // nodeAddresses has the Node's annotations say what -public-ip and -public-ipv6 do, where

@@ -29,15 +29,16 @@ type monitor struct {
 
 	mu sync.Mutex // guards the rest, each of which is set once
 	// what the daemon has so far
-	waiting error // why there is no interface yet
-	node    func() string
-	ext     extiface.Interface
-	leases  leaseadmin.Registry
-	skipped func() uint64
-	manager *lease.Manager
-	config  *lease.Config
-	network backend
-	keeper  *host.Keeper
+	endpoints *endpoints
+	waiting   error // why there is no interface yet
+	node      func() string
+	ext       extiface.Interface
+	leases    leaseadmin.Registry
+	skipped   func() uint64
+	manager   *lease.Manager
+	config    *lease.Config
+	network   backend
+	keeper    *host.Keeper
 	// peerHealth is there with network
 	peerHealth *health.Monitor
 	// how far it is
@@ -62,7 +63,15 @@ func (m *monitor) open(ctx context.Context, o Options, before *handover.State) (
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(ctx, m.beStopping)
 	n := notifier{log: o.Logger, source: m}
+	m.set(func(m *monitor) { m.endpoints = e })
 	var telling sync.WaitGroup
+	telling.Go(func() {
+		select {
+		case <-m.isReady:
+			e.answerAll()
+		case <-ctx.Done():
+		}
+	})
 	telling.Go(func() {
 		n.run(ctx, m.isReady)
 		if !m.isLeaving() {
@@ -127,6 +136,12 @@ func (m *monitor) parts() parts {
 		p.node = m.node()
 	}
 	return p
+}
+
+func (m *monitor) endpointsNow() *endpoints {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.endpoints
 }
 
 // isLeaving tells whether another program goes on.

@@ -17,6 +17,6 @@ var errNoKube = errors.New("this program was built without Kubernetes (build tag
 // Check tells what is wrong with the options.
 func (KubeOptions) Check() error { return errNoKube }
 
-func runKube(context.Context, Options, string, *monitor, *handover.State) (*handover.State, error) {
+func runKube(context.Context, Options, *reloader, *handover.State) (*handover.State, error) {
 	return nil, errNoKube
 }

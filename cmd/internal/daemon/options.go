@@ -65,6 +65,10 @@ type Options struct {
 	// ProbeInterval is the time between two echo requests to a peer; 0 means that none
 	// is asked.
 	ProbeInterval time.Duration
+	// TakeOver has this daemon take the place of the one that runs, if one does: that
+	// one works until this one is ready. When its own place is taken later, it stays
+	// without work until it is stopped, so that a supervisor doesn't start it again.
+	TakeOver bool
 	// Reload says each time that the program on disk is to take this one's place;
 	// nil means never.
 	Reload <-chan os.Signal

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/hoststate"
 )
 
 // errReloading ends what a daemon does that hands over.
@@ -19,6 +20,8 @@ type reloader struct {
 	opts    Options
 	program string
 	monitor *monitor
+	lock    *hoststate.Lock
+	turn    *turn
 }
 
 // run returns what is to be handed over, once another process carries the packets
@@ -38,7 +41,7 @@ func (r *reloader) run(ctx context.Context) *handover.State {
 			return nil
 		}
 		n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonic().Microseconds()))
-		e, err := r.attempt(ctx)
+		e, err := r.alone(ctx)
 		if err == nil {
 			return e
 		}
@@ -54,18 +57,37 @@ func monotonic() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// attempt starts a standby and has it carry the packets.
-func (r *reloader) attempt(ctx context.Context) (*handover.State, error) {
-	if r.opts.EmbeddedEtcd {
-		return nil, errors.New("the etcd in this process can't be handed over: restart the daemon instead")
+// alone is attempt, unless another program takes over at the moment.
+func (r *reloader) alone(ctx context.Context) (*handover.State, error) {
+	if !r.turn.take(false) {
+		return nil, errTaking
 	}
-	p := r.monitor.parts()
+	e, err := r.attempt(ctx)
+	if err != nil {
+		r.turn.giveBack()
+	}
+	return e, err
+}
+
+// describe returns what another process needs to carry the packets, with the backend
+// that carries them so far.
+func (m *monitor) describe(o Options) (*handover.State, backend, error) {
+	if o.EmbeddedEtcd {
+		return nil, nil, errors.New("the etcd in this process can't be handed over: restart the daemon instead")
+	}
+	p := m.parts()
 	if !p.health.Lease.Subnet.IsValid() {
-		return nil, errors.New("the host has no lease")
+		return nil, nil, errors.New("the host has no lease")
 	}
 	e := handover.NewState()
-	e.Started, e.Interface, e.Config, e.Own = r.monitor.started, p.ext, p.config, p.health.Lease
-	if err := p.network.HandOver(e); err != nil {
+	e.Started, e.Interface, e.Config, e.Own = m.started, p.ext, p.config, p.health.Lease
+	return e, p.network, p.network.HandOver(e)
+}
+
+// attempt starts a standby and has it carry the packets.
+func (r *reloader) attempt(ctx context.Context) (*handover.State, error) {
+	e, network, err := r.monitor.describe(r.opts)
+	if err != nil {
 		return nil, err
 	}
 	begin := time.Now()
@@ -73,7 +95,7 @@ func (r *reloader) attempt(ctx context.Context) (*handover.State, error) {
 		return nil, err
 	}
 	ready := time.Now()
-	since, err := p.network.Release(e)
+	since, err := network.Release(e)
 	if err != nil {
 		err = errors.Join(err, e.StopStandby())
 		e.Reap()

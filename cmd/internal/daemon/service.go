@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -116,7 +117,7 @@ func (s *service) open() (err error) {
 	if err := subnetfile.Prepare(s.opts.SubnetFile); err != nil {
 		return err
 	}
-	if s.claim, err = claim.Networks(s.config.Networks()); err != nil {
+	if s.claim, err = claim.Networks(s.config.Networks(), s.claimed()...); err != nil {
 		return err
 	}
 	if s.rules, err = openRules(s.opts, s.config); err != nil {
@@ -136,6 +137,14 @@ func (s *service) open() (err error) {
 	}
 	s.network = network
 	return nil
+}
+
+// claimed are the claims of the daemon whose place is taken.
+func (s *service) claimed() []string {
+	if s.before == nil {
+		return nil
+	}
+	return s.before.Claims
 }
 
 // checkHidden refuses no overlay that was handed over, since it carries packets.
@@ -195,27 +204,37 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 		trim(ctx, s.opts.Logger, s.monitor.isReady)
 		return nil
 	})
+	var reloaded, given *handover.State
 	group.Go(func() error {
-		if after = r.run(ctx); after != nil {
+		if reloaded = r.run(ctx); reloaded != nil {
 			return errReloading
 		}
 		return nil
 	})
-	if err = group.Wait(); after != nil {
+	group.Go(func() error {
+		if given = s.offer(ctx, r); given != nil {
+			return errReloading
+		}
+		return nil
+	})
+	err = group.Wait()
+	if after = cmp.Or(reloaded, given); after != nil {
 		return after, nil
 	}
-	if errors.Is(err, lease.ErrLeaseLost) || errors.Is(err, lease.ErrReassigned) {
+	if (errors.Is(err, lease.ErrLeaseLost) || errors.Is(err, lease.ErrReassigned)) && !s.before.Borrowed() {
 		withdraw(s.opts, s.config, s.own)
 	}
 	return nil, err
 }
 
-// close removes what shouldn't outlive the process; what is handed over stays.
+// close removes what shouldn't outlive the process; what is handed over stays, and
+// what is still another daemon's.
 func (s *service) close(after *handover.State) {
-	if s.network != nil {
+	borrowed := s.before.Borrowed()
+	if s.network != nil && !borrowed {
 		s.network.Close()
 	}
-	if s.network != nil && after == nil {
+	if s.network != nil && after == nil && !borrowed {
 		host.RemoveBlackholes(s.opts.StateDir, s.opts.Logger)
 		host.RestoreSysctls(s.opts.StateDir, s.opts.Logger)
 	}

@@ -47,15 +47,28 @@ type State struct {
 	Health  int `json:"health"`
 	Control int `json:"control"`
 
+	// What else a process must know that takes over beside the daemon: the daemon's
+	// network namespace, where its leases are, its control socket and the names by
+	// which it has claimed its networks.
+	Netns         string   `json:"netns,omitempty"`
+	Registry      string   `json:"registry,omitempty"`
+	ControlSocket string   `json:"control_socket,omitempty"`
+	Claims        []string `json:"claims,omitempty"`
+
 	lock     *hoststate.Lock // of Lock, as long as the process is the same
 	standby  *Standby
+	donor    *donor // in the place of a standby, if the daemon before works until then
+	taker    bool   // another process takes over that isn't a standby
 	stopping sync.Once
-	stopped  chan struct{} // closed once the standby doesn't work any longer
+	stopped  chan struct{} // closed once nobody else works any longer
 }
 
 // NewState returns a State without descriptors.
 func NewState() *State {
-	return &State{Format: stateFormat, Version: version.String(), Lock: None, Health: None, Control: None, stopped: make(chan struct{})}
+	return &State{
+		Format: stateFormat, Version: version.String(), Netns: netns(),
+		Lock: None, Health: None, Control: None, stopped: make(chan struct{}),
+	}
 }
 
 // Encode returns the state as text, for [ReadState] in another program.
@@ -116,8 +129,28 @@ func (e *State) Descriptors() []int {
 	return append(fds, e.FastPath.All()...)
 }
 
-// TakesFastPath tells whether the program of the standby takes over a fast path.
-func (e *State) TakesFastPath() bool { return e.standby != nil && e.standby.TakesFastPath() }
+// TakesFastPath tells whether the program that takes over goes on with a fast path.
+func (e *State) TakesFastPath() bool {
+	return e.taker || e.standby != nil && e.standby.TakesFastPath()
+}
+
+// Given tells whether another process has taken over that doesn't need this one any
+// longer.
+func (e *State) Given() bool { return e != nil && e.taker }
+
+// Borrowed tells whether the daemon before still works, in its own process. Then all
+// that is on the host is its own.
+func (e *State) Borrowed() bool {
+	if e == nil || e.donor == nil {
+		return false
+	}
+	select {
+	case <-e.stopped:
+		return false
+	default:
+		return true
+	}
+}
 
 // TakeLock takes over the lock of the state directory, or takes it anew.
 func (e *State) TakeLock(dir string) (*hoststate.Lock, error) {
@@ -138,10 +171,21 @@ func (e *State) AwaitEnd(ctx context.Context) error {
 	}
 	select {
 	case <-e.stopped:
-		e.standby.Reap()
+		e.Reap()
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// AwaitStopped waits until nobody else works any longer or ctx ends.
+func (e *State) AwaitStopped(ctx context.Context) {
+	if e == nil {
+		return
+	}
+	select {
+	case <-e.stopped:
+	case <-ctx.Done():
+	}
 }
 
 // StartStandby starts the program as a standby that can work with this state.
@@ -157,7 +201,11 @@ func (e *State) StartStandby(ctx context.Context, program string) error {
 func (e *State) Go() error { return e.standby.Go() }
 
 // Reap waits until a stopped standby's process has ended.
-func (e *State) Reap() { e.standby.Reap() }
+func (e *State) Reap() {
+	if e.standby != nil {
+		e.standby.Reap()
+	}
+}
 
 // Keep makes lock the one to be handed over.
 func (e *State) Keep(lock *hoststate.Lock) { e.lock = lock }
@@ -192,10 +240,15 @@ func ReceiveState() (*State, *Main, error) {
 	return e, r.Main, nil
 }
 
-// StopStandby ends the standby's work. Further calls do nothing.
+// StopStandby ends the work of the standby, or of the daemon before, which gives its
+// fast path then. Further calls do nothing. After an error the daemon before goes on.
 func (e *State) StopStandby() (err error) {
 	e.stopping.Do(func() {
-		err = e.standby.Stop()
+		if e.donor == nil {
+			err = e.standby.Stop()
+		} else if e.FastPath, err = e.donor.stop(); err != nil {
+			return
+		}
 		close(e.stopped)
 	})
 	return err

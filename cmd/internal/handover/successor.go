@@ -108,7 +108,7 @@ type Received struct {
 // hand. It is called once.
 func Receive() (*Received, error) {
 	value := os.Getenv(variable)
-	if value == "" {
+	if value == "" || value == partRetired {
 		return nil, nil
 	}
 	if err := os.Unsetenv(variable); err != nil {

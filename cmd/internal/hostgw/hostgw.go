@@ -37,7 +37,8 @@ type Gateway struct {
 	mu     sync.Mutex // guards the rest
 	ext    extiface.Interface
 	routes *hostgw.Gateway
-	moved  chan struct{} // closed, and made anew, when routes is another one
+	moved  chan struct{}   // closed, and made anew, when routes is another one
+	before *handover.State // of a daemon that works until this one does, or nil; immutable
 }
 
 // Config is what a Gateway must know. All of it is required.
@@ -90,9 +91,12 @@ func (g *Gateway) open(ext extiface.Interface) (*hostgw.Gateway, error) {
 	})
 }
 
-// takeOver goes on with the peers of the daemon before, whose routes are there.
+// takeOver goes on with the peers of the daemon before, whose routes are there. If
+// that daemon still runs, it ends once this one is ready.
 func (g *Gateway) takeOver(before *handover.State) {
-	if err := before.StopStandby(); err != nil {
+	if before.Borrowed() {
+		g.before = before
+	} else if err := before.StopStandby(); err != nil {
 		g.log.Warn("stop the standby", "error", err)
 	}
 	g.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers))
@@ -146,7 +150,10 @@ func (g *Gateway) Run(ctx context.Context, ready func() error) error {
 		select {
 		case <-g.loaded:
 			g.wake(peersPart)
-			return ready()
+			if err := ready(); err != nil || g.before == nil {
+				return err
+			}
+			return g.before.StopStandby()
 		case <-ctx.Done():
 			return nil
 		}

@@ -22,6 +22,10 @@ var ErrRunning = errors.New("uvxland runs")
 // text is the holder's process id.
 func LockPath(dir string) string { return filepath.Join(dir, "lock") }
 
+// HandoverPath returns the path of the socket in the state directory by which the
+// lock's holder lets another process take its place.
+func HandoverPath(dir string) string { return filepath.Join(dir, "handover.sock") }
+
 // Lock is the right to use a state directory, and with it what is on the host.
 // It ends with the process.
 type Lock struct{ file *os.File }
@@ -75,7 +79,7 @@ func open(path string) (*Lock, error) {
 	if !atomicfile.IsAt(f, path) {
 		return nil, f.Close()
 	}
-	_ = write(f, strconv.Itoa(os.Getpid())+"\n") // only for others' errors; the disk may be full
+	_ = sign(f, os.Getpid()) // only for others' errors; the disk may be full
 	return &Lock{f}, nil
 }
 
@@ -89,6 +93,9 @@ func Adopt(fd int, dir string) (*Lock, error) {
 	}
 	return &Lock{f}, nil
 }
+
+// Sign makes this process the holder that others are told of.
+func (l *Lock) Sign() { _ = sign(l.file, os.Getpid()) }
 
 // Descriptor returns the lock's descriptor, for another program to inherit. It
 // stays the lock's.
@@ -120,11 +127,11 @@ func Remedy(err error) string {
 	return "stop it first"
 }
 
-func write(f *os.File, text string) error {
+func sign(f *os.File, pid int) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt([]byte(text), 0)
+	_, err := f.WriteAt([]byte(strconv.Itoa(pid)+"\n"), 0)
 	return err
 }
 

@@ -102,7 +102,7 @@ func TestAcquireInherited(t *testing.T) {
 	if err := dead.Run(); err != nil {
 		t.Fatal(err)
 	}
-	if err := write(held.file, strconv.Itoa(dead.Process.Pid)); err != nil {
+	if err := sign(held.file, dead.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
 	heir := exec.CommandContext(t.Context(), "sleep", "0.1")

@@ -33,6 +33,8 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 	}
 	if err == nil {
 		v.setDown(nil)
+	}
+	if err == nil && !v.before.Borrowed() { // whose fast path is attached
 		err = v.useFast(v.before == nil)
 	}
 	if err == nil {

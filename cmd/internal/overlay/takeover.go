@@ -17,6 +17,9 @@ import (
 // made anew.
 func (v *Overlay) takeOver(before *handover.State) error {
 	if err := v.adopt(before); err != nil {
+		if before.Borrowed() {
+			return err // it is in use where it is
+		}
 		v.log.Error("what was handed over is of no use, making the device and the sockets again", "name", v.name, "error", err)
 		v.fast.Discard()
 		err = before.StopStandby() // whose process holds the device
@@ -80,7 +83,14 @@ func (v *Overlay) replaceStandby() error {
 	before := v.before
 	v.before = nil
 	begin := time.Now()
+	borrowed := before.Borrowed()
 	err := before.StopStandby()
+	if borrowed {
+		if err != nil {
+			return err
+		}
+		v.fast.Inherit(before.FastPath)
+	}
 	v.log.Info("took over", "from_version", before.Version, "peers", len(before.Peers), "paused", time.Since(begin))
 	return err
 }

@@ -1,0 +1,202 @@
+package handover_test
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/bench/cluster"
+	"uvxlan/bench/e2e"
+	"uvxlan/lease"
+)
+
+// takeOver starts another daemon on a daemon's host and waits until it has taken over.
+func takeOver(t *testing.T, w *e2e.World, d *cluster.Daemon, args ...string) *cluster.Daemon {
+	t.Helper()
+	begin := time.Now()
+	next, err := w.Cluster.Restart(t.Context(), d.Host, append(args, "-takeover")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e2e.AwaitLine(t, next, begin, "another program has taken over")
+	return next
+}
+
+// Numbered packets at 1,000 a second all arrive while new daemons take over from those
+// that run, at both ends and one after the other. A daemon whose place was taken ends,
+// or waits to be stopped if it is one that takes over itself.
+func TestIntegrationTakeoverLosesNothing(t *testing.T) {
+	for _, m := range e2e.Models() {
+		t.Run(m.Name, func(t *testing.T) {
+			w := e2e.NewWorld(t, "kb21", "kb22")
+			e2e.StrictReversePath(t, w.Host("kb21"))
+			w.Configure(m.Config)
+			daemons := w.Start("kb21", "kb22")
+			w.Mesh("kb21", "kb22")
+			m.Await(t, w, lease.Lease{})
+			one, other := w.Container("kb21"), w.Container("kb22")
+			flows := []*numbered{
+				startPings(t, one.Node, other.Address), startPings(t, other.Node, one.Address),
+				startDatagrams(t, one.Node, other), startDatagrams(t, other.Node, one),
+			}
+			fast := hasFastPath(t, daemons[0])
+			const takeovers = 6
+			for i := range takeovers {
+				before := daemons[i%2]
+				daemons[i%2] = takeOver(t, w, before)
+				for _, f := range flows {
+					f.goesOn(t)
+				}
+				if i >= 2 {
+					signalDaemon(t, before, unix.SIGTERM) // what was started with -takeover waits for it
+				}
+				if err := before.Wait(); err != nil {
+					t.Errorf("the daemon whose place was taken: %v", err)
+				}
+				if pid := e2e.AskStatus(t, daemons[i%2]).PID; pid != daemons[i%2].Process.Pid {
+					t.Errorf("process %d answers on the control socket, not %d", pid, daemons[i%2].Process.Pid)
+				}
+			}
+			for _, f := range flows {
+				f.finish()
+			}
+			for end := time.Now().Add(e2e.Patience); lostOf(flows) != "" && time.Now().Before(end); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			for _, f := range flows {
+				t.Logf("%s: %d takeovers, %d packets sent, %d arrived", f.name, takeovers, f.sent.Load(), f.arrived.Load())
+			}
+			if lost := lostOf(flows); lost != "" {
+				t.Errorf("lost:%s", lost)
+			}
+			if now := hasFastPath(t, daemons[0]); now != fast || strings.Contains(e2e.LogOf(t, daemons[0]), "is of no use") {
+				t.Errorf("the fast path was on: %t, and is now: %t, or another was attached", fast, now)
+			}
+			w.Mesh("kb21", "kb22")
+		})
+	}
+}
+
+// A daemon that can't work, or is killed before it does, leaves the one that runs at
+// work. So does a connection that says something else.
+func TestIntegrationTakeoverFails(t *testing.T) {
+	w := e2e.NewWorld(t, "kb21", "kb22")
+	kb21 := w.Host("kb21")
+	d := w.Start("kb21", "kb22")[0]
+	w.Mesh("kb21", "kb22")
+	pings := startPings(t, w.Container("kb21").Node, w.Container("kb22").Address)
+	state := e2e.SettledState(t, kb21)
+	for _, c := range []struct {
+		args  []string
+		words string
+	}{
+		{[]string{"-etcd-prefix", "/elsewhere"}, "stop it first"},
+		{[]string{"-subnet-file", "/proc/nothing/subnet.env"}, "choose a place that can be written"},
+		{[]string{"-control-socket", "/proc/nothing/uvxlan.sock"}, "choose another path"},
+	} {
+		next, err := w.Cluster.Restart(t.Context(), kb21, append(c.args, "-takeover")...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := next.Wait(); err == nil || !strings.Contains(e2e.LogOf(t, next), c.words) {
+			t.Errorf("%s: %v, and the log doesn't say %q", c.args, err, c.words)
+		}
+		pings.goesOn(t)
+	}
+	conn, _ := offered(t, d)
+	conn.Close()
+	e2e.AwaitLine(t, d, time.Time{}, "it ended before it could work")
+	conn, err := net.Dial("unix", offerOf(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(conn); err != nil && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("what can't be understood isn't hung up on: %v", err)
+	}
+	conn.Close()
+	pings.goesOn(t)
+	e2e.ExpectState(t, kb21, state, "after all that failed")
+	takeOver(t, w, d)
+	pings.goesOn(t)
+	pings.finish()
+	for end := time.Now().Add(e2e.Patience); lostOf([]*numbered{pings}) != "" && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if lost := lostOf([]*numbered{pings}); lost != "" {
+		t.Errorf("lost:%s", lost)
+	}
+}
+
+// A daemon that is told to stop while another is about to take over goes on until that
+// is done, since the packets would be nobody's. If nothing comes of it, it stops.
+func TestIntegrationTakeoverStopped(t *testing.T) {
+	w := e2e.NewWorld(t, "kb21", "kb22")
+	w.Start("kb22")
+	ownProgram(w)
+	d := w.Start("kb21")[0]
+	w.Mesh("kb21", "kb22")
+	conn, _ := offered(t, d)
+	pings := startPings(t, w.Container("kb21").Node, w.Container("kb22").Address)
+	signalDaemon(t, d, unix.SIGTERM)
+	pings.goesOn(t)
+	pings.finish()
+	select {
+	case <-d.Done():
+		t.Error("it stops in the middle of a takeover")
+	default:
+	}
+	conn.Close()
+	if err := d.Wait(); err != nil {
+		t.Errorf("after a takeover that nothing came of: %v", err)
+	}
+	awaitGone(t, w, w.Host("kb21"))
+}
+
+func offerOf(d *cluster.Daemon) string { return filepath.Join(d.StateDir(), "handover.sock") }
+
+// offered asks a daemon for what it hands over, and returns the answer.
+func offered(t *testing.T, d *cluster.Daemon) (net.Conn, map[string]any) {
+	t.Helper()
+	var conn net.Conn
+	for end := time.Now().Add(e2e.Patience); ; time.Sleep(5 * time.Millisecond) {
+		var err error
+		if conn, err = net.Dial("unix", offerOf(d)); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { conn.Close() })
+	hello := `{"format":1}`
+	if _, err := conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(hello))), hello...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(e2e.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	var length [4]byte
+	if _, err := io.ReadFull(conn, length[:]); err != nil {
+		t.Fatal(err)
+	}
+	text := make([]byte, binary.BigEndian.Uint32(length[:]))
+	if _, err := io.ReadFull(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	var answer map[string]any
+	if err := json.Unmarshal(text, &answer); err != nil {
+		t.Fatal(err)
+	}
+	return conn, answer
+}

@@ -1,0 +1,201 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/cmd/internal/handover"
+	"uvxlan/cmd/internal/hoststate"
+)
+
+var (
+	// errTaking refuses a reload.
+	errTaking = errors.New("another program takes over")
+	// errReloads refuses a program that takes over.
+	errReloads = errors.New("it reloads")
+)
+
+// takeoverTime is how long a daemon that is told to stop goes on for a program that
+// is taking over. It is less than the 30 s after which Kubernetes kills a pod.
+const takeoverTime = 20 * time.Second
+
+// turn is the right to put another process in this one's place, which at most one
+// attempt has. The zero value is nobody's.
+type turn struct {
+	mu     sync.Mutex
+	over   chan struct{} // nil if nobody has it; closed when it is given back
+	beside bool          // a process has it that works beside this one
+}
+
+// take returns false if another attempt has it. beside tells whether the other process
+// isn't this one's own.
+func (t *turn) take(beside bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over != nil {
+		return false
+	}
+	t.over, t.beside = make(chan struct{}), beside
+	return true
+}
+
+func (t *turn) giveBack() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.over)
+	t.over = nil
+}
+
+// awaitOther waits until no process that isn't this one's own is about to take over,
+// or ctx ends.
+func (t *turn) awaitOther(ctx context.Context) {
+	t.mu.Lock()
+	over := t.over
+	if !t.beside {
+		over = nil
+	}
+	t.mu.Unlock()
+	if over == nil {
+		return
+	}
+	select {
+	case <-over:
+	case <-ctx.Done():
+	}
+}
+
+// gracefully returns a context that ends with ctx, but not in the middle of a takeover:
+// what supervises the other process may think that it works already.
+func gracefully(ctx context.Context, t *turn) (context.Context, context.CancelFunc) {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		limit, stop := context.WithTimeout(late, takeoverTime)
+		defer stop()
+		t.awaitOther(limit)
+		cancel()
+	})
+	return late, cancel
+}
+
+// offerer lets another process take this daemon's place.
+type offerer struct {
+	service *service
+	*reloader
+	network interface {
+		Release(*handover.State) (time.Time, error)
+	} // as described
+}
+
+var _ handover.Giver = (*offerer)(nil)
+
+// offer returns what another process has taken over, nil when ctx ends.
+func (s *service) offer(ctx context.Context, r *reloader) *handover.State {
+	select {
+	case <-r.monitor.isReady:
+	case <-ctx.Done():
+		return nil
+	}
+	s.before.AwaitStopped(ctx) // it has its own offer there
+	r.lock.Sign()
+	o, err := handover.OpenOffer(ctx, s.opts.StateDir, s.opts.Logger)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.opts.Logger.Warn("no other program can take over", "error", err)
+		}
+		return nil
+	}
+	defer o.Close()
+	return o.Run(ctx, &offerer{service: s, reloader: r})
+}
+
+// Describe implements [handover.Giver].
+func (o *offerer) Describe() (e *handover.State, err error) {
+	if !o.turn.take(true) {
+		return nil, errReloads
+	}
+	defer func() {
+		if err != nil {
+			o.turn.giveBack()
+		}
+	}()
+	e, network, err := o.monitor.describe(o.opts)
+	if err != nil {
+		return nil, err
+	}
+	if err = o.monitor.endpointsNow().describe(e); err != nil {
+		return nil, err
+	}
+	o.network = network
+	e.Record = hoststate.Pending(o.opts.StateDir)
+	e.Lock, e.Registry, e.Claims = o.lock.Descriptor(), o.opts.registry(), o.service.claim.Names()
+	return e, nil
+}
+
+// Release implements [handover.Giver].
+func (o *offerer) Release(e *handover.State) error {
+	_, err := o.network.Release(e)
+	return err
+}
+
+// Abandon implements [handover.Giver].
+func (o *offerer) Abandon(e *handover.State) {
+	for _, fd := range []int{e.Health, e.Control} {
+		if fd != handover.None {
+			unix.Close(fd)
+		}
+	}
+	o.turn.giveBack()
+}
+
+// registry names where the leases are.
+func (o *Options) registry() string { return storeOf(*o).Prefix }
+
+// takeOver returns the state of the daemon that runs, which works until this one does;
+// nil if none runs or none is to be replaced.
+func takeOver(ctx context.Context, o Options) (*handover.State, error) {
+	if !o.TakeOver {
+		return nil, nil
+	}
+	e, err := handover.TakeOver(ctx, o.StateDir, o.Logger)
+	if err != nil || e == nil {
+		return nil, err
+	}
+	if e.Registry != o.registry() {
+		return nil, fmt.Errorf("-takeover: the daemon that runs has its leases at %s, and this one would at %s: stop it first", e.Registry, o.registry())
+	}
+	return e, keepEndpoints(o, e)
+}
+
+// keepEndpoints closes those of the daemon before that this one is to have elsewhere.
+func keepEndpoints(o Options, e *handover.State) error {
+	if path, err := filepath.Abs(o.ControlSocket); e.Control != handover.None && (err != nil || o.ControlSocket == "" || path != e.ControlSocket) {
+		unix.Close(e.Control)
+		e.Control = handover.None
+	}
+	if e.Health == handover.None {
+		return nil
+	}
+	at, err := unix.Getsockname(e.Health)
+	if err != nil {
+		return fmt.Errorf("take over the health port: %w", os.NewSyscallError("getsockname", err))
+	}
+	var port int
+	switch at := at.(type) {
+	case *unix.SockaddrInet4:
+		port = at.Port
+	case *unix.SockaddrInet6:
+		port = at.Port
+	}
+	if port != int(o.Health.Port()) {
+		unix.Close(e.Health)
+		e.Health = handover.None
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+package handover
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/fastpath"
+)
+
+// wire is a connection between a daemon that offers its place and the process that
+// takes it. The taker says hello, the daemon answers with its state; the taker says
+// stop, the daemon answers once it carries no packets any longer. Whoever dies says
+// nothing.
+type wire struct{ conn *net.UnixConn }
+
+// message is one of the four, in JSON, its length before it. An answer with an Error
+// is a refusal.
+type message struct {
+	Error string `json:"error,omitempty"`
+	// Of a hello, and of the answer to it.
+	Format  int    `json:"format,omitempty"`
+	Version string `json:"version,omitempty"`
+	PID     int    `json:"pid,omitempty"`
+	// Of the answer to stop: the descriptors by which a fast path stays attached.
+	FastPath *fastpath.Descriptors `json:"fast_path,omitempty"`
+	Stop     bool                  `json:"stop,omitempty"`
+	// More says that a message follows, which has more of the descriptors.
+	More bool `json:"more,omitempty"`
+}
+
+const (
+	// maxRights is how many descriptors one message may carry (SCM_MAX_FD in
+	// include/net/scm.h).
+	maxRights = 253
+	// maxMessage bounds a message's text, in bytes.
+	maxMessage = 64 << 10
+)
+
+// errTooLong refuses a message that isn't one of ours.
+var errTooLong = fmt.Errorf("a message of more than %d bytes", maxMessage)
+
+// send sends a message with copies of the descriptors.
+func (w wire) send(m message, fds ...int) error {
+	for {
+		part := fds[:min(len(fds), maxRights)]
+		fds = fds[len(part):]
+		m.More = len(fds) > 0
+		text, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		if len(text) > maxMessage {
+			return errTooLong
+		}
+		var rights []byte
+		if len(part) > 0 {
+			rights = unix.UnixRights(part...)
+		}
+		text = append(binary.BigEndian.AppendUint32(nil, uint32(len(text))), text...)
+		// The descriptors come with the first byte.
+		n, _, err := w.conn.WriteMsgUnix(text, rights, nil)
+		if err == nil && n < len(text) {
+			_, err = w.conn.Write(text[n:])
+		}
+		if err != nil || !m.More {
+			return err
+		}
+		m = message{}
+	}
+}
+
+// receive waits for a message until the time, or without a limit if it is zero. The
+// descriptors are the caller's, unless there is an error. io.EOF means that the other
+// process has ended.
+func (w wire) receive(until time.Time) (m message, fds []int, err error) {
+	if err := w.conn.SetReadDeadline(until); err != nil {
+		return m, nil, err
+	}
+	defer func() {
+		if err != nil {
+			closeAll(fds)
+			fds = nil
+		}
+	}()
+	for first := true; ; first = false {
+		part, more, err := w.receiveOne()
+		fds = append(fds, more...)
+		if err != nil {
+			return m, fds, err
+		}
+		if first {
+			m = part
+		}
+		if !part.More {
+			m.More = false
+			return m, fds, nil
+		}
+	}
+}
+
+func (w wire) receiveOne() (m message, fds []int, err error) {
+	var length [4]byte
+	rights := make([]byte, unix.CmsgSpace(4*maxRights))
+	n, oob, flags, _, err := w.conn.ReadMsgUnix(length[:], rights)
+	if err != nil {
+		return m, nil, err
+	}
+	if n == 0 {
+		return m, nil, io.EOF
+	}
+	if fds, err = parseRights(rights[:oob]); err != nil {
+		return m, fds, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		return m, fds, errors.New("descriptors were lost: too many open files")
+	}
+	if _, err := io.ReadFull(w.conn, length[n:]); err != nil {
+		return m, fds, err
+	}
+	size := binary.BigEndian.Uint32(length[:])
+	if size > maxMessage {
+		return m, fds, errTooLong
+	}
+	text := make([]byte, size)
+	if _, err := io.ReadFull(w.conn, text); err != nil {
+		return m, fds, err
+	}
+	return m, fds, json.Unmarshal(text, &m)
+}
+
+func parseRights(oob []byte) (fds []int, err error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	all, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		some, err := unix.ParseUnixRights(&all[i])
+		fds = append(fds, some...)
+		if err != nil {
+			return fds, err
+		}
+	}
+	return fds, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
