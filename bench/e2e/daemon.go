@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -105,4 +107,24 @@ func End(t *testing.T, signal unix.Signal, daemons ...*cluster.Daemon) {
 			t.Errorf("after SIGTERM: %v", err)
 		}
 	}
+}
+
+// Freeze stops all threads of a process, until it gets SIGCONT. The signal alone
+// lets some of them run on for a moment.
+func Freeze(t *testing.T, p *os.Process) {
+	t.Helper()
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	Await(t, "the process is stopped", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("threads of process %d: %d, %v", p.Pid, len(threads), err)
+		}
+		return !slices.ContainsFunc(threads, func(path string) bool {
+			text, err := os.ReadFile(path)
+			_, state, _ := strings.Cut(string(text), ") ") // proc_pid_stat(5)
+			return err == nil && !strings.HasPrefix(state, "T")
+		})
+	})
 }

@@ -148,8 +148,8 @@ func TestIntegrationDeviceMadeAgainLater(t *testing.T) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "flannel.1"
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	e2e.Freeze(t, d.Process)
 	for _, do := range []func() error{
-		func() error { return d.Process.Signal(unix.SIGSTOP) },
 		func() error { return nl.LinkDel(&netlink.Tuntap{LinkAttrs: attrs}) },
 		func() error { return nl.LinkAdd(bridge) },
 		func() error { return d.Process.Signal(unix.SIGCONT) },

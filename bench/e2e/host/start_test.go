@@ -247,9 +247,7 @@ func TestIntegrationDeviceWaitsForPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.LeaseOf("kb21")
-	if err := w.Etcd.Process.Signal(unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	e2e.Freeze(t, w.Etcd.Process)
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		link, err := w.Host("kb21").Netlink().LinkByName("flannel.1")
 		if err != nil {
