@@ -33,7 +33,8 @@ type Registry interface {
 	// Config returns the configuration as it was written, or ErrNoConfig.
 	Config(ctx context.Context) ([]byte, error)
 
-	// List returns all leases and the revision at which they were read. Entries
+	// List returns all leases as they were at a revision, from which Watch tells the
+	// rest. It fails if the registry doesn't answer. Entries
 	// whose key isn't a lease's are left out. Entries whose value isn't a lease's
 	// are Damaged.
 	List(ctx context.Context) (all []Lease, revision int64, err error)

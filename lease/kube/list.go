@@ -51,7 +51,7 @@ func (r *Registry) readAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ipv6 := r.hasIPv6(ctx)
+	ipv6 := r.hasIPv6()
 	for range tries {
 		t := newTable(own)
 		var losers []string

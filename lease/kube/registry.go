@@ -29,6 +29,7 @@ type Registry struct {
 	// table is what is known of the Nodes, nil if that isn't to be had without
 	// reading them all.
 	table *table
+	told  *[]byte // the configuration as Config or Watch has told it last, nil before
 	// given is what this host's lease was last to say. It may be published with
 	// another address.
 	given *lease.Attrs
@@ -83,6 +84,14 @@ func (*Registry) Lifetimes(context.Context, []lease.Lease) error { return nil }
 // Config implements [lease.Registry]. It reads the options' ConfigFile, whether or not
 // the API server answers.
 func (r *Registry) Config(context.Context) ([]byte, error) {
+	text, err := r.readConfig()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told = &text
+	return text, err
+}
+
+func (r *Registry) readConfig() ([]byte, error) {
 	text, err := os.ReadFile(r.opts.ConfigFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no file %s", lease.ErrNoConfig, r.opts.ConfigFile)
@@ -94,8 +103,8 @@ func (r *Registry) Config(context.Context) ([]byte, error) {
 }
 
 // hasIPv6 tells whether the network has IPv6. Without a configuration it hasn't.
-func (r *Registry) hasIPv6(ctx context.Context) bool {
-	text, err := r.Config(ctx)
+func (r *Registry) hasIPv6() bool {
+	text, err := r.readConfig()
 	if err != nil {
 		return false
 	}

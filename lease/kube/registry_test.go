@@ -32,13 +32,18 @@ const (
 func start(t *testing.T) *kubetest.Server {
 	t.Helper()
 	s := kubetest.Start(t)
+	fill(t, s.Cluster)
+	return s
+}
+
+func fill(t *testing.T, s *kubetest.Cluster) {
+	t.Helper()
 	s.WriteConfig(t, network)
 	for i := range 3 {
 		s.CreateNode(t, node(i+1), subnet(i+1))
 	}
 	s.Join(t, "n2", "192.168.14.22", "02:00:00:00:00:22")
 	s.Join(t, "n3", "192.168.14.23", "02:00:00:00:00:23")
-	return s
 }
 
 func node(i int) string   { return fmt.Sprintf("n%d", i) }
@@ -125,9 +130,8 @@ func attrs(ip string) lease.Attrs {
 }
 
 // What a host publishes stands there in flannel's form.
-func TestPublish(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func publish(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	r := s.Open(t, "n1", nil)
 	l, err := r.Assigned(t.Context())
 	if err != nil || l.Subnet.String() != "10.244.0.0/24" || l.Revision != 0 || !l.Own || !l.Permanent || l.Attrs.BackendType != "" {
@@ -326,9 +330,7 @@ func TestTokenRotates(t *testing.T) {
 	})
 }
 
-func TestOwnNode(t *testing.T) {
-	t.Parallel()
-	s := kubetest.Start(t)
+func ownNode(t *testing.T, s *kubetest.Cluster) {
 	s.WriteConfig(t, network)
 	r := s.Open(t, "n1", nil)
 	for _, step := range []struct {
@@ -371,12 +373,11 @@ func TestNodeByPod(t *testing.T) {
 }
 
 // Of two nodes with one podCIDR the older has it, for every host alike.
-func TestDuplicatePodCIDR(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func duplicate(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	w := follow(t, s.Open(t, "n1", nil))
-	s.CreateNode(t, "n0", subnet(2))
-	s.Join(t, "n0", "192.168.14.20", "02:00:00:00:00:20")
+	s.CreateNode(t, "n8", subnet(2))
+	s.Join(t, "n8", "192.168.14.20", "02:00:00:00:00:20")
 	s.Annotate(t, "n3", map[string]any{"public-ip": "192.168.14.99"})
 	eventually(t, "what comes after", func() bool { return w.at(3) == "192.168.14.99" })
 	if got := w.at(2); got != "192.168.14.22" {
@@ -390,9 +391,8 @@ func TestDuplicatePodCIDR(t *testing.T) {
 }
 
 // A host whose podCIDR another node has as well keeps it, and is told.
-func TestDuplicateOfOwnPodCIDR(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func duplicateOfOwn(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	younger := s.Open(t, "n2", nil)
 	w := follow(t, younger)
 	s.CreateNode(t, "n9", subnet(2))
@@ -411,9 +411,8 @@ func TestDuplicateOfOwnPodCIDR(t *testing.T) {
 }
 
 // A node that was registered anew may have another podCIDR.
-func TestNodeRegistersAnew(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func nodeRegistersAnew(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	w := follow(t, s.Open(t, "n1", nil))
 	s.DeleteNode(t, "n2")
 	s.CreateNode(t, "n2", subnet(7))
@@ -423,16 +422,15 @@ func TestNodeRegistersAnew(t *testing.T) {
 
 // A lease that can't be read is told as such: nobody may take a host for gone whose
 // annotations somebody has spoilt.
-func TestUnreadableNodes(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func unreadable(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	r := s.Open(t, "n1", nil)
 	s.Annotate(t, "n3", map[string]any{"public-ip": "here"})
 	w := follow(t, r)
 	if w.at(3) != "damaged" || w.at(2) == "" || r.Skipped() != 1 {
 		t.Errorf("listed %v, skipped %d", w.table, r.Skipped())
 	}
-	s.Heartbeat("n3")
+	s.SetCondition(t, "n3", "Ready", "True")
 	for i, change := range []map[string]any{{"backend-data": "{"}, {"backend-data": nil}, {"public-ip": nil}} {
 		s.Annotate(t, "n2", change)
 		eventually(t, "another that can't be read", func() bool { return w.at(2) == "damaged" && r.Skipped() == uint64(i)+2 })
@@ -447,9 +445,8 @@ func TestUnreadableNodes(t *testing.T) {
 }
 
 // What the operator wants published instead of a host's own address is.
-func TestPublicIPOverwrite(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func overwrite(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	s.Annotate(t, "n1", map[string]any{"public-ip-overwrite": "203.0.113.1", "node-public-ip": "192.168.14.121", "node-public-ipv6": "fd00::21"})
 	r := s.Open(t, "n1", nil)
 	if v4, v6, err := r.PublicIPs(t.Context()); err != nil || v4.String() != "192.168.14.121" || v6.String() != "fd00::21" {
@@ -486,9 +483,8 @@ func TestPublicIPOverwrite(t *testing.T) {
 }
 
 // The condition by which Kubernetes keeps pods away is put right as often as it takes.
-func TestNetworkUnavailable(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+func networkUnavailable(t *testing.T, s *kubetest.Cluster) {
+	fill(t, s)
 	follow(t, s.Open(t, "n1", nil))
 	for range 2 {
 		eventually(t, "the condition", func() bool { n := s.Node(t, "n1"); return n.Unavailable() == "False" })

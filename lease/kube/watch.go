@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 
 const (
 	// configInterval is how often the configuration's file is read again.
-	configInterval = 10 * time.Second
+	configInterval = 5 * time.Second
 	// shortWatch is how long a watch lasts at least that is no sign of trouble.
 	shortWatch = 2 * time.Second
 	// Bounds of the wait before a watch that was short begins again.
@@ -38,8 +39,8 @@ func (r *Registry) Watch(ctx context.Context, from int64, report func(lease.Upda
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { r.keepCondition(ctx) })
-	w := &watcher{Registry: r, at: from - 1, report: report, ipv6: r.hasIPv6(ctx)}
-	w.config, _ = r.Config(ctx)
+	w := &watcher{Registry: r, at: from - 1, report: report, ipv6: r.hasIPv6()}
+	w.compareConfig()
 	pause := resumeMin
 	for {
 		start := time.Now()
@@ -82,7 +83,6 @@ type watcher struct {
 	*Registry
 	at     int64 // the revision up to which everything is reported
 	ipv6   bool
-	config []byte
 	report func(lease.Update)
 }
 
@@ -107,7 +107,7 @@ func (w *watcher) once(ctx context.Context, c *rest.RESTClient) error {
 		case <-ctx.Done(): // or by Reconnect, which is no error
 			return nil
 		case <-tick.C:
-			w.compareConfig(ctx)
+			w.compareConfig()
 		case e, ok := <-stream.ResultChan():
 			if !ok {
 				return nil
@@ -126,16 +126,15 @@ func (r *Registry) setReconnect(cancel context.CancelFunc) {
 }
 
 // compareConfig reports the configuration if its file has changed.
-func (w *watcher) compareConfig(ctx context.Context) {
-	now, err := w.Config(ctx)
-	if err != nil {
-		now = []byte{}
+func (w *watcher) compareConfig() {
+	now, _ := w.readConfig() // it may be gone
+	w.mu.Lock()
+	changed := w.told != nil && !bytes.Equal(*w.told, now)
+	w.told = &now
+	w.mu.Unlock()
+	if changed {
+		w.report(lease.Update{Config: append([]byte{}, now...), Revision: w.at})
 	}
-	if string(now) == string(w.config) {
-		return
-	}
-	w.config = now
-	w.report(lease.Update{Config: append([]byte{}, now...), Revision: w.at})
 }
 
 // take takes an event.

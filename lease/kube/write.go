@@ -91,7 +91,7 @@ func (r *Registry) Assigned(ctx context.Context) (lease.Lease, error) {
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	return r.assigned(n, r.hasIPv6(ctx))
+	return r.assigned(n, r.hasIPv6())
 }
 
 func (r *Registry) assigned(n *ownNode, ipv6 bool) (lease.Lease, error) {
@@ -150,7 +150,7 @@ func (r *Registry) publish(ctx context.Context, l lease.Lease) (lease.Lease, err
 	if err != nil {
 		return l, err
 	}
-	ipv6 := r.hasIPv6(ctx)
+	ipv6 := r.hasIPv6()
 	now, err := r.assigned(n, ipv6)
 	if err != nil {
 		return l, err

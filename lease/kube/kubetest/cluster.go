@@ -32,15 +32,16 @@ type Cluster struct {
 	URL string
 	CA  []byte
 
-	token string
-	name  string // in the API server's certificate, "" for the URL's
-	dir   string
-	http  *http.Client
+	operator, token string // the tokens by which the test gets in and by which hosts do
+
+	name string // in the API server's certificate, "" for the URL's
+	dir  string
+	http *http.Client
 }
 
 // newCluster returns a cluster whose API server is reached from where do has things
 // done.
-func newCluster(tb testing.TB, url string, ca []byte, name, token string, do func(func() error) error) *Cluster {
+func newCluster(tb testing.TB, url string, ca []byte, name, operator, token string, do func(func() error) error) *Cluster {
 	tb.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
@@ -58,7 +59,7 @@ func newCluster(tb testing.TB, url string, ca []byte, name, token string, do fun
 		},
 	}
 	tb.Cleanup(t.CloseIdleConnections)
-	return &Cluster{URL: url, CA: ca, token: token, name: name, dir: tb.TempDir(), http: &http.Client{Transport: t}}
+	return &Cluster{URL: url, CA: ca, operator: operator, token: token, name: name, dir: tb.TempDir(), http: &http.Client{Transport: t}}
 }
 
 // pemOf is a certificate as PEM text.
@@ -174,6 +175,15 @@ func (c *Cluster) CreateNode(tb testing.TB, name string, podCIDRs ...string) {
 	}, nil)
 }
 
+// Clear deletes all Nodes and the network configuration.
+func (c *Cluster) Clear(tb testing.TB) {
+	tb.Helper()
+	c.do(tb, http.MethodDelete, nodesPath, "", nil, nil)
+	if err := os.Remove(filepath.Join(c.dir, "net-conf.json")); err != nil && !os.IsNotExist(err) {
+		tb.Fatal(err)
+	}
+}
+
 // DeleteNode deletes a Node.
 func (c *Cluster) DeleteNode(tb testing.TB, name string) {
 	tb.Helper()
@@ -238,7 +248,7 @@ func (c *Cluster) ask(ctx context.Context, method, path, kind string, body, into
 		return err
 	}
 	r.Header.Set("Content-Type", kind)
-	r.Header.Set("Authorization", "Bearer "+c.token)
+	r.Header.Set("Authorization", "Bearer "+c.operator)
 	r.Header.Set(operatorHeader, "true")
 	answer, err := c.http.Do(r)
 	if err != nil {

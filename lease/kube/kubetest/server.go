@@ -82,7 +82,7 @@ func StartAt(tb testing.TB, address string, do func(func() error) error) *Server
 		created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
 	s.Up(tb)
-	s.Cluster = newCluster(tb, s.http.URL, pemOf(s.http.Certificate()), certificateName, defaultToken, do)
+	s.Cluster = newCluster(tb, s.http.URL, pemOf(s.http.Certificate()), certificateName, defaultToken, defaultToken, do)
 	tb.Cleanup(s.Down)
 	return s
 }

@@ -118,15 +118,19 @@ func (s *Server) Heartbeat(name string) {
 	s.storeLocked("MODIFIED", n)
 }
 
+// remove deletes a Node, or all without a name.
 func (s *Server) remove(w http.ResponseWriter, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.nodes[name]
-	if n == nil {
+	if name != "" && s.nodes[name] == nil {
 		refuse(w, http.StatusNotFound, "no such node")
 		return
 	}
-	s.storeLocked("DELETED", n.clone())
+	for other, n := range s.nodes {
+		if name == "" || other == name {
+			s.storeLocked("DELETED", n.clone())
+		}
+	}
 	answer(w, http.StatusOK, object{"kind": "Status", "apiVersion": "v1", "status": "Success"})
 }
 
