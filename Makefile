@@ -8,6 +8,9 @@ LDFLAGS  := -s -w -X uvxlan/cmd/internal/version.Version=$(VERSION)
 LINT     := $(GO) tool -modfile=.ci/tools.mod golangci-lint
 FUZZTIME ?= 30s
 
+# Where the programs of Kubernetes are that tests run: see kube-tools.
+KUBEBIN ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/uvxlan/kube
+
 .PHONY: all build demo picture test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube-tools generate install dist programs package help tools clean
 
 all: build
@@ -123,9 +126,11 @@ lint:
 	$(LINT) run ./...
 
 # Once more for what speaks to etcd, with the machine's: Debian's is 3.4, the
-# embedded one is newer.
-unit: tools
-	$(GO) test -race -skip '^TestIntegration' $$($(GO) list ./... | grep -v /bench/e2e)
+# embedded one is newer. CI asks a real kube-apiserver, too; elsewhere that is done
+# where make kube-tools has built one.
+unit: tools $(if $(CI),$(KUBEBIN)/kube-apiserver)
+	UVXLAN_TEST_KUBE_APISERVER=$(or $(wildcard $(KUBEBIN)/kube-apiserver),$(if $(CI),$(KUBEBIN)/kube-apiserver)) \
+	  $(GO) test -race -skip '^TestIntegration' $$($(GO) list ./... | grep -v /bench/e2e)
 	UVXLAN_TEST_ETCD=etcd $(GO) test -count=1 ./lease ./lease/etcd
 	$(GO) test -C $(DEPLOY)/image -race .
 
@@ -180,7 +185,6 @@ scale: $(BIN)/uvxland tools
 
 # Kubernetes and flannel are built from their Go modules, about 12 minutes of CPU
 # time once; they outlive the work tree.
-KUBEBIN     ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/uvxlan/kube
 KUBETOOLS   := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl
 KUBEPROGRAM := CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '-s -w'
 
