@@ -220,10 +220,12 @@ func (k *keeping) withOurRules(d trace.Drop) string {
 }
 
 // command returns the name of an iptables variant's command on this host.
-func (k *keeping) command(legacy bool) string {
-	name := (&xtables{family: k.family}).name()
+func (k *keeping) command(legacy bool) string { return k.family.command(legacy) }
+
+func (f Family) command(legacy bool) string {
+	name := (&xtables{family: f}).name()
 	switch {
-	case k.legacy() == legacy:
+	case f.legacy() == legacy:
 		return name
 	case legacy:
 		return name + "-legacy"
@@ -232,7 +234,9 @@ func (k *keeping) command(legacy bool) string {
 }
 
 // legacy tells whether the host's iptables command is the legacy variant.
-func (k *keeping) legacy() bool {
-	version, err := exec.Command((&xtables{family: k.family}).name(), "--version").Output()
+func (k *keeping) legacy() bool { return k.family.legacy() }
+
+func (f Family) legacy() bool {
+	version, err := exec.Command((&xtables{family: f}).name(), "--version").Output()
 	return err == nil && !strings.Contains(string(version), "nf_tables")
 }

@@ -44,6 +44,8 @@ type Concern struct {
 	Effect Effect
 	// May says that the rule may or may not match.
 	May bool
+	// Out says that it concerns datagrams that go out, not those that come in.
+	Out bool
 }
 
 // Datagrams tells what the rules do with a host's datagrams. Findings are
@@ -117,7 +119,7 @@ func survey(bases []base, t Tunnel) (found []Concern, err error) {
 		packets[out] = t.state(out)
 	}
 	for _, b := range bases {
-		s := *packets[b.hook == output || b.hook == postRouting || b.hook == egress]
+		s := *packets[b.hook.goesOut()]
 		v := surveyor{base: b, packet: &s, named: new(bool)}
 		s.sport.met, s.dport.met = v.named, v.named
 		if err := v.run(); err != nil {
@@ -127,6 +129,9 @@ func survey(bases []base, t Tunnel) (found []Concern, err error) {
 	}
 	return found, errors.Join(errs...)
 }
+
+// goesOut tells whether datagrams come to the hook on their way out.
+func (h hook) goesOut() bool { return h == output || h == postRouting || h == egress }
 
 // firstPort is the first port that isn't reserved (RFC 6335, section 6).
 const firstPort = 1024
@@ -261,6 +266,7 @@ func (v *surveyor) judge(chain string, r rule, steps []step, named, certain bool
 }
 
 func (v *surveyor) note(c Concern) {
+	c.Out = v.base.hook.goesOut()
 	if !slices.Contains(v.found, c) {
 		v.found = append(v.found, c)
 	}
