@@ -18,6 +18,8 @@ type LeaseRow struct {
 	PublicIPv6 netip.Addr   `json:"public_ipv6,omitzero"`
 	Backend    string       `json:"backend,omitempty"`
 	MAC        string       `json:"mac,omitempty"`
+	// VNI is the VXLAN network identifier, 0 where the backend has none.
+	VNI uint32 `json:"vni,omitempty"`
 	// MACv6 is that of IPv6 frames.
 	MACv6 string `json:"ipv6_mac,omitempty"`
 	// Reserved marks one that never expires.

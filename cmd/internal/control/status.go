@@ -49,6 +49,11 @@ type Status struct {
 	NetworkV6 netip.Prefix `json:"ipv6_network,omitzero"`
 	// Device is the overlay's interface, which host-gw has none of.
 	Device string `json:"device,omitempty"`
+	// Port is the UDP port that the other hosts' frames come to, at the addresses
+	// Local and LocalV6. Host-gw has none.
+	Port    uint16     `json:"port,omitempty"`
+	Local   netip.Addr `json:"local_ip,omitzero"`
+	LocalV6 netip.Addr `json:"local_ipv6,omitzero"`
 	// MTU is that of the containers, in bytes.
 	MTU int `json:"mtu,omitempty"`
 	// Lease is the host's own.

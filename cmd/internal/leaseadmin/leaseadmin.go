@@ -62,7 +62,7 @@ func row(l lease.Lease) control.LeaseRow {
 		Backend: l.Attrs.BackendType, Reserved: l.Permanent && !l.Damaged, Damaged: l.Damaged, Expires: l.Expires, Revision: l.Revision,
 	}
 	if data, err := l.Attrs.VXLAN(); err == nil {
-		r.MAC = data.VtepMAC
+		r.MAC, r.VNI = data.VtepMAC, data.VNI
 	}
 	if data, err := l.Attrs.VXLANv6(); err == nil {
 		r.MACv6 = data.VtepMAC

@@ -30,7 +30,8 @@ func (v *Overlay) carries() bool {
 
 // Describe tells of the device, the peers and the traffic.
 func (v *Overlay) Describe(s *control.Status) {
-	s.Device = v.name
+	s.Device, s.Port = v.name, v.config.Backend.Port
+	s.Local, s.LocalV6 = v.external().Sockets()
 	stats := v.Stats()
 	s.Peers, s.Traffic = stats.Peers, control.TrafficOf(stats)
 	fast := v.fast.Describe()
