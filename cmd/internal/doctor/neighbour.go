@@ -1,0 +1,70 @@
+package doctor
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// neighbour is the next hop to an address, as the kernel has it.
+type neighbour struct {
+	route  string // in words
+	err    error  // why there is no route
+	link   string
+	hop    netip.Addr // the gateway, or the address itself
+	onLink bool       // it is the address itself
+	state  string     // the neighbour's, in the kernel's words; empty if there is none
+	mac    string
+	failed bool // nobody answers ARP, or neighbour discovery
+}
+
+// states are those of neighbours (rtnetlink(7), ndm_state).
+var states = map[int]string{
+	netlink.NUD_INCOMPLETE: "incomplete", netlink.NUD_REACHABLE: "reachable", netlink.NUD_STALE: "stale", netlink.NUD_DELAY: "delay",
+	netlink.NUD_PROBE: "probe", netlink.NUD_FAILED: "failed", netlink.NUD_NOARP: "noarp", netlink.NUD_PERMANENT: "permanent",
+}
+
+// neighbourOf asks the kernel, in the calling thread's network namespace.
+func neighbourOf(a netip.Addr) (n neighbour) {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	if err == nil && len(routes) == 0 {
+		err = unix.ENETUNREACH
+	}
+	if err != nil {
+		n.err = err
+		return n
+	}
+	r := routes[0]
+	n.hop, n.onLink = a, true
+	if gw, ok := netip.AddrFromSlice(r.Gw); ok && !gw.IsUnspecified() {
+		n.hop, n.onLink = gw.Unmap(), false
+	}
+	if i, err := net.InterfaceByIndex(r.LinkIndex); err == nil {
+		n.link = i.Name
+	}
+	if !n.onLink {
+		n.route = "via " + n.hop.String() + " "
+	}
+	n.route += "dev " + n.link
+	if src, ok := netip.AddrFromSlice(r.Src); ok {
+		n.route += " src " + src.Unmap().String()
+	}
+	family := netlink.FAMILY_V4
+	if a.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	entries, err := netlink.NeighList(r.LinkIndex, family)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return n
+	}
+	for _, e := range entries {
+		if ip, ok := netip.AddrFromSlice(e.IP); ok && ip.Unmap() == n.hop {
+			n.state, n.mac = states[e.State], e.HardwareAddr.String()
+			n.failed = e.State == netlink.NUD_FAILED || e.State == netlink.NUD_INCOMPLETE
+		}
+	}
+	return n
+}
