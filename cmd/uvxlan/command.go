@@ -26,8 +26,9 @@ type command struct {
 	name, summary string
 	// usage comes before the list of flags, if the command line isn't flags alone.
 	usage string
-	// words are what its first word may be.
+	// words are what its first word may be; free takes any.
 	words []string
+	free  bool
 	// files tells that its other words name files.
 	files bool
 	// define adds its flags.
@@ -41,6 +42,10 @@ func commands() []command {
 	return []command{
 		{name: "status", summary: "how the daemon on this host is; exits 1 if it isn't ready", define: defineStatus},
 		{name: "peers", summary: "the other hosts' subnets and the ways to them", define: definePeers},
+		{
+			name: "doctor", summary: "what is wrong with this host and its peers, and what mends it (needs root)", define: defineDoctor,
+			usage: doctorUsage, free: true,
+		},
 		{name: "top", summary: "the traffic with each of them, again and again", define: defineTop},
 		{
 			name: "leases", summary: "who owns which subnet, and until when; release or reserve one", define: defineLeases,
@@ -119,7 +124,7 @@ func (c command) run(ctx context.Context, args []string) error {
 // is none where none is known.
 func (c command) check(words []string) error {
 	switch {
-	case len(words) == 0:
+	case len(words) == 0 || c.free:
 		return nil
 	case c.words == nil:
 		return cli.Usagef("%s: unexpected argument %q", c.name, words[0])

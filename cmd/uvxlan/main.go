@@ -17,7 +17,8 @@ import (
 	"uvxlan/internal/cli"
 )
 
-// errSilent ends the command with exit code 1 where what it printed has said why.
+// errSilent ends the command with exit code 1 where what it printed has said why, or
+// wrapped in another error with that one's.
 var errSilent = errors.New("as printed")
 
 func main() {

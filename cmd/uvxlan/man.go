@@ -36,8 +36,8 @@ func writeManual(out io.Writer) error {
 FLANNELD_ETCD_ENDPOINTS for -etcd-endpoints.`},
 			{Title: "EXIT STATUS", Items: []manpage.Item{
 				{Term: "0", Text: "it is done"},
-				{Term: "1", Text: "it failed, or what was asked for is not well"},
-				{Term: "2", Text: "the command line is wrong"},
+				{Term: "1", Text: "it failed, or what was asked for is not well; of doctor: there are warnings"},
+				{Term: "2", Text: "the command line is wrong; of doctor: there are faults"},
 			}},
 		},
 		SeeAlso: []string{"uvxland(8)"},

@@ -39,6 +39,8 @@ func TestUsageErrors(t *testing.T) {
 		"leases release":                     "leases release: name one subnet, as in 10.5.52.0/24",
 		"leases release 10.5.52.7/24":        `leases release: "10.5.52.7/24": must be a subnet, as in 10.5.52.0/24`,
 		"leases reserve -force 10.5.52.0/24": "leases reserve: -force is for release only",
+		"doctor 10.5.52.7 10.5.53.7":         "doctor: name one destination, as in 10.5.52.7",
+		"docter":                             `unknown command "docter": did you mean doctor?`,
 		"completion":                         "completion: name one shell: bash, zsh, fish",
 		"completion tcsh":                    `completion "tcsh": must be bash, zsh, fish`,
 	} {
