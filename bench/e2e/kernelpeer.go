@@ -31,7 +31,14 @@ type KernelPeer struct {
 // NewKernelPeer makes the device.
 func NewKernelPeer(t *testing.T, h *lab.Host) *KernelPeer {
 	t.Helper()
-	p := &KernelPeer{T: t, Host: h, Mac: encap.MAC{0x0e, 1, 2, 3, 4, 5}}
+	return NewKernelPeerAt(t, h, lease.DefaultPort)
+}
+
+// NewKernelPeerAt makes a device that takes frames at a UDP port.
+func NewKernelPeerAt(t *testing.T, h *lab.Host, port int) *KernelPeer {
+	t.Helper()
+	address := h.Address.As4()
+	p := &KernelPeer{T: t, Host: h, Mac: encap.MAC{0x0e, 1, address[0], address[1], address[2], address[3]}}
 	nl := h.Netlink()
 	parent, err := nl.LinkByName("eth0")
 	if err != nil {
@@ -40,7 +47,7 @@ func NewKernelPeer(t *testing.T, h *lab.Host) *KernelPeer {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = "flannel.1", parent.Attrs().MTU-encap.OverheadIPv4, p.Mac[:]
 	p.Link = &netlink.Vxlan{
-		LinkAttrs: attrs, VxlanId: 1, VtepDevIndex: parent.Attrs().Index, SrcAddr: h.Address.AsSlice(), Port: lease.DefaultPort,
+		LinkAttrs: attrs, VxlanId: 1, VtepDevIndex: parent.Attrs().Index, SrcAddr: h.Address.AsSlice(), Port: port,
 	}
 	p.Must("add kernel VXLAN device", nl.LinkAdd(p.Link))
 	p.Must("add its address", nl.AddrAdd(p.Link, &netlink.Addr{IPNet: IPNet(netip.PrefixFrom(h.Subnet.Addr(), 32))}))

@@ -1,0 +1,114 @@
+package doctor_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"uvxlan/bench/e2e"
+)
+
+// Nothing is wrong with a cluster that is well, and what is wrong with the host itself
+// is found, and not laid at the peers' door.
+func TestIntegrationHost(t *testing.T) {
+	w := e2e.NewWorld(t)
+	d := w.Start("kb21", "kb22", "kb31")[0]
+	w.Mesh("kb21", "kb22", "kb31")
+	kb21 := w.Host("kb21")
+	r := doctor(t, d)
+	if len(r.Findings) > 0 || len(r.Peers) != 2 {
+		t.Errorf("of a cluster that is well: %d peers, %+v", len(r.Peers), r.Findings)
+	}
+	for _, p := range r.Peers {
+		if p.Overlay.Received != p.Overlay.Sent || p.Overlay.MTU != 1450 || p.Underlay.Received != p.Underlay.Sent || p.Underlay.MTU != 1500 {
+			t.Errorf("measured: %+v", p)
+		}
+	}
+	const table = "nft -f - <<'N'\ntable ip doctor {\n chain c {\n  type "
+	for _, c := range []struct{ fault, undo, kind, remedy string }{
+		{table + "filter hook output priority 0;\n udp dport 4789 drop\n }\n}\nN", "nft delete table ip doctor", "firewall-out", "nft insert rule ip doctor c udp dport 4789 accept"},
+		{"iptables -A INPUT -p udp --dport 4789 -j DROP", "iptables -F INPUT", "firewall-in", "iptables -I INPUT -p udp --dport 4789 -j ACCEPT"},
+		{
+			"ip addr add 192.168.14.77/32 dev eth0; " + table + "nat hook postrouting priority 100;\n udp dport 4789 snat to 192.168.14.77\n }\n}\nN",
+			"nft delete table ip doctor", "masqueraded", "iptables -t nat -I POSTROUTING -p udp --dport 4789 -j ACCEPT",
+		},
+		{"sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1", "host-forwarding", "sysctl -w net.ipv4.ip_forward=1"},
+	} {
+		e2e.Shell(t, kb21.Node, c.fault)
+		e2e.Await(t, "the daemon has noticed what was done", func() bool {
+			s := e2e.AskStatus(t, d)
+			return !s.FastPath.On || !s.Ready
+		})
+		r := doctor(t, d)
+		if f := r.find(t, c.kind); f.Severity != "fault" || !strings.Contains(f.Remedy, c.remedy) {
+			t.Errorf("%s: %+v, without the remedy %q", c.kind, f, c.remedy)
+		}
+		for _, p := range r.Peers {
+			if kinds := r.kinds(p.Subnet); len(kinds) > 0 {
+				t.Errorf("%s: peer %s is blamed: %s", c.kind, p.Subnet, kinds)
+			}
+		}
+		e2e.Shell(t, kb21.Node, c.undo)
+		e2e.AwaitNoFault(t, d)
+	}
+	e2e.End(t, unix.SIGTERM, d)
+	if r := doctor(t, d); r.Daemon != "not running" || !slices.Equal(r.kinds(netip.Prefix{}), []string{"not-running"}) {
+		t.Errorf("without a daemon: %s, %+v", r.Daemon, r.Findings)
+	}
+}
+
+// One destination is followed: by its address, its host's or its subnet.
+func TestIntegrationDestination(t *testing.T) {
+	w := e2e.NewDualWorld(t, e2e.DualConfig, "kb21", "kb22")
+	d := w.Start("kb21", "kb22")[0]
+	w.DualMesh("kb21", "kb22")
+	kb22 := w.Host("kb22")
+	if r := doctor(t, d); len(r.Findings) > 0 || len(r.Peers) != 2 {
+		t.Errorf("of a cluster that is well: %d peers, %+v", len(r.Peers), r.Findings)
+	}
+	for destination, words := range map[string]map[string]string{
+		kb22.Container.Address.String(): {
+			"peer": "192.168.14.22 (172.7.22.0/24), lease ends in", "route": "dev flannel.1", "table entry": "172.7.22.0/24 to 192.168.14.22",
+			"path": "vxlan", "next hop": "192.168.14.22 on eth0", "firewall": "lets frames pass both ways", "by the overlay": "5 of 5",
+			"beside the overlay": "5 of 5", kb22.Container.Address.String(): "5 of 5",
+		},
+		kb22.Container.AddressV6.String(): {"peer": "fd00:14::22", "by the overlay": "up to 1430 bytes", kb22.Container.AddressV6.String(): "5 of 5"},
+		kb22.Address.String():             {"peer": "172.7.22.0/24"},
+		kb22.Subnet.String():              {"peer": "192.168.14.22"},
+	} {
+		r := doctor(t, d, destination)
+		for name, text := range words {
+			if !slices.ContainsFunc(r.Steps, func(s struct{ Name, Text string }) bool {
+				return s.Name == name && strings.Contains(s.Text, text)
+			}) {
+				t.Errorf("%s: no step %s with %q in %+v", destination, name, text, r.Steps)
+			}
+		}
+		if len(r.Findings) > 0 {
+			t.Errorf("%s: %+v", destination, r.Findings)
+		}
+	}
+	out, err := d.Host.Run(t.Context(), e2e.CommandBinary, "doctor", "-control-socket", d.ControlSocket(), "172.7.99.1")
+	if err == nil || !strings.Contains(string(out), "no host has a lease for it") {
+		t.Errorf("an address that nobody has: %v: %s", err, out)
+	}
+}
+
+// What is wrong with a direct path alone is told apart from what is wrong with the
+// overlay.
+func TestIntegrationDirect(t *testing.T) {
+	w := e2e.NewWorld(t, "kb21", "kb22")
+	w.Configure(e2e.HybridConfig)
+	daemons := w.Start("kb21", "kb22")
+	e2e.AwaitDirect(t, daemons...)
+	kb22 := w.Host("kb22")
+	// The daemon of the peer would mend its own filter, but not what the network does.
+	e2e.Shell(t, kb22.Node, "nft -f - <<'N'\ntable ip doctor {\n chain pre {\n  type filter hook prerouting priority -300;\n  iifname eth0 ip saddr 172.7.21.0/24 drop\n }\n}\nN")
+	r := doctor(t, daemons[0])
+	if got := r.kinds(kb22.Subnet); !slices.Equal(got, []string{"direct-blocked"}) {
+		t.Errorf("found %v", got)
+	}
+}

@@ -1,0 +1,234 @@
+package doctor_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"uvxlan/bench/cluster"
+	"uvxlan/bench/e2e"
+	"uvxlan/bench/lab"
+	"uvxlan/encap"
+	"uvxlan/lease"
+	"uvxlan/lease/etcd"
+)
+
+// ward is kb21 with a daemon and a router beyond which each peer has something else
+// that is wrong. All of them are looked at in one run.
+type ward struct {
+	*e2e.World
+	registry *etcd.Registry
+	daemon   *cluster.Daemon
+	ours     lease.Lease
+	forward  []string // nftables' rules of the router
+	source   []string // those of its source NAT
+}
+
+// spec is a host behind the router, on a network of its own.
+func spec(n int) lab.HostSpec {
+	return lab.HostSpec{
+		Name: fmt.Sprintf("kp%d", n), Routed: true,
+		Underlay: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(100 + n), 2}), 24),
+		Gateway:  netip.AddrFrom4([4]byte{192, 168, byte(100 + n), 1}),
+		Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 7, byte(100 + n), 0}), 24),
+	}
+}
+
+// peer makes a host with kernel VXLAN at a port, and its lease.
+func (w *ward) peer(h *lab.Host, port int) *e2e.KernelPeer {
+	w.T.Helper()
+	p := e2e.NewKernelPeerAt(w.T, h, port)
+	p.Learn(w.ours)
+	w.lease(p.Lease())
+	return p
+}
+
+func (w *ward) lease(l lease.Lease) {
+	w.T.Helper()
+	if _, err := w.registry.Create(w.Context(), l, time.Hour); err != nil {
+		w.T.Fatal(err)
+	}
+}
+
+// ghost is a lease whose host isn't there.
+func ghost(subnet, publicIP string, vni uint32, mac string) lease.Lease {
+	data, _ := json.Marshal(lease.VXLANData{VNI: vni, VtepMAC: mac})
+	return lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{
+		PublicIP: netip.MustParseAddr(publicIP), BackendType: lease.TypeVXLAN, BackendData: data,
+	}}
+}
+
+// drop has the router drop what matches.
+func (w *ward) drop(match string) { w.forward = append(w.forward, match+" drop") }
+
+// rules puts a table of nftables on a node.
+func rules(t *testing.T, n *lab.Node, chain, hook string, all ...string) {
+	t.Helper()
+	e2e.Shell(t, n, fmt.Sprintf("nft -f - <<'N'\ntable inet doctor {\n chain %s {\n  type %s;\n  %s\n }\n}\nN", chain, hook, strings.Join(all, "\n  ")))
+}
+
+const frames = "udp dport 4789"
+
+// trouble is what is wrong with one peer, and the finding that it makes.
+type trouble struct {
+	kind, severity string
+	// make makes it, of a host that has nothing yet.
+	make func(w *ward, h *lab.Host)
+}
+
+func network(match string) func(w *ward, h *lab.Host) {
+	return func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.drop(strings.ReplaceAll(match, "PEER", h.Address.String()))
+	}
+}
+
+var troubles = []trouble{
+	{"", "", network("ip daddr 10.0.0.1")},
+	{"port-blocked-out", "fault", network("ip daddr PEER " + frames)},
+	{"port-blocked-in", "fault", network("ip saddr PEER " + frames)},
+	{"blocked", "fault", func(w *ward, h *lab.Host) {
+		network("ip saddr PEER "+frames)(w, h)
+		w.drop("ip daddr " + h.Address.String() + " " + frames)
+	}},
+	{"silent", "fault", network("ip daddr PEER")},
+	{"port-rejected", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.forward = append(w.forward, "ip daddr "+h.Address.String()+" "+frames+" reject with icmp type admin-prohibited")
+	}},
+	{"daemon-stopped", "fault", func(w *ward, h *lab.Host) { w.peer(h, lease.DefaultPort).Remove() }},
+	{"port-differs", "fault", func(w *ward, h *lab.Host) { w.peer(h, 8472) }},
+	{"nat", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.source = append(w.source, "ip saddr "+h.Address.String()+" "+frames+" masquerade")
+	}},
+	{"stale-mac", "fault", func(w *ward, h *lab.Host) {
+		p := w.peer(h, lease.DefaultPort)
+		old := w.ours
+		old.Attrs.BackendData = ghost("172.7.21.0/24", "192.168.14.21", 1, "0e:00:00:00:00:99").Attrs.BackendData
+		p.Learn(old)
+	}},
+	{"large-lost-out", "fault", network("ip daddr PEER " + frames + " udp length > 1000")},
+	{"large-lost-in", "fault", network("ip saddr PEER " + frames + " udp length > 1000")},
+	{"mtu", "warning", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		e2e.Shell(w.T, w.Router(), "ip link set "+h.Name+" mtu 1400")
+	}},
+	{"loss", "fault", network("ip daddr PEER " + frames + " numgen inc mod 3 == 0")},
+	{"segmentation", "fault", network("ip daddr PEER " + frames + " ip length > 1600")},
+	{"tcp-checksum-out", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		rules(w.T, w.Host("kb21").Node, "out", "filter hook output priority 0", "ip daddr "+h.Subnet.Addr().String()+" tcp doff > 5 @th,128,16 set 0xdead")
+	}},
+	{"tcp-checksum-in", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		if err := h.SetFeatures("eth0", map[string]bool{"tx-checksum-ip-generic": false}); err != nil {
+			w.T.Fatal(err)
+		}
+		rules(w.T, h.Node, "out", "filter hook output priority 0", "tcp sport 1 @th,128,16 set 0xdead")
+	}},
+	{"clock", "warning", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		now := time.Now().UTC()
+		ahead := (now.Sub(now.Truncate(24*time.Hour)) + time.Hour).Milliseconds() % (24 * time.Hour).Milliseconds()
+		rules(w.T, h.Node, "out", "filter hook output priority 0", fmt.Sprintf("icmp type timestamp-reply @th,96,32 set %d", ahead))
+	}},
+	{"echo-dropped-there", "warning", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		rules(w.T, h.Node, "in", "filter hook input priority 0", "iifname flannel.1 ip saddr 172.7.0.0/16 drop")
+	}},
+	{"no-host", "fault", func(w *ward, h *lab.Host) {
+		w.lease(ghost(h.Subnet.String(), "192.168.14.99", 1, "0e:00:00:00:00:01"))
+	}},
+	{"vni-differs", "fault", func(w *ward, h *lab.Host) {
+		w.lease(ghost(h.Subnet.String(), h.Address.String(), 5, "0e:00:00:00:00:02"))
+	}},
+	{"config-differs", "fault", func(w *ward, h *lab.Host) {
+		l := ghost(h.Subnet.String(), h.Address.String(), 1, "0e:00:00:00:00:03")
+		l.Attrs.BackendType, l.Attrs.BackendData = lease.TypeHostGW, nil
+		w.lease(l)
+	}},
+	{"duplicate-public-ip", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.lease(ghost("172.7.201.0/24", h.Address.String(), 1, "0e:00:00:00:00:04"))
+	}},
+	{"duplicate-mac", "fault", func(w *ward, h *lab.Host) {
+		p := w.peer(h, lease.DefaultPort)
+		w.lease(ghost("172.7.202.0/24", "192.168.14.98", 1, p.Mac.String()))
+	}},
+}
+
+// Each peer has a trouble of its own, and the doctor finds just that.
+func TestIntegrationPeers(t *testing.T) {
+	hosts := []lab.HostSpec{lab.DefaultHosts()[0]}
+	for n := range troubles {
+		hosts = append(hosts, spec(n))
+	}
+	w := &ward{World: e2e.NewWorldOf(t, lab.Options{Hosts: hosts}, e2e.VXLANConfig)}
+	w.daemon = w.Start("kb21")[0]
+	w.registry, w.ours = w.Registry(), w.LeaseOf("kb21")
+	for n, c := range troubles {
+		c.make(w, w.Host(spec(n).Name))
+	}
+	rules(t, w.Router(), "forward", "filter hook forward priority 0", w.forward...)
+	rules(t, w.Router(), "source", "nat hook postrouting priority 100", w.source...)
+	// A kernel that has had no packet to a peer yet asks for the gateway first.
+	e2e.Await(t, "all leases are known", func() bool { return len(e2e.AskPeers(t, w.daemon)) == len(troubles)+2 })
+	r := doctor(t, w.daemon)
+	if r.Daemon != "ready" {
+		t.Errorf("the daemon is %s", r.Daemon)
+	}
+	for n, c := range troubles {
+		var want []string
+		if c.kind != "" {
+			want = []string{c.kind}
+		}
+		if got := r.kinds(spec(n).Subnet); !slices.Equal(got, want) {
+			t.Errorf("%s: found %v, want %v", spec(n).Name, got, want)
+		} else if c.kind != "" && r.find(t, c.kind).Severity != c.severity {
+			t.Errorf("%s is a %s, want a %s", c.kind, r.find(t, c.kind).Severity, c.severity)
+		}
+	}
+	for kind, words := range map[string]string{
+		"nat": "come from 192.168.14.1, its lease says", "port-differs": "8472", "mtu": "1350", "loss": "were lost",
+		"no-host": "nobody answers ARP for 192.168.14.99", "duplicate-public-ip": "172.7.201.0/24 gets no answer", "clock": "1h0m",
+		"port-rejected": "192.168.14.1 says: administratively prohibited",
+	} {
+		if f := r.find(t, kind); !strings.Contains(f.Evidence, words) {
+			t.Errorf("%s: the evidence is %q, without %q", kind, f.Evidence, words)
+		}
+	}
+	w.checksums()
+}
+
+// checksums has checksums filled in before the frames leave, as on most machines, and
+// spoils them on the way: those of the daemon's host, and those of a peer.
+func (w *ward) checksums() {
+	for _, node := range []*lab.Node{w.Host("kb21").Node, w.Host("kp0").Node} {
+		if err := node.SetFeatures("eth0", map[string]bool{"tx-checksum-ip-generic": false}); err != nil {
+			w.T.Fatal(err)
+		}
+	}
+	spoil := func(match string) string { return match + " " + frames + " @th,48,16 != 0 @th,48,16 set 0xdead" }
+	e2e.Shell(w.T, w.Router(), "nft flush chain inet doctor forward")
+	// kp0's kernel sends frames without checksums unless it is told otherwise.
+	e2e.Shell(w.T, w.Host("kp0").Node, "ip link del flannel.1 && ip link add flannel.1 address "+(encap.MAC{0x0e, 1, 192, 168, 100, 2}).String()+
+		" type vxlan id 1 local 192.168.100.2 dstport 4789 nolearning udpcsum && ip addr add 172.7.100.0/32 dev flannel.1 && ip link set flannel.1 up")
+	kp0 := &e2e.KernelPeer{T: w.T, Host: w.Host("kp0")}
+	link, err := w.Host("kp0").Netlink().LinkByName("flannel.1")
+	kp0.Must("look for flannel.1", err)
+	kp0.Link = link
+	kp0.Learn(w.ours)
+	rules(w.T, w.Router(), "forward", "filter hook forward priority 0",
+		spoil("ip saddr "+w.Host("kp0").Address.String()), spoil("ip daddr "+w.Host("kp1").Address.String()))
+	r := doctor(w.T, w.daemon)
+	for n, kind := range []string{"checksum-in", "checksum-out"} {
+		if got := r.kinds(spec(n).Subnet); !slices.Equal(got, []string{kind}) {
+			w.T.Errorf("%s: found %v, want %s", spec(n).Name, got, kind)
+		}
+	}
+}
