@@ -23,7 +23,7 @@ const ControlGroup = "uvxlan-lab"
 // removeGroup kills the processes of the lab's control group and of all below
 // it, and removes them.
 func removeGroup(ctx context.Context) error {
-	mounts, err := hierarchies()
+	mounts, err := Hierarchies()
 	if err != nil {
 		return fmt.Errorf("remove control group: %w", err)
 	}
@@ -36,8 +36,9 @@ func removeGroup(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// hierarchies are where control groups are mounted.
-func hierarchies() ([]string, error) {
+// Hierarchies are the paths where control groups are mounted: several on a machine
+// that has version 1 of them.
+func Hierarchies() ([]string, error) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return nil, err

@@ -73,3 +73,14 @@ func inside(ns *os.File, f func() error) error {
 		return f()
 	})
 }
+
+// Inside runs f on an OS thread inside the network namespace at a path, such as
+// /proc/PID/ns/net of a container's process, as [Node.Do] does inside a node's.
+func Inside(path string, f func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close()
+	return inside(ns, f)
+}

@@ -12,11 +12,11 @@ import (
 	"strings"
 	"testing"
 
-	"uvxlan/bench/e2e"
-
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"uvxlan/bench/e2e"
+	"uvxlan/bench/flannelcni"
 	"uvxlan/bench/lab"
 	"uvxlan/tunnel/netnstest"
 )
@@ -84,13 +84,12 @@ func startContainer(w *e2e.World, h *lab.Host) *cniContainer {
 // prepare writes the plugins' and runc's configuration.
 func (c *cniContainer) prepare() error {
 	plugins, rootfs := filepath.Join(c.dir, "plugins"), filepath.Join(c.dir, "rootfs")
-	flannel := fmt.Sprintf("#!/bin/sh\n%s=1 exec %s\n", cniPlugin, os.Args[0])
 	spec, err := json.Marshal(c.spec())
 	if err != nil {
 		return err
 	}
 	err = errors.Join(os.MkdirAll(plugins, 0o755), os.MkdirAll(filepath.Join(rootfs, "proc"), 0o755),
-		os.WriteFile(filepath.Join(plugins, "flannel"), []byte(flannel), 0o755),
+		os.WriteFile(filepath.Join(plugins, "flannel"), []byte(flannelcni.Script()), 0o755),
 		lab.CopyPrograms(c.w.Context(), rootfs, "busybox"),
 		os.WriteFile(filepath.Join(c.dir, "config.json"), spec, 0o644))
 	if err != nil {

@@ -5,11 +5,12 @@ import (
 	"testing"
 
 	"uvxlan/bench/e2e"
+	"uvxlan/bench/flannelcni"
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(cniPlugin) != "" {
-		os.Exit(servePlugin())
+	if os.Getenv(flannelcni.Variable) != "" {
+		os.Exit(flannelcni.Serve())
 	}
 	e2e.Main(m)
 }

@@ -1,4 +1,7 @@
-package runtimes_test
+// Package flannelcni is a CNI plugin that does what flannel's does, whose module can't
+// be fetched: it turns a configuration of flannel's form and the subnet file into one
+// for the bridge plugin. A test binary serves as the plugin.
+package flannelcni
 
 import (
 	"context"
@@ -6,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
@@ -18,14 +22,14 @@ import (
 	"uvxlan/bench/e2e"
 )
 
-// cniPlugin, in the environment, makes the test binary the CNI plugin that is
-// called flannel: flannel's own is no module that can be fetched. It turns a
-// configuration of flannel's form and the subnet file into one for the bridge
-// plugin, as flannel's does.
-const cniPlugin = "UVXLAN_TEST_CNI"
+// Variable in the environment has the binary's main function call [Serve].
+const Variable = "UVXLAN_TEST_CNI"
 
-// cniConfig is what a conflist says of the plugin.
-type cniConfig struct {
+// Script is a program that runs the calling binary as the plugin.
+func Script() string { return fmt.Sprintf("#!/bin/sh\n%s=1 exec %s\n", Variable, os.Args[0]) }
+
+// config is what a conflist says of the plugin.
+type config struct {
 	types.NetConf
 	SubnetFile string         `json:"subnetFile"`
 	DataDir    string         `json:"dataDir"`
@@ -33,7 +37,9 @@ type cniConfig struct {
 	IPAM       map[string]any `json:"ipam"`
 }
 
-func servePlugin() int {
+// Serve is the plugin: it does what the environment and standard input say, and
+// returns the exit code.
+func Serve() int {
 	if err := delegate(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -48,7 +54,7 @@ func delegate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var c cniConfig
+	c := config{SubnetFile: "/run/flannel/subnet.env", DataDir: "/var/lib/cni/flannel"}
 	if err := json.Unmarshal(text, &c); err != nil {
 		return err
 	}
@@ -69,6 +75,9 @@ func delegate(ctx context.Context) error {
 		return result.Print()
 	case "DEL":
 		network, err := os.ReadFile(saved)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a runtime may remove what was never added
+		}
 		if err != nil {
 			return err
 		}
@@ -79,7 +88,7 @@ func delegate(ctx context.Context) error {
 }
 
 // bridge is the configuration for the bridge plugin.
-func (c *cniConfig) bridge() ([]byte, error) {
+func (c *config) bridge() ([]byte, error) {
 	file, err := e2e.ReadSubnetFile(c.SubnetFile)
 	if err != nil {
 		return nil, err
