@@ -38,7 +38,7 @@ type options struct {
 	out        string    // the archive
 	name       string    // of the image, with its tag
 	created    time.Time // how old the image and all its files say they are
-	entrypoint string    // the program that runs
+	entrypoint []string  // the program that runs, and its arguments
 	license    string    // a file
 	platforms  []platform
 }
@@ -61,12 +61,13 @@ func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("image", flag.ContinueOnError)
 	f.StringVar(&o.out, "o", "", "`file` to write")
 	f.StringVar(&o.name, "name", "localhost/uvxlan:latest", "`name` of the image, with its tag")
-	f.StringVar(&o.entrypoint, "entrypoint", "uvxland", "`program` that the image runs")
+	entrypoint := f.String("entrypoint", "uvxland", "`program` that the image runs, and its arguments")
 	f.StringVar(&o.license, "license", "", "`file` of the license")
 	seconds := f.Int64("time", 0, "`seconds` since 1970 of all times in the image")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
+	o.entrypoint = strings.Fields(*entrypoint)
 	o.created = time.Unix(*seconds, 0).UTC()
 	for _, word := range f.Args() {
 		arch, dir, ok := strings.Cut(word, "=")
@@ -75,7 +76,7 @@ func parse(args []string) (o options, err error) {
 		}
 		o.platforms = append(o.platforms, platform{arch, dir})
 	}
-	if o.out == "" || len(o.platforms) == 0 || !strings.Contains(path.Base(o.name), ":") {
+	if o.out == "" || len(o.platforms) == 0 || len(o.entrypoint) == 0 || !strings.Contains(path.Base(o.name), ":") {
 		return o, errors.New("usage: image -o FILE -name NAME:TAG [flags] ARCH=FOLDER...")
 	}
 	return o, nil
@@ -174,10 +175,10 @@ func (o options) image(p platform) (v1.Image, error) {
 		OS: "linux", Architecture: p.arch, Created: v1.Time{Time: o.created},
 		RootFS: v1.RootFS{Type: "layers"},
 		Config: v1.Config{
-			Entrypoint: []string{path.Join(bin, o.entrypoint)},
+			Entrypoint: append([]string{path.Join(bin, o.entrypoint[0])}, o.entrypoint[1:]...),
 			Env:        []string{"PATH=" + bin},
 			Labels: map[string]string{
-				"org.opencontainers.image.title":    o.entrypoint,
+				"org.opencontainers.image.title":    o.entrypoint[0],
 				"org.opencontainers.image.version":  o.tag(),
 				"org.opencontainers.image.licenses": "Apache-2.0",
 			},
@@ -207,10 +208,10 @@ func (o options) layer(dir string) ([]byte, error) {
 	for _, p := range programs {
 		text, readErr := os.ReadFile(filepath.Join(dir, p.Name()))
 		err = errors.Join(err, readErr, w.add(path.Join(bin, p.Name())[1:], 0o755, text))
-		found = found || p.Name() == o.entrypoint
+		found = found || p.Name() == o.entrypoint[0]
 	}
 	if !found {
-		err = errors.Join(err, fmt.Errorf("%s has no %s", dir, o.entrypoint))
+		err = errors.Join(err, fmt.Errorf("%s has no %s", dir, o.entrypoint[0]))
 	}
 	if o.license != "" {
 		text, readErr := os.ReadFile(o.license)

@@ -33,7 +33,7 @@ func pack(t *testing.T, arches ...string) (archive string) {
 	archive = filepath.Join(dir, "image.tar")
 	license := filepath.Join(dir, "LICENSE")
 	err := os.WriteFile(license, []byte("do what you like"), 0o600)
-	args := []string{"-o", archive, "-name", imageName, "-license", license, "-time", strconv.Itoa(created)}
+	args := []string{"-o", archive, "-name", imageName, "-license", license, "-entrypoint", "uvxland -v=1", "-time", strconv.Itoa(created)}
 	for _, arch := range arches {
 		programs := filepath.Join(dir, arch)
 		err = errors.Join(err, os.Mkdir(programs, 0o700))
@@ -99,7 +99,7 @@ func expectImage(t *testing.T, image v1.Image, arch string) {
 	if config.OS != "linux" || config.Architecture != arch || !config.Created.Equal(time.Unix(created, 0)) {
 		t.Errorf("the image is for %s/%s, of %s", config.OS, config.Architecture, config.Created)
 	}
-	if c := config.Config; !slices.Equal(c.Entrypoint, []string{"/usr/bin/uvxland"}) || c.Labels["org.opencontainers.image.version"] != "v1" {
+	if c := config.Config; !slices.Equal(c.Entrypoint, []string{"/usr/bin/uvxland", "-v=1"}) || c.Labels["org.opencontainers.image.version"] != "v1" {
 		t.Errorf("the image runs %q and is %q", c.Entrypoint, c.Labels)
 	}
 	root := tar.NewReader(mutate.Extract(image))
