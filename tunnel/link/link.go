@@ -4,6 +4,7 @@
 package link
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,6 +33,9 @@ const DefaultQueueLen = 10_000
 // overlay's networks: remove that route or choose another network.
 var ErrRouteExists = errors.New("the route exists")
 
+// sysctlDir is where the kernel's network variables are.
+const sysctlDir = "/proc/sys/net"
+
 // Config is what a TUN interface needs to carry the overlay.
 type Config struct {
 	// Addresses are the VTEP's own, as /32 or /128 so that no subnet route comes
@@ -46,6 +50,9 @@ type Config struct {
 	// QueueLen is the transmit queue's length in packets; 0 means DefaultQueueLen.
 	// That of an interface that is up stays as it is.
 	QueueLen int
+	// SysctlDir is where the kernel's network variables can be written, if that isn't
+	// /proc/sys/net itself, which a container often may only read.
+	SysctlDir string
 	// LooseReversePath lets packets in whose way back leads by another interface,
 	// as with [onlink.Route] where only one of two hosts finds the other on-link.
 	LooseReversePath bool
@@ -64,6 +71,8 @@ func (c *Config) Destinations() []netip.Prefix {
 	return c.Networks
 }
 
+func (c *Config) sysctlDir() string { return cmp.Or(c.SysctlDir, sysctlDir) }
+
 func (c *Config) queueLen() int {
 	if c.QueueLen > 0 {
 		return c.QueueLen
@@ -76,7 +85,7 @@ func (c *Config) queueLen() int {
 // forward what arrives there, sets the MTU and looks whether the way is free for
 // the routes. Nothing of it carries packets yet. Before Linux 6.17 IPv6 packets
 // are forwarded only if the host forwards IPv6; see [IPv6Forwarding]. It
-// needs CAP_NET_ADMIN and a writable /proc/sys/net. A route in the way is
+// needs CAP_NET_ADMIN and a writable [Config.SysctlDir]. A route in the way is
 // [ErrRouteExists].
 func Prepare(name string, c Config) error {
 	return configure(name, append(c.settings(name),
@@ -86,7 +95,7 @@ func Prepare(name string, c Config) error {
 // settings are the steps that take no addresses.
 func (c *Config) settings(name string) []step {
 	return []step{
-		{"set sysctl", func(netlink.Link) error { return setSysctls(c.sysctls(name)) }},
+		{"set sysctl", func(netlink.Link) error { return setSysctls(c.sysctlDir(), c.sysctls(name)) }},
 		{fmt.Sprintf("set MTU %d", c.MTU), func(l netlink.Link) error { return netlink.LinkSetMTU(l, int(c.MTU)) }},
 		{"set queue length", func(l netlink.Link) error { return setQueueLen(l, c.queueLen()) }},
 	}
@@ -217,9 +226,9 @@ func (c *Config) sysctls(name string) []sysctl {
 	return settings
 }
 
-func setSysctls(settings []sysctl) error {
+func setSysctls(dir string, settings []sysctl) error {
 	for _, s := range settings {
-		if err := setSysctl(s.path, s.value); err != nil && !s.optional {
+		if err := setSysctl(dir, s.path, s.value); err != nil && !s.optional {
 			return fmt.Errorf("net/%s=%s: %w", s.path, s.value, err)
 		}
 	}
@@ -232,7 +241,7 @@ func wrongSysctls(settings []sysctl) (wrong []error) {
 		if s.optional {
 			continue
 		}
-		now, err := os.ReadFile(filepath.Join("/proc/sys/net", s.path))
+		now, err := os.ReadFile(filepath.Join(sysctlDir, s.path))
 		switch value := strings.TrimSpace(string(now)); {
 		case errors.Is(err, fs.ErrNotExist): // the interface has gone meanwhile
 		case err != nil:
@@ -251,13 +260,12 @@ type sysctl struct {
 
 // setSysctl sets a variable unless it has the value already, as it may where a
 // container's /proc/sys can only be read.
-func setSysctl(path, value string) error {
-	path = filepath.Join("/proc/sys/net", path)
-	err := os.WriteFile(path, []byte(value), 0)
+func setSysctl(dir, path, value string) error {
+	err := os.WriteFile(filepath.Join(dir, path), []byte(value), 0)
 	if err == nil {
 		return nil
 	}
-	if now, readErr := os.ReadFile(path); readErr == nil && strings.TrimSpace(string(now)) == value {
+	if now, readErr := os.ReadFile(filepath.Join(sysctlDir, path)); readErr == nil && strings.TrimSpace(string(now)) == value {
 		return nil
 	}
 	return err
@@ -272,7 +280,7 @@ func IPv4Forwarding() (bool, error) { return switchedOn("ipv4/ip_forward") }
 func IPv6Forwarding() (bool, error) { return switchedOn("ipv6/conf/all/forwarding") }
 
 func switchedOn(path string) (bool, error) {
-	b, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
+	b, err := os.ReadFile(filepath.Join(sysctlDir, path))
 	if err != nil {
 		return false, fmt.Errorf("read sysctl net.%s: %w", strings.ReplaceAll(path, "/", "."), err)
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/netnstest"
 )
@@ -73,5 +75,44 @@ func TestIntegrationCheckLink(t *testing.T) {
 	}
 	if wrong := Check("overlay0", c); len(wrong) != 1 || !errors.Is(wrong[0], device.ErrGone) {
 		t.Errorf("without the device: %v", wrong)
+	}
+}
+
+// A container has /proc/sys to read only. The variables are written where it has them
+// mounted otherwise.
+func TestIntegrationReadOnlySysctls(t *testing.T) {
+	netnstest.RequireRoot(t)
+	netnstest.Enter(t) // its thread ends with the test
+	writable := t.TempDir()
+	err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+		unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("/proc/sys/net", writable, "", unix.MS_BIND, ""),
+		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
+		unix.Mount("none", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(writable, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	d, err := device.Open("overlay0", device.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	c := Config{Networks: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")}, MTU: 1430, LooseReversePath: true}
+	if err := Prepare("overlay0", c); !errors.Is(err, unix.EROFS) {
+		t.Errorf("with /proc/sys to read only: %v", err)
+	}
+	c.SysctlDir = writable
+	if err := Prepare("overlay0", c); err != nil {
+		t.Error(err)
+	}
+	for path, want := range map[string]string{"forwarding": "1", "accept_local": "1", "rp_filter": "2"} {
+		if got := strings.TrimSpace(netnstest.Run(t, "cat", "/proc/sys/net/ipv4/conf/overlay0/"+path)); got != want {
+			t.Errorf("%s is %s, want %s", path, got, want)
+		}
 	}
 }

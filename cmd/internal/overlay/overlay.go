@@ -58,6 +58,9 @@ type Options struct {
 	// speaks against it.
 	FastPath      attach.Mode
 	FastPathCheck time.Duration
+	// SysctlDir is where the network's variables can be written; empty means
+	// /proc/sys/net.
+	SysctlDir string
 }
 
 func (o *Options) workers() int {
@@ -342,7 +345,7 @@ func (v *Overlay) link() link.Config {
 
 func (v *Overlay) linkLocked() link.Config {
 	c := link.Config{
-		Networks: v.config.Networks(), Routes: v.routesLocked(), MTU: v.inner,
+		Networks: v.config.Networks(), Routes: v.routesLocked(), MTU: v.inner, SysctlDir: v.opts.SysctlDir,
 		LooseReversePath: v.direct == onlink.Route,
 	}
 	if v.own.Subnet.IsValid() {

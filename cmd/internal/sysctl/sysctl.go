@@ -11,14 +11,22 @@ import (
 	"strings"
 )
 
-// root is where a path begins.
-const root = "/proc/sys/net"
+// Root is where a path begins.
+const Root = "/proc/sys/net"
+
+// writable is where variables are written.
+var writable = Root
+
+// WriteBelow says that variables can be written below dir, another path of [Root]: a
+// container often may only read that. It is for the start of a program, before any
+// other call.
+func WriteBelow(dir string) { writable = dir }
 
 // Read returns the value of a variable, such as "ipv4/conf/eth0/rp_filter", and
 // whether there is such a one: those of an interface go with it, and a kernel may
 // lack some.
 func Read(path string) (value string, there bool, err error) {
-	name, err := local(path)
+	name, err := local(Root, path)
 	if err != nil {
 		return "", false, err
 	}
@@ -34,7 +42,7 @@ func Read(path string) (value string, there bool, err error) {
 
 // Write sets a variable.
 func Write(path, value string) error {
-	name, err := local(path)
+	name, err := local(writable, path)
 	if err == nil {
 		err = os.WriteFile(name, []byte(value), 0)
 	}
@@ -44,10 +52,10 @@ func Write(path, value string) error {
 	return nil
 }
 
-// local is the variable's file, which lies below the root.
-func local(path string) (string, error) {
+// local is the variable's file, which lies below dir.
+func local(dir, path string) (string, error) {
 	if !filepath.IsLocal(path) {
-		return "", fmt.Errorf("sysctl net/%s: not below %s", path, root)
+		return "", fmt.Errorf("sysctl net/%s: not below %s", path, Root)
 	}
-	return filepath.Join(root, path), nil
+	return filepath.Join(dir, path), nil
 }
