@@ -58,7 +58,7 @@ func TestBashCompletion(t *testing.T) {
 		{[]string{"config", "s"}, "set"},
 		{[]string{"config", "set", "m"}, "my config.json"},
 		{[]string{"completion", ""}, "bash fish zsh"},
-		{[]string{"status", "-"}, "-control-socket -o"},
+		{[]string{"status", "-"}, "-alive -control-socket -o -ready"},
 		{[]string{"status", ""}, ""},
 		{[]string{"top", "-o", ""}, "json table"},
 		{[]string{"top", "--o", "j"}, "json"},

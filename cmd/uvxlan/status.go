@@ -30,6 +30,8 @@ func hint(err error) error {
 // defineStatus shows how the daemon on this host is.
 func defineStatus(fs *flag.FlagSet) action {
 	socket, output := socketFlag(fs), outputFlag(fs, os.Stdout)
+	probe := fs.Bool("ready", false, "print in one line whether the host's containers are connected, or why not, for a readiness probe")
+	alive := fs.Bool("alive", false, "exit with 0 if the daemon answers, ready or not, for a liveness probe")
 	return func(ctx context.Context, _ []string) error {
 		p, err := output()
 		if err != nil {
@@ -39,14 +41,24 @@ func defineStatus(fs *flag.FlagSet) action {
 		if err != nil {
 			return hint(err)
 		}
-		if err := p.status(s); err != nil {
+		if (*probe || *alive) && !p.json {
+			fmt.Fprintln(p.out, probeLine(s))
+		} else if err := p.status(s); err != nil {
 			return err
 		}
-		if !s.Ready {
+		if !s.Ready && !*alive {
 			return errSilent
 		}
 		return nil
 	}
+}
+
+// probeLine is what a probe shows to people.
+func probeLine(s control.Status) string {
+	if s.Ready {
+		return "ready"
+	}
+	return "not ready: " + or(strings.Join(s.Reasons, "; "), "it starts")
 }
 
 func (p *printer) status(s control.Status) error {

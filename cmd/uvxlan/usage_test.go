@@ -79,6 +79,37 @@ func TestStatusExitCode(t *testing.T) {
 	}
 }
 
+// A probe's exit code is about readiness, or about whether anybody answers; its one
+// line is what kubectl describe shows.
+func TestProbes(t *testing.T) {
+	for _, c := range []struct {
+		flag  string
+		ready bool
+		code  int
+		said  string
+	}{
+		{"-ready", true, 0, "ready\n"},
+		{"-ready", false, 1, "not ready: for a reason; for another\n"},
+		{"-alive", true, 0, "ready\n"},
+		{"-alive", false, 0, "not ready: for a reason; for another\n"},
+	} {
+		socket := serve(t, fixed{status: control.Status{Ready: c.ready, Reasons: []string{"for a reason", "for another"}}})
+		var out strings.Builder
+		err := capture(t, &out, func(ctx context.Context) error {
+			return run(ctx, []string{"status", c.flag, "-control-socket", socket})
+		})
+		if cli.ExitCode(err) != c.code || out.String() != c.said {
+			t.Errorf("%s, ready %t: exit code %d, %q", c.flag, c.ready, cli.ExitCode(err), &out)
+		}
+		err = capture(t, &out, func(ctx context.Context) error {
+			return run(ctx, []string{"status", c.flag, "-control-socket", socket + "-none"})
+		})
+		if cli.ExitCode(err) != 1 {
+			t.Errorf("%s without a daemon: exit code %d", c.flag, cli.ExitCode(err))
+		}
+	}
+}
+
 func TestAsRoot(t *testing.T) {
 	denied := &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission}
 	if err := asRoot(denied, 1000); !errors.Is(err, fs.ErrPermission) || !strings.HasSuffix(err.Error(), ": run it as root") {
