@@ -21,6 +21,7 @@ import (
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/leasefile"
 	"uvxlan/cmd/internal/subnetfile"
+	"uvxlan/cmd/internal/sysctl"
 	"uvxlan/tunnel/device"
 	"uvxlan/tunnel/fastpath"
 	"uvxlan/tunnel/kroute"
@@ -33,8 +34,10 @@ func defineCleanup(fs *flag.FlagSet) action {
 	fs.StringVar(&c.dir, "state-dir", hoststate.DefaultDir, "state `directory` of the daemon")
 	fs.BoolVar(&c.all, "all", false, "also remove what looks like a daemon's on this host without being on record, such as flannel's tables and chains")
 	fs.BoolVar(&c.dry, "n", false, "print what there is to remove and leave it")
+	sysctls := fs.String("proc-sys-net", sysctl.Root, "`directory` in which the kernel's network variables can be written")
 	output := outputFlag(fs, os.Stdout)
 	return func(context.Context, []string) error {
+		sysctl.WriteBelow(*sysctls)
 		p, err := output()
 		if err != nil {
 			return err
@@ -96,7 +99,8 @@ func (c *cleaner) clean() error {
 	}
 	err = errors.Join(c.routes(state.Networks), c.blackhole(state.Blackhole), c.blackhole(state.BlackholeV6),
 		c.firewall(state), c.fastPath(state.Device), c.device(state.Device), c.sysctls(state.Sysctls),
-		c.subnetFile(state), c.socket("control", state.ControlSocket), c.socket("handover", hoststate.HandoverPath(c.dir)), c.file("leases", leasefile.Path(c.dir)))
+		c.subnetFile(state), c.cniConfig(state.CNIConfig), c.socket("control", state.ControlSocket),
+		c.socket("handover", hoststate.HandoverPath(c.dir)), c.file("leases", leasefile.Path(c.dir)))
 	if err != nil {
 		return err
 	}
@@ -321,6 +325,13 @@ func (c *cleaner) subnetFile(state hoststate.State) error {
 	default:
 		return c.file("subnet file", path)
 	}
+}
+
+func (c *cleaner) cniConfig(path string) error {
+	if path == "" {
+		return nil
+	}
+	return c.file("CNI configuration", path)
 }
 
 // file removes a file, and what a writer that was killed left beside it.

@@ -99,7 +99,7 @@ func expectLines(t *testing.T, got string, want ...string) {
 
 const rpFilter = "/proc/sys/net/ipv4/conf/eth0/rp_filter"
 
-func sysctl(t *testing.T) string {
+func reversePath(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(rpFilter)
 	if err != nil {
@@ -136,7 +136,8 @@ func TestIntegrationCleanup(t *testing.T) {
 	subnetFile := filepath.Join(t.TempDir(), "subnet.env")
 	socket := filepath.Join(t.TempDir(), "uvxlan.sock")
 	setSysctl(t, "2")
-	state := hoststate.State{SubnetFile: subnetFile, ControlSocket: socket, Device: "flannel.1", Blackhole: netip.MustParsePrefix("172.7.21.0/24"), Sysctls: []hoststate.Sysctl{
+	cni := filepath.Join(t.TempDir(), "10-uvxlan.conflist")
+	state := hoststate.State{SubnetFile: subnetFile, CNIConfig: cni, ControlSocket: socket, Device: "flannel.1", Blackhole: netip.MustParsePrefix("172.7.21.0/24"), Sysctls: []hoststate.Sysctl{
 		{Path: "ipv4/conf/eth0/rp_filter", Before: "1", Set: "2"},
 		{Path: "ipv4/conf/eth7/rp_filter", Before: "1", Set: "2"},
 	}}
@@ -145,6 +146,7 @@ func TestIntegrationCleanup(t *testing.T) {
 	}
 	for path, make := range map[string]func(string) error{
 		subnetFile:              func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		cni:                     func(p string) error { return os.WriteFile(p, nil, 0o600) },
 		socket:                  abandonSocket,
 		leasefile.Path(dir):     func(p string) error { return os.WriteFile(p, nil, 0o600) },
 		hoststate.LockPath(dir): func(p string) error { return os.WriteFile(p, []byte("4711\n"), 0o600) }, // of a killed daemon
@@ -166,7 +168,7 @@ func TestIntegrationCleanup(t *testing.T) {
 	iptables(t, "-t nat -A POSTROUTING -j FLANNEL-POSTRTG")
 	iptables(t, "-A FORWARD -s 172.9.0.0/16 -j DROP")
 
-	onHost := func() string { return ip(t, "route") + ip(t, "link") + sysctl(t) + iptables(t, "-t nat -S") }
+	onHost := func() string { return ip(t, "route") + ip(t, "link") + reversePath(t) + iptables(t, "-t nat -S") }
 	before := onHost()
 	lines := []string{
 		"removed route 172.7.22.0/24 via 192.168.9.22 dev eth0",
@@ -175,6 +177,7 @@ func TestIntegrationCleanup(t *testing.T) {
 		"removed interface flannel.1",
 		"removed sysctl net/ipv4/conf/eth0/rp_filter=2, set back to 1",
 		"removed subnet file " + subnetFile,
+		"removed CNI configuration " + cni,
 		"removed control socket " + socket,
 		"removed leases " + leasefile.Path(dir),
 		"removed manifest " + hoststate.Path(dir),
@@ -186,10 +189,10 @@ func TestIntegrationCleanup(t *testing.T) {
 		t.Errorf("a dry run changed\n%s\ninto\n%s", before, after)
 	}
 	expectLines(t, cleanupAll(t, dir, false), lines...)
-	if got := sysctl(t); got != "1" {
+	if got := reversePath(t); got != "1" {
 		t.Errorf("the sysctl is %s", got)
 	}
-	for _, path := range []string{subnetFile, leasefile.Path(dir), hoststate.Path(dir), hoststate.LockPath(dir)} {
+	for _, path := range []string{subnetFile, cni, leasefile.Path(dir), hoststate.Path(dir), hoststate.LockPath(dir)} {
 		if exists(path) {
 			t.Errorf("%s is left", path)
 		}
@@ -236,7 +239,7 @@ func TestIntegrationCleanupLeaves(t *testing.T) {
 		if link := ip(t, "-d link show flannel.1"); !strings.Contains(link, c.kind) {
 			t.Errorf("%s: the interface became %s", c.name, link)
 		}
-		if got := sysctl(t); got != "0" {
+		if got := reversePath(t); got != "0" {
 			t.Errorf("%s: the sysctl is %s", c.name, got)
 		}
 		if c.kind != "tun" {

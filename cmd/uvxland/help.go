@@ -16,10 +16,10 @@ func topics() []cli.Group {
 		{Title: "Kubernetes", Flags: []string{
 			"kube-subnet-mgr", "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path", "set-node-network-unavailable",
 		}},
-		{Title: "The host's lease", Flags: []string{"subnet-file", "subnet-lease-renew-margin", "stored-lease-expired", "state-dir", "takeover"}},
+		{Title: "The host's lease", Flags: []string{"subnet-file", "cni-conf", "subnet-lease-renew-margin", "stored-lease-expired", "state-dir", "takeover"}},
 		{Title: "The interface to the other hosts", Flags: []string{"iface", "iface-regex", "iface-can-reach", "public-ip", "public-ipv6"}},
 		{Title: "Firewall and routes", Flags: []string{
-			"ip-masq", "ip-masq-fully-random-disable", "iptables-forward-rules", "iptables-resync", "ip-blackhole-route",
+			"ip-masq", "ip-masq-fully-random-disable", "iptables-forward-rules", "iptables-resync", "ip-blackhole-route", "proc-sys-net",
 		}},
 		{Title: "Data path", Flags: []string{
 			"fast-path", "workers", "device-driver", "offload", "offload-disable", "source-check", "huge-pages",

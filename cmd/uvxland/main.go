@@ -28,6 +28,7 @@ import (
 	"uvxlan/cmd/internal/health"
 	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/overlay"
+	"uvxlan/cmd/internal/sysctl"
 	"uvxlan/cmd/internal/version"
 	"uvxlan/internal/cli"
 	"uvxlan/lease/etcd"
@@ -99,6 +100,8 @@ type flags struct {
 	ifaces      flagenv.List
 	publicIP    netip.Addr
 	subnetFile  string
+	cniConfig   string
+	sysctlDir   string
 	healthIP    netip.Addr
 	healthPort  int
 	socket      string
@@ -147,7 +150,9 @@ func define() (*flags, *flag.FlagSet) {
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "`address` by which the other hosts reach this one (default: the interface's)")
 	fs.BoolVar(&f.takeOver, "takeover", false, "take the place of the daemon that runs with the same -state-dir, if one does, without a lost packet; it works until this one is ready")
 	fs.StringVar(&f.expired, "stored-lease-expired", "wait", "what a start without etcd does with a stored lease that has run out: `wait` for etcd, or use it although its subnet may be another host's")
+	fs.StringVar(&f.sysctlDir, "proc-sys-net", sysctl.Root, "`directory` in which the kernel's network variables can be written, where a container has another for it")
 	fs.StringVar(&f.subnetFile, "subnet-file", daemon.DefaultSubnetFile, "`file` that tells container runtimes the subnet and MTU")
+	fs.StringVar(&f.cniConfig, "cni-conf", "", "`file` of a CNI configuration to write, for container runtimes without flannel's plugin (default: none); one of flannel's beside it is used instead")
 	fs.TextVar(&f.healthIP, "healthz-ip", netip.IPv4Unspecified(), "`address` that /healthz, /readyz and /metrics are answered on")
 	fs.IntVar(&f.healthPort, "healthz-port", 0, "`port` that /healthz, /readyz and /metrics are answered on (default: none)")
 	fs.StringVar(&f.socket, "control-socket", control.DefaultSocket, "`path` of the socket for uvxlan status, peers and top, one for each daemon; empty for none")
@@ -296,7 +301,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		level = slog.LevelDebug
 	}
 	o := daemon.Options{
-		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile,
+		Etcd: f.etcd, EmbeddedEtcd: f.embedded, StateDir: f.stateDir, SubnetFile: f.subnetFile, CNIConfig: f.cniConfig,
 		Health: netip.AddrPortFrom(f.healthIP, uint16(f.healthPort)), ControlSocket: f.socket, MustControl: f.mustControl,
 		Overlay:       overlay.Options{Workers: f.workers, Driver: device.Driver(f.driver), AnySource: !f.sourceCheck, HugePages: f.hugePages},
 		ProbeInterval: f.probeInterval,
@@ -311,6 +316,7 @@ func (f *flags) options(log io.Writer) daemon.Options {
 		o.Overlay.Offloads, o.Overlay.MustOffload = offload.All&^disabled, f.offload == "on"
 	}
 	o.Overlay.FastPath, _ = attach.ParseMode(f.fastPath) // checked before
+	o.Overlay.SysctlDir = f.sysctlDir
 	o.Overlay.FastPathCheck = time.Duration(f.iptablesResync) * time.Second
 	o.Firewall = daemon.FirewallOptions{
 		Masquerade: f.ipMasq, RandomFully: !f.notRandomFully, Forward: f.forwardRules,

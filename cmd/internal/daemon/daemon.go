@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/logqueue"
+	"uvxlan/cmd/internal/sysctl"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
 	"uvxlan/lease/etcdserver"
@@ -26,6 +28,7 @@ import (
 // It is also what takes over from a daemon that reloads, and what stands in for it
 // meanwhile; which of them it is, the environment tells.
 func Run(t *handover.Termination, o Options) error {
+	sysctl.WriteBelow(cmp.Or(o.Overlay.SysctlDir, sysctl.Root))
 	program, err := handover.Program()
 	if err != nil {
 		return err

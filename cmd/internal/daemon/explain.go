@@ -8,6 +8,7 @@ import (
 
 	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/claim"
+	"uvxlan/cmd/internal/cniconf"
 	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/cmd/internal/hoststate"
@@ -45,6 +46,7 @@ func explain(err error) error {
 		{hoststate.ErrRunning, hoststate.Remedy(err) + ", or give each daemon a -state-dir of its own"},
 		{hoststate.ErrDir, "choose one that can be written, with -state-dir"},
 		{subnetfile.ErrPlace, "choose a place that can be written, with -subnet-file"},
+		{cniconf.ErrPlace, "choose a place that can be written, with -cni-conf"},
 		{control.ErrInUse, "stop it, or give each daemon a -control-socket of its own"},
 		{control.ErrSocket, "choose another path, with -control-socket"},
 		{lease.ErrLeaseLost, "the next start takes another subnet, from which the containers need new addresses"},
@@ -57,7 +59,7 @@ func explain(err error) error {
 		{firewall.ErrNoIPTables, `install iptables and ip6tables, or set "EnableNFTables":true in the network config, or start without -ip-masq`},
 		{firewall.ErrNoNFTables, `load the modules (modprobe -a nf_tables nft_chain_nat nft_masq), or leave EnableNFTables out of the network config and install iptables, or start without -ip-masq`},
 		{unix.ENFILE, "raise the machine's limit (sysctl fs.file-max)"},
-		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or set it from outside"},
+		{unix.EROFS, "make /proc/sys/net writable (docker run --privileged), or mount it elsewhere as well and give that place with -proc-sys-net, or set it from outside"},
 		{unix.EPERM, privileges},
 		{unix.EACCES, privileges},
 	} {

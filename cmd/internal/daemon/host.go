@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	"uvxlan/cmd/internal/cniconf"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/subnetfile"
@@ -33,7 +34,7 @@ func (s *service) ready(ctx context.Context) error {
 	_ = file.Repair(ctx)
 	file.Check(ctx)
 	s.keeper.Add(file)
-	return nil
+	return s.configureCNI(ctx)
 }
 
 func (s *service) parts() []host.Part {
@@ -86,6 +87,29 @@ func (s *service) subnetFile(right func()) (host.Part, error) {
 	return host.SubnetFile(s.opts.StateDir, path, want, right), nil
 }
 
+// configureCNI has the container runtime connect containers, after all else: some
+// take the file for the sign that they can.
+func (s *service) configureCNI(ctx context.Context) error {
+	if s.opts.CNIConfig == "" {
+		return nil
+	}
+	path, err := filepath.Abs(s.opts.CNIConfig)
+	if err != nil {
+		return fmt.Errorf("write the CNI configuration: %w", err)
+	}
+	part := host.CNIConfig(s.opts.StateDir, path, func() cniconf.Config {
+		return cniconf.Config{
+			Network: s.config.Network, Subnet: s.own.Subnet, NetworkV6: s.networkV6(), SubnetV6: s.own.IPv6Subnet,
+			MTU: s.network.MTU(), Masquerade: !s.opts.Firewall.Masquerade,
+		}
+	})
+	if len(part.Check(ctx)) > 0 {
+		_ = part.Repair(ctx) // if it fails, the keeper tells why and tries again
+	}
+	s.keeper.Add(part)
+	return nil
+}
+
 func (s *service) networkV6() netip.Prefix {
 	if !s.config.EnableIPv6 {
 		return netip.Prefix{}
@@ -106,6 +130,7 @@ func (s *service) move(ext extiface.Interface) error {
 		return err
 	}
 	s.keeper.Wake("subnet-file") // which has the MTU
+	s.keeper.Wake("cni-config")  // as well
 	if before := s.underlay.current(); before.Address != ext.Address || before.AddressV6 != ext.AddressV6 {
 		s.leases.Reconnect()
 	}

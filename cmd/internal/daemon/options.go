@@ -42,6 +42,9 @@ type Options struct {
 	Interface extiface.Wanted
 	// SubnetFile is where container runtimes look for the host's subnet.
 	SubnetFile string
+	// CNIConfig is the path of the configuration by which container runtimes connect
+	// containers through CNI without flannel's plugin; empty means none.
+	CNIConfig string
 	// Health is where /healthz, /readyz and /metrics are answered; with port 0
 	// they are not.
 	Health netip.AddrPort

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"uvxlan/cmd/internal/cniconf"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/subnetfile"
 	"uvxlan/tunnel/netnstest"
@@ -155,4 +156,40 @@ func prefixes(all ...string) (out []netip.Prefix) {
 		out = append(out, netip.MustParsePrefix(p))
 	}
 	return out
+}
+
+// The CNI configuration is written and put back, but not beside one of flannel's.
+func TestCNIConfigPart(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "net.d/10-uvxlan.conflist")
+	want := cniconf.Config{Network: prefixes("10.244.0.0/16")[0], Subnet: prefixes("10.244.3.0/24")[0], MTU: 1450}
+	p := CNIConfig(dir, path, func() cniconf.Config { return want })
+	repair := func() {
+		t.Helper()
+		if err := p.Repair(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expectFaults(t, "without a file", p, "doesn't have this host's subnet")
+	repair()
+	expectFaults(t, "written", p)
+	if s, err := hoststate.Load(dir); err != nil || s.CNIConfig != path {
+		t.Errorf("on record is %q, %v", s.CNIConfig, err)
+	}
+	want.MTU = 1350
+	expectFaults(t, "another MTU", p, "doesn't have this host's subnet")
+	repair()
+	expectFaults(t, "written again", p)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	flannel := filepath.Join(dir, "net.d/10-flannel.conflist")
+	if err := os.WriteFile(flannel, []byte(`{"plugins": [{"type": "flannel"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expectFaults(t, "beside flannel's", p)
+	if err := os.Remove(flannel); err != nil {
+		t.Fatal(err)
+	}
+	expectFaults(t, "once flannel's is gone", p, "doesn't have this host's subnet")
 }

@@ -36,6 +36,8 @@ type State struct {
 	// modified that file, zero if that isn't known.
 	SubnetFile     string    `json:"subnetFile,omitempty"`
 	SubnetFileTime time.Time `json:"subnetFileTime,omitzero"`
+	// CNIConfig is the path of the CNI configuration.
+	CNIConfig string `json:"cniConfig,omitempty"`
 	// Device is the name of the overlay's interface.
 	Device string `json:"device,omitempty"`
 	// Sysctls are the variables that were changed.
@@ -132,7 +134,7 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "subnetFileTime", "device", "sysctls", "networks", "firewallRules", "blackhole", "blackholeV6", "controlSocket"} {
+	for _, name := range []string{"subnetFile", "subnetFileTime", "cniConfig", "device", "sysctls", "networks", "firewallRules", "blackhole", "blackholeV6", "controlSocket"} {
 		delete(s.unknown, name)
 	}
 	return nil
