@@ -11,7 +11,7 @@ FUZZTIME ?= 30s
 # Where the programs of Kubernetes are that tests run: see kube-tools.
 KUBEBIN ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/uvxlan/kube
 
-.PHONY: all build demo picture test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube-tools generate install dist programs package help tools clean
+.PHONY: all build demo picture test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube kube-tools generate install dist programs package help tools clean
 
 all: build
 
@@ -183,16 +183,23 @@ bench-quick: $(BIN)/uvxland tools
 scale: $(BIN)/uvxland tools
 	$(GO) run ./bench -scale all -uvxland $(BIN)/uvxland $(SCALEFLAGS)
 
+## kube: uvxlan in a real cluster of two nodes, beside flannel too, under numbered pings
+kube: $(BIN)/uvxland $(BIN)/uvxlan tools kube-tools
+	@$(MAKE) --no-print-directory tools TOOLS='containerd:containerd runc:runc nsenter:util-linux unshare:util-linux'
+	UVXLAN_KUBE=$(KUBEBIN) UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -count=1 -v -timeout 1h $(KUBEFLAGS) ./bench/kube/
+
 # Kubernetes and flannel are built from their Go modules, about 12 minutes of CPU
 # time once; they outlive the work tree.
 KUBETOOLS   := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl
-KUBEPROGRAM := CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '-s -w'
+KUBEVERSION  = $(shell $(GO) list -modfile=.ci/kube.mod -m -f '{{.Version}}' k8s.io/kubernetes)
+KUBELDFLAGS  = -X k8s.io/component-base/version.gitVersion=$(KUBEVERSION) -X k8s.io/client-go/pkg/version.gitVersion=$(KUBEVERSION)
+KUBEPROGRAM := CGO_ENABLED=0 nice $(GO) build -trimpath
 
 ## kube-tools: a cluster's programs and flanneld, in KUBEBIN (~/.cache/uvxlan/kube)
 kube-tools: $(addprefix $(KUBEBIN)/,$(KUBETOOLS) flanneld)
 
 $(addprefix $(KUBEBIN)/,$(KUBETOOLS)): $(KUBEBIN)/%: .ci/kube.mod .ci/kube.sum
-	$(KUBEPROGRAM) -modfile=.ci/kube.mod -o $@ k8s.io/kubernetes/cmd/$*
+	$(KUBEPROGRAM) -ldflags '-s -w $(KUBELDFLAGS)' -modfile=.ci/kube.mod -o $@ k8s.io/kubernetes/cmd/$*
 
 # Without two of its backends: one's library isn't on the module proxy, the other's is C.
 $(KUBEBIN)/flanneld: .ci/flannel.mod .ci/flannel.sum
@@ -200,7 +207,7 @@ $(KUBEBIN)/flanneld: .ci/flannel.mod .ci/flannel.sum
 	cp -r "$$($(GO) mod download -modfile=.ci/flannel.mod -json github.com/flannel-io/flannel | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')" $@.src
 	chmod -R u+w $@.src
 	sed -i '/backend.tencentvpc\|backend.udp/d' $@.src/main.go
-	cd $@.src && $(KUBEPROGRAM) -o $@ .
+	cd $@.src && $(KUBEPROGRAM) -ldflags '-s -w' -o $@ .
 	rm -rf $@.src
 
 # What the tests and the demo run beside our own binaries. Services that come
