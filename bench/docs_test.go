@@ -89,3 +89,36 @@ func hasHeading(text, section string) bool {
 	}
 	return false
 }
+
+// The README's figures are those of the bench's.
+func TestReadmeHasTheBenchsFigures(t *testing.T) {
+	texts := documents(t)
+	_, table, ok := strings.Cut(texts["README.md"], "<!-- measured, in short:")
+	if !ok {
+		t.Fatal("the README has no figures")
+	}
+	table, _, _ = strings.Cut(table, "<!-- measured: end -->")
+	var underlays []string
+	checked := 0
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(line, "|\n"), "|")
+		switch {
+		case !strings.HasPrefix(line, "|"), strings.HasPrefix(line, "|--"):
+		case underlays == nil:
+			underlays = cells
+		default:
+			for i, figure := range cells {
+				if i == 0 || strings.TrimSpace(figure) == "" {
+					continue
+				}
+				want := "|" + strings.TrimRight(cells[0], " ") + ", to kernel VXLAN |" + underlays[i] + "|" + figure + "|"
+				if checked++; !strings.Contains(texts["bench/README.md"], want) {
+					t.Errorf("bench/README.md has no %s", want)
+				}
+			}
+		}
+	}
+	if checked < 10 {
+		t.Errorf("the README has %d figures", checked)
+	}
+}

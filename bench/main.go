@@ -67,7 +67,7 @@ func parse(args []string) (*options, error) {
 	fs.DurationVar(&o.churn, "scale-churn", time.Minute, "`time` for which leases change in the part churn")
 	fs.IntVar(&o.puts, "scale-puts", 500, "`number` of new leases in the part latency")
 	fs.BoolVar(&o.again, "again", false, "measure nothing: show the report in -out again")
-	fs.StringVar(&o.readme, "readme", "", "put the table of what was measured into this `file`, between the comments that mark its place")
+	fs.StringVar(&o.readme, "readme", "", "put the table of what was measured into these comma-separated `files`, between the comments that mark its place")
 	fs.DurationVar(&o.duration, "t", time.Second, "`time` of each run, in whole seconds")
 	fs.IntVar(&o.repeat, "repeat", 0, "`number` of runs of each (default 5, with -quick 3)")
 	fs.StringVar(&o.out, "out", "bench/out", "`directory` of the report")

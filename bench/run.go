@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"uvxlan/bench/lab"
@@ -62,8 +63,11 @@ func (o *options) show(r *report.Report) error {
 	if err := r.Write(o.out, results); err != nil {
 		return err
 	}
-	if o.readme != "" {
-		if err := r.WriteReadme(o.readme, results); err != nil {
+	for file := range strings.SplitSeq(o.readme, ",") {
+		if file == "" {
+			continue
+		}
+		if err := r.WriteReadme(file, results); err != nil {
 			return err
 		}
 	}

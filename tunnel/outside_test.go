@@ -52,6 +52,27 @@ func tenLines(t *testing.T) string {
 	return ""
 }
 
+// moduleLines are what the README has a go.mod say, with the checkout's path.
+func moduleLines(t *testing.T, checkout string) string {
+	t.Helper()
+	documentation, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines strings.Builder
+	for _, word := range []string{"require ", "replace "} {
+		line := regexp.MustCompile(`(?m)^    (` + word + `.+)$`).FindStringSubmatch(readme(t))
+		if line == nil {
+			t.Fatalf("the README has no line that begins with %s", word)
+		}
+		if !strings.Contains(string(documentation), "//\t"+line[1]+"\n") {
+			t.Errorf("the package's documentation has no line %q", line[1])
+		}
+		lines.WriteString(strings.Replace(line[1], "=> ../uvxlan", "=> "+checkout, 1) + "\n")
+	}
+	return lines.String()
+}
+
 // outside is a module that is not ours and has the README's ten lines in it.
 func outside(t *testing.T) (dir string) {
 	t.Helper()
@@ -76,7 +97,7 @@ func outside(t *testing.T) (dir string) {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"go.mod": "module example.test/outside\n\ngo 1.26.0\n\nrequire uvxlan v0.0.0\n\nreplace uvxlan => " + checkout + "\n",
+		"go.mod": "module example.test/outside\n\ngo 1.26.0\n\n" + moduleLines(t, checkout),
 		"go.sum": string(sums),
 		"join/join.go": `// Package join is the README's.
 package join

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"uvxlan/bench/scenario"
 )
@@ -81,6 +82,13 @@ var Targets = []Target{
 	{What: "packets in that are lost behind a slow link", Underlay: ugro, Scenario: "slow-link", Metric: scenario.InboundLost, System: "uvxlan", Limit: 0},
 	{What: "resident, 2 workers, idle", Underlay: ugro, Scenario: "memory", Metric: scenario.MemoryIdle, System: "uvxlan-2-workers", Limit: 20},
 	{What: "resident, 8 workers loaded, beyond 1 worker idle", Underlay: ugro, Scenario: "memory", Metric: scenario.MemoryLoaded, System: "uvxlan-8-workers", To: "uvxlan-1-worker", From: scenario.MemoryIdle, Limit: 48},
+}
+
+// plain reports whether the target compares uvxlan as it is with kernel VXLAN, with
+// nothing special beside.
+func (t Target) plain() bool {
+	system, _, _ := strings.Cut(t.System, ":") // without the build's label
+	return system == "uvxlan" && t.To == "kernel" && t.Scenario != "slow-peer" && t.Scenario != "slow-link"
 }
 
 // show is the target's figure as text.

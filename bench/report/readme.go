@@ -4,33 +4,68 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
-// The lines of a README between which the table of results is.
+// The lines between which a README has what was measured: all of it, or in short.
 const (
-	readmeBegin = "<!-- measured: go run ./bench -check -t 2s -readme bench/README.md -->"
+	readmeBegin = "<!-- measured: go run ./bench -check -t 2s -readme bench/README.md,README.md -->"
+	shortBegin  = "<!-- measured, in short: go run ./bench -check -t 2s -readme bench/README.md,README.md -->"
 	readmeEnd   = "<!-- measured: end -->"
 )
 
-var errMarks = errors.New("there are no two comments that mark the place of what was measured: " + readmeBegin + " and " + readmeEnd)
+var errMarks = errors.New("there are no two comments that mark the place of what was measured: " + readmeBegin + " or " + shortBegin + ", and " + readmeEnd)
 
-// WriteReadme replaces what is between the two comments in the file.
+// WriteReadme replaces what is between the two comments in the file, by the whole
+// table or by the short one, as the first comment says.
 func (r *Report) WriteReadme(file string, results []Result) error {
-	text, err := os.ReadFile(file)
+	content, err := os.ReadFile(file)
 	if err != nil {
 		return fmt.Errorf("write README: %w", err)
 	}
-	before, rest, ok := strings.Cut(string(text), readmeBegin+"\n")
+	text, begin, table := string(content), readmeBegin, r.readme
+	if !strings.Contains(text, begin) {
+		begin, table = shortBegin, short
+	}
+	before, rest, ok := strings.Cut(text, begin+"\n")
 	_, after, ended := strings.Cut(rest, readmeEnd+"\n")
 	if !ok || !ended {
 		return fmt.Errorf("write README: %s: %w", file, errMarks)
 	}
-	out := before + readmeBegin + "\n" + r.readme(results) + readmeEnd + "\n" + after
+	out := before + begin + "\n" + table(results) + readmeEnd + "\n" + after
 	if err := os.WriteFile(file, []byte(out), 0o644); err != nil {
 		return fmt.Errorf("write README: %w", err)
 	}
 	return nil
+}
+
+// short is what uvxlan has beside kernel VXLAN: the ranges over the machines, with an
+// underlay a column.
+func short(results []Result) string {
+	const to = ", to kernel VXLAN"
+	underlays := []string{ugro, unic, uveth}
+	g := grid{{""}}
+	for _, u := range underlays {
+		g[0] = append(g[0], "`"+u+"`")
+	}
+	lines := map[string][]string{}
+	for _, c := range results {
+		name, ok := strings.CutSuffix(c.What, to)
+		column := slices.Index(underlays, c.Underlay) + 1
+		if c.Target.plain() && ok && column > 0 {
+			if lines[name] == nil {
+				lines[name] = append([]string{name}, make([]string, len(underlays))...)
+				g = append(g, lines[name])
+			}
+			lines[name][column] = c.seen()
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintln(&b)
+	g.markdown(&b)
+	fmt.Fprintln(&b)
+	return b.String()
 }
 
 // readme is what was measured, for those who decide whether to use it: the range

@@ -268,11 +268,37 @@ func TestReadme(t *testing.T) {
 	if strings.Contains(texts[0], "old") || texts[0] != texts[1] {
 		t.Errorf("README written twice is\n%s", texts[1])
 	}
+	expectShort(t, r, file)
 	if err := os.WriteFile(file, []byte("no marks\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.WriteReadme(file, nil); !errors.Is(err, errMarks) {
 		t.Errorf("without marks: %v", err)
+	}
+}
+
+// expectShort has the short table written.
+func expectShort(t *testing.T, r *Report, file string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte("above\n"+shortBegin+"\nold\n"+readmeEnd+"\nbelow\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.WriteReadme(file, r.Check("")); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "above\n" + shortBegin + `
+
+|  | ` + "`nic-gro` | `nic` | `veth`" + ` |
+|---|---|---|---|
+| TCP 1 stream |  | 1.37 - 3.24 |  |
+
+` + readmeEnd + "\nbelow\n"
+	if string(text) != want {
+		t.Errorf("it is\n%s\nwant\n%s", text, want)
 	}
 }
 
