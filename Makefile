@@ -179,7 +179,7 @@ bench: $(BIN)/uvxland tools
 bench-quick: $(BIN)/uvxland tools
 	$(GO) run ./bench -quick -uvxland $(BIN)/uvxland $(BENCHFLAGS)
 
-## scale: 10,000 and 100,000 leases: start, latency, changes under traffic, memory
+## scale: 10,000 and 100,000 leases, 5,000 nodes of Kubernetes: start, latency, changes under traffic, memory
 scale: $(BIN)/uvxland tools
 	$(GO) run ./bench -scale all -uvxland $(BIN)/uvxland $(SCALEFLAGS)
 

@@ -29,7 +29,11 @@ type daemon struct {
 }
 
 // open starts a daemon whose subnet an earlier run has left, and follows its log.
-func (r *run) open(ctx context.Context, h *lab.Host) (*daemon, error) {
+// registry are the flags that say where the leases are; none mean etcd.
+func (r *run) open(ctx context.Context, h *lab.Host, registry ...string) (*daemon, error) {
+	if registry == nil {
+		registry = []string{"-etcd-endpoints", r.Endpoint, "-etcd-prefix", prefix}
+	}
 	dir, err := r.dir(h)
 	if err != nil {
 		return nil, err
@@ -39,10 +43,11 @@ func (r *run) open(ctx context.Context, h *lab.Host) (*daemon, error) {
 		return nil, err
 	}
 	d := &daemon{
-		Cmd: h.Command(ctx, r.Binary, "-etcd-endpoints", r.Endpoint, "-etcd-prefix", prefix, "-subnet-file", file,
-			"-state-dir", filepath.Join(dir, "state"), "-control-socket", filepath.Join(dir, "socket")),
+		Cmd: h.Command(ctx, r.Binary, append(registry, "-subnet-file", file,
+			"-state-dir", filepath.Join(dir, "state"), "-control-socket", filepath.Join(dir, "socket"))...),
 		loaded: map[string]time.Time{}, seen: map[string]time.Time{}, turns: map[string]time.Time{}, news: make(chan struct{}, 1),
 	}
+	d.Env = append(os.Environ(), "NODE_NAME=node-1")
 	out, err := d.StderrPipe()
 	if err != nil {
 		return nil, err

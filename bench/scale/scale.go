@@ -19,7 +19,7 @@ import (
 )
 
 // Parts are what [Run] can measure, in its order.
-var Parts = []string{"start", "latency", "paths", "churn", "memory"}
+var Parts = []string{"start", "latency", "paths", "churn", "memory", "kubernetes"}
 
 // many is the number of leases that the goals are about, and most the one that
 // must be borne.
@@ -108,7 +108,7 @@ func (r *run) parts(ctx context.Context) error {
 			continue
 		}
 		measure := map[string]func(context.Context) error{
-			"start": r.start, "latency": r.latency, "paths": r.paths, "churn": r.churn, "memory": r.memory,
+			"start": r.start, "latency": r.latency, "paths": r.paths, "churn": r.churn, "memory": r.memory, "kubernetes": r.kubernetes,
 		}[p]
 		if err := measure(ctx); err != nil {
 			return fmt.Errorf("%s: %w", p, err)

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -41,11 +42,10 @@ type Cluster struct {
 
 // newCluster returns a cluster whose API server is reached from where do has things
 // done.
-func newCluster(tb testing.TB, url string, ca []byte, name, operator, token string, do func(func() error) error) *Cluster {
-	tb.Helper()
+func newCluster(dir, url string, ca []byte, name, operator, token string, do func(func() error) error) (*Cluster, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
-		tb.Fatal("the API server's certificate can't be read")
+		return nil, errors.New("the API server's certificate can't be read")
 	}
 	t := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, DisableKeepAlives: true,
@@ -58,8 +58,7 @@ func newCluster(tb testing.TB, url string, ca []byte, name, operator, token stri
 			return conn, err
 		},
 	}
-	tb.Cleanup(t.CloseIdleConnections)
-	return &Cluster{URL: url, CA: ca, operator: operator, token: token, name: name, dir: tb.TempDir(), http: &http.Client{Transport: t}}
+	return &Cluster{URL: url, CA: ca, operator: operator, token: token, name: name, dir: dir, http: &http.Client{Transport: t}}, nil
 }
 
 // pemOf is a certificate as PEM text.
@@ -79,19 +78,29 @@ func (c *Cluster) WriteToken(tb testing.TB, token string) {
 // Kubeconfig is the path of the file that says how hosts get in.
 func (c *Cluster) Kubeconfig(tb testing.TB) string {
 	tb.Helper()
-	c.WriteToken(tb, c.token)
+	path, err := c.WriteKubeconfig()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+// WriteKubeconfig writes the file that says how hosts get in, and returns its path.
+func (c *Cluster) WriteKubeconfig() (path string, err error) {
 	text, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Config", "current-context": "test",
 		"clusters": []any{map[string]any{"name": "test", "cluster": map[string]any{"server": c.URL, "certificate-authority-data": c.CA, "tls-server-name": c.name}}},
 		"users":    []any{map[string]any{"name": "test", "user": map[string]any{"tokenFile": c.TokenFile()}}},
 		"contexts": []any{map[string]any{"name": "test", "context": map[string]any{"cluster": "test", "user": "test"}}},
 	})
-	if err != nil {
-		tb.Fatal(err)
+	path = filepath.Join(c.dir, "kubeconfig")
+	if err == nil {
+		err = os.WriteFile(path, text, 0o600)
 	}
-	path := filepath.Join(c.dir, "kubeconfig")
-	write(tb, path, text)
-	return path
+	if err == nil {
+		err = os.WriteFile(c.TokenFile(), []byte(c.token), 0o600)
+	}
+	return path, err
 }
 
 func write(tb testing.TB, path string, text []byte) {

@@ -65,7 +65,7 @@ func StartInstalled(tb testing.TB) *Installed {
 	s.await(tb, "its certificate", func() error {
 		ca, err := os.ReadFile(file("apiserver.crt"))
 		if err == nil {
-			s.Cluster = newCluster(tb, "https://127.0.0.1:"+port, ca, "kubernetes", "operator", "host", func(f func() error) error { return f() })
+			s.Cluster, err = newCluster(dir, "https://127.0.0.1:"+port, ca, "kubernetes", "operator", "host", func(f func() error) error { return f() })
 		}
 		return err
 	})

@@ -76,28 +76,47 @@ func Start(tb testing.TB) *Server {
 // that address is, which may be another network namespace.
 func StartAt(tb testing.TB, address string, do func(func() error) error) *Server {
 	tb.Helper()
+	s, err := New(tb.TempDir(), address, do)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(s.Down)
+	return s
+}
+
+// New runs an API server at an address until Down, with its files in a directory. do has
+// things done where that address is.
+func New(dir, address string, do func(func() error) error) (*Server, error) {
 	s := &Server{
 		address: address, do: do, tokens: []string{defaultToken}, counts: map[string]int{}, nodes: map[string]object{}, pods: map[string]string{},
 		revision: 1000, changed: make(chan struct{}), pages: map[string]page{},
 		created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
-	s.Up(tb)
-	s.Cluster = newCluster(tb, s.http.URL, pemOf(s.http.Certificate()), certificateName, defaultToken, defaultToken, do)
-	tb.Cleanup(s.Down)
-	return s
+	if err := s.listen(); err != nil {
+		return nil, err
+	}
+	var err error
+	s.Cluster, err = newCluster(dir, s.http.URL, pemOf(s.http.Certificate()), certificateName, defaultToken, defaultToken, do)
+	return s, err
 }
 
 // Up has the API server answer again, at its address.
 func (s *Server) Up(tb testing.TB) {
 	tb.Helper()
+	if err := s.listen(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (s *Server) listen() error {
 	var l net.Listener
 	err := s.do(func() (err error) {
 		var c net.ListenConfig
-		l, err = c.Listen(tb.Context(), "tcp", s.address)
+		l, err = c.Listen(context.Background(), "tcp", s.address)
 		return err
 	})
 	if err != nil {
-		tb.Fatal(err)
+		return err
 	}
 	h := httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
 	_ = h.Listener.Close()
@@ -106,6 +125,7 @@ func (s *Server) Up(tb testing.TB) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.http, s.address = h, l.Addr().String()
+	return nil
 }
 
 // Down ends the API server, and with it every connection. What it has stored stays. It

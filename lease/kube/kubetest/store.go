@@ -91,7 +91,7 @@ func (s *Server) addLocked(n object) {
 	s.storeLocked("ADDED", n)
 }
 
-// Fill makes many Nodes that have joined, node-1 and so on, the podCIDR of the i-th as
+// Fill makes many Nodes that have joined, node-1 and so on in an empty cluster, the podCIDR of the i-th as
 // subnet says and its address as publicIP does.
 func (s *Server) Fill(count int, subnet, publicIP func(i int) string) {
 	s.mu.Lock()
@@ -99,7 +99,7 @@ func (s *Server) Fill(count int, subnet, publicIP func(i int) string) {
 	for i := range count {
 		s.addLocked(object{
 			"kind": "Node", "apiVersion": "v1",
-			"metadata": object{"name": fmt.Sprintf("node-%d", i+1), "annotations": object{
+			"metadata": object{"name": fmt.Sprintf("node-%d", s.nextUID+1), "managedFields": s.managedLocked(), "annotations": object{
 				Prefix + "kube-subnet-manager": "true", Prefix + "backend-type": "vxlan", Prefix + "public-ip": publicIP(i),
 				Prefix + "backend-data": fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:%02x:%02x:%02x"}`, i>>16, i>>8&0xff, i&0xff),
 			}},
@@ -107,6 +107,15 @@ func (s *Server) Fill(count int, subnet, publicIP func(i int) string) {
 			"status": object{},
 		})
 	}
+}
+
+// managedLocked is what makes most of the metadata of a Node that is padded.
+func (s *Server) managedLocked() []object {
+	fields := object{}
+	for i := range len(s.padding) / 400 {
+		fields[fmt.Sprintf("f:field-%d", i)] = object{".": object{}, "f:lastHeartbeatTime": object{}, "f:status": object{}}
+	}
+	return []object{{"manager": "kubelet", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": fields}}
 }
 
 // Heartbeat changes a Node's revision and nothing that counts, as a kubelet does.
