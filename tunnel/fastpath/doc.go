@@ -10,14 +10,15 @@
 //	containers <- TUN <--ingress program-- underlay
 //
 // [Attach] works with Linux 5.10 and CAP_NET_ADMIN and CAP_BPF, or CAP_SYS_ADMIN
-// instead of CAP_BPF, where nothing forbids it: [ErrUnsupported] says what does. Its peers
-// are those with an IPv4 underlay. What the fast path carries doesn't pass the host's
-// netfilter between the tunnel and the wire: rules for the VXLAN port don't apply to
-// it. Routes, neighbours and the paths' MTUs are the kernel's, asked for each packet.
-// Peers whose packets IPsec policies (ip-xfrm(8)) may cover stay with the workers.
-// Programs that others attach to tcx hooks run before these: if they are attached
-// later, then after a second at most. With classic tc filters of others at the same hooks nothing is
-// carried.
+// instead of CAP_BPF, where nothing forbids it: [ErrUnsupported] says what does.
+// Superpackets to peers with an IPv6 address are the workers': each of their segments
+// must have an outer checksum (RFC 8200, section 8.1), which the kernel can't be told to
+// fill in. What the fast path carries doesn't pass the host's netfilter between the
+// tunnel and the wire: rules for the VXLAN port don't apply to it. Routes, neighbours
+// and the paths' MTUs are the kernel's, asked for each packet. Peers whose packets IPsec
+// policies (ip-xfrm(8)) may cover stay with the workers. Programs that others attach to
+// tcx hooks run before these: if they are attached later, then after a second at most.
+// With classic tc filters of others at the same hooks nothing is carried.
 //
 // Reverse-path filtering (rp_filter) isn't applied to the frames that are carried:
 // instead, each must come by the underlay's interface, from the address of the peer

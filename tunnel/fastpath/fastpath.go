@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel"
+	"uvxlan/tunnel/internal/family"
 	"uvxlan/tunnel/internal/lifecycle"
 	"uvxlan/tunnel/internal/tcprog"
 	"uvxlan/tunnel/internal/wake"
@@ -28,7 +30,7 @@ var ErrClosed = lifecycle.ErrClosed
 // Config is what [Attach] may be told. The zero Config is fine.
 type Config struct {
 	// Link is the underlay's interface, whose name may change later; empty means the one
-	// that has the router's IPv4 address at the moment.
+	// that has the router's IPv4 address at the moment or, without one, its IPv6 address.
 	Link string
 	// Clsact attaches the programs as filters of a clsact qdisc even where the kernel
 	// has tcx links (Linux 6.6). The kernel doesn't remove filters when the process
@@ -47,8 +49,8 @@ type FastPath struct {
 	router   *tunnel.Router
 	config   Config
 	wire     tunnel.Wire
-	local    netip.AddrPort
-	device   int // index of the TUN
+	locals   []netip.AddrPort // one of a family, IPv4's first
+	device   int              // index of the TUN
 	programs *tcprog.Programs
 	log      *slog.Logger
 	host     *host
@@ -127,7 +129,7 @@ func (f *FastPath) open(inherited *Descriptors) (err error) {
 	if err := f.programs.Deliver(f.device); err != nil {
 		return err
 	}
-	f.apply(f.host.look(f.local.Addr(), f.device, f.link))
+	f.apply(f.host.look(f.locals, f.device, f.link))
 	f.router.UseFastPath(f)
 	f.attached, err = attach(f.place(f.link), inherited)
 	return err
@@ -142,24 +144,20 @@ func (f *FastPath) place(l underlayLink) place {
 
 // find finds the two interfaces.
 func (f *FastPath) find() error {
-	for _, local := range f.wire.Locals {
-		if local.Addr().Is4() {
-			f.local = local
+	f.locals = slices.Clone(f.wire.Locals)
+	slices.SortFunc(f.locals, func(a, b netip.AddrPort) int { return int(family.Of(a.Addr())) - int(family.Of(b.Addr())) })
+	for _, local := range f.locals {
+		// With some of the ports only, a flow would change its port with who carries it.
+		if n := len(f.wire.SourcePorts[local.Addr()]); n > tcprog.MaxSourcePorts {
+			return fmt.Errorf("%w: the underlay sends from %d ports, more than %d", ErrUnsupported, n, tcprog.MaxSourcePorts)
 		}
-	}
-	if !f.local.IsValid() {
-		return fmt.Errorf("%w: the underlay has no IPv4 address", ErrUnsupported)
-	}
-	// With some of the ports only, a flow would change its port with who carries it.
-	if n := len(f.wire.SourcePorts[f.local.Addr()]); n > tcprog.MaxSourcePorts {
-		return fmt.Errorf("%w: the underlay sends from %d ports, more than %d", ErrUnsupported, n, tcprog.MaxSourcePorts)
 	}
 	device, err := f.host.netlink.LinkByName(f.wire.Device)
 	if err != nil {
 		return fmt.Errorf("%w: find %s: %w", ErrUnsupported, f.wire.Device, err)
 	}
 	f.device = device.Attrs().Index
-	f.link, err = f.host.underlay(f.local.Addr(), f.config.Link, underlayLink{})
+	f.link, err = f.host.underlay(f.locals[0].Addr(), f.config.Link, underlayLink{})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
@@ -217,7 +215,7 @@ func (f *FastPath) putLocked(peers []tunnel.FastPeer) {
 			m = &member{}
 			f.members[p.Subnet] = m
 		}
-		m.FastPeer, m.reason = p, f.view.objection(f.local.Addr(), p)
+		m.FastPeer, m.reason = p, f.view.objection(f.locals, p)
 		all = append(all, programPeer(m))
 	}
 	if err := f.programs.Put(all); err != nil {
@@ -344,9 +342,16 @@ func (f *FastPath) Passed(before time.Time) {
 func (f *FastPath) settingsLocked() tcprog.Settings {
 	s := tcprog.Settings{
 		On:     f.offLocked() == "",
-		Device: f.device, MTU: f.wire.MTU, Underlay: f.link.index, Local: f.local.Addr(), Port: f.local.Port(),
-		SourcePorts: f.wire.SourcePorts[f.local.Addr()], VNI: f.wire.VNI, MAC: f.wire.MAC,
-		Superpackets: f.view.superpackets, Guard: tcprog.FlowGuard,
+		Device: f.device, MTU: f.wire.MTU, Underlay: f.link.index, Port: f.locals[0].Port(), VNI: f.wire.VNI, MAC: f.wire.MAC,
+		Superpackets: f.view.superpackets, FlowLabels: f.view.flowLabels, Guard: tcprog.FlowGuard,
+	}
+	for _, local := range f.locals {
+		l := tcprog.Local{Address: local.Addr(), SourcePorts: f.wire.SourcePorts[local.Addr()]}
+		if local.Addr().Is4() {
+			s.IPv4 = l
+		} else {
+			s.IPv6 = l
+		}
 	}
 	if !s.Superpackets {
 		s.Bulk = int(f.wire.MTU) * 3 / 4

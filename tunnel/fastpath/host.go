@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -16,6 +17,7 @@ import (
 
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/internal/dump"
+	"uvxlan/tunnel/internal/family"
 )
 
 // host is what is asked about the host, in one network namespace.
@@ -52,7 +54,8 @@ func openHost() (h *host, err error) {
 	}
 	const xfrmPolicyGroup = 4 // XFRMNLGRP_POLICY of linux/xfrm.h
 	const policies = 1 << (xfrmPolicyGroup - 1)
-	const routing = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_TC-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1)
+	const routing = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_TC-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) |
+		1<<(unix.RTNLGRP_IPV6_RULE-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1)
 	if err := h.subscribe(unix.NETLINK_ROUTE, routing); err != nil {
 		return h, err
 	}
@@ -153,7 +156,7 @@ func (h *host) underlay(local netip.Addr, name string, before underlayLink) (und
 
 // linkOf finds the interface that has an address.
 func (h *host) linkOf(local netip.Addr) (underlayLink, error) {
-	addresses, err := h.addresses()
+	addresses, err := h.addresses(local)
 	if err != nil {
 		return underlayLink{}, fmt.Errorf("list addresses: %w", err)
 	}
@@ -170,29 +173,97 @@ func (h *host) linkOf(local netip.Addr) (underlayLink, error) {
 	return underlayLink{}, fmt.Errorf("no interface has %s", local)
 }
 
-func (h *host) addresses() ([]netlink.Addr, error) {
-	return dump.List(func() ([]netlink.Addr, error) { return h.netlink.AddrList(nil, unix.AF_INET) })
+// addresses lists those of the family of an address.
+func (h *host) addresses(like netip.Addr) ([]netlink.Addr, error) {
+	return dump.List(func() ([]netlink.Addr, error) { return h.netlink.AddrList(nil, familyOf(like)) })
+}
+
+// familyOf is an address's family as netlink has it.
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
 }
 
 // view is what matters about the host at a moment.
 type view struct {
-	off          string // why nothing is carried, empty if that isn't so
+	off          string               // why nothing is carried, empty if that isn't so
+	families     [family.Count]string // likewise for peers of each family
 	superpackets bool
+	flowLabels   bool  // the kernel's sockets send them
 	tolerant     []int // links
-	policies     []netlink.XfrmPolicy
+	policies     []policy
 }
 
 // look looks at the host. A part that can't be looked at is taken for the worst.
-func (h *host) look(local netip.Addr, device int, link underlayLink) (v view) {
+func (h *host) look(locals []netip.AddrPort, device int, link underlayLink) (v view) {
+	v.families = [family.Count]string{"this host has no IPv4 address on the underlay", "this host has no IPv6 address on the underlay"}
+	usable := false
+	for _, local := range locals {
+		why := h.badFamily(local.Addr(), device)
+		v.families[family.Of(local.Addr())] = why
+		usable = usable || why == ""
+	}
+	if !usable {
+		v.off = v.families[family.Of(locals[0].Addr())]
+	}
 	v.off = cmpOr(
-		func() string { return h.missing(local) },
+		func() string { return v.off },
 		func() string { return h.badLinks(device, link, &v) },
-		func() string { return h.foreignRules(device) },
 		func() string { return h.foreignFilters(device, link) },
-		func() string { return h.readPolicies(&v) },
+		func() string { return h.readPolicies(locals, &v) },
 		h.blocks,
 	)
+	v.flowLabels = h.sendsFlowLabels()
 	return v
+}
+
+// badFamily is why peers of our address's family can't be carried, empty if they can.
+func (h *host) badFamily(local netip.Addr, device int) string {
+	return cmpOr(
+		func() string { return h.missing(local) },
+		func() string { return h.foreignRules(device, familyOf(local)) },
+		func() string { return h.notForwarding(device, local) },
+	)
+}
+
+// notForwarding tells that the kernel won't look routes up for the device, which it does
+// only where that forwards.
+func (h *host) notForwarding(device int, local netip.Addr) string {
+	l, err := h.netlink.LinkByIndex(device)
+	if err != nil {
+		return "the device is gone"
+	}
+	kind := "ipv6"
+	if local.Is4() {
+		kind = "ipv4"
+	}
+	name := "net/" + kind + "/conf/" + l.Attrs().Name + "/forwarding"
+	switch value, err := h.sysctl(name); {
+	case err != nil:
+		return fmt.Sprintf("can't read %s: %v", name, err)
+	case value == "0":
+		return fmt.Sprintf("the kernel looks up no routes for %s: %s is 0", l.Attrs().Name, name)
+	}
+	return ""
+}
+
+// sendsFlowLabels tells whether datagrams of the kernel's sockets have a flow label
+// without being told to (auto_flowlabels of Documentation/networking/ip-sysctl.rst).
+func (h *host) sendsFlowLabels() bool {
+	value, err := h.sysctl("net/ipv6/auto_flowlabels")
+	return err == nil && value != "0" && value != "2"
+}
+
+// sysctl reads a variable in the host's network namespace.
+func (h *host) sysctl(name string) (value string, err error) {
+	err = h.inside(func() error {
+		b, err := os.ReadFile("/proc/sys/" + name)
+		value = strings.TrimSpace(string(b))
+		return err
+	})
+	return value, err
 }
 
 // cmpOr is the first of what the functions return that isn't empty.
@@ -207,7 +278,7 @@ func cmpOr(all ...func() string) string {
 
 // missing tells that the host hasn't the address that frames leave from.
 func (h *host) missing(local netip.Addr) string {
-	addresses, err := h.addresses()
+	addresses, err := h.addresses(local)
 	switch {
 	case err != nil:
 		return fmt.Sprintf("can't list addresses: %v", err)
@@ -259,8 +330,8 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 // foreignRules looks for routing rules that lead the workers' datagrams another way
 // than a lookup for what the device forwards: those that match the interface or the
 // user.
-func (h *host) foreignRules(device int) string {
-	rules, err := dump.List(func() ([]netlink.Rule, error) { return h.netlink.RuleList(unix.AF_INET) })
+func (h *host) foreignRules(device, family int) string {
+	rules, err := dump.List(func() ([]netlink.Rule, error) { return h.netlink.RuleList(family) })
 	if err != nil {
 		return fmt.Sprintf("can't list routing rules: %v", err)
 	}
@@ -305,17 +376,46 @@ func (h *host) foreignFilters(device int, link underlayLink) string {
 	return ""
 }
 
-// readPolicies reads the IPsec policies.
-func (h *host) readPolicies(v *view) string {
-	policies, err := dump.List(func() ([]netlink.XfrmPolicy, error) { return h.netlink.XfrmPolicyList(unix.AF_INET) })
-	switch {
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-		return "" // no IPsec in this kernel
-	case err != nil:
-		return fmt.Sprintf("can't list IPsec policies: %v", err)
+// readPolicies reads the IPsec policies of the families of our addresses.
+func (h *host) readPolicies(locals []netip.AddrPort, v *view) string {
+	for _, local := range locals {
+		all, err := dump.List(func() ([]netlink.XfrmPolicy, error) { return h.netlink.XfrmPolicyList(familyOf(local.Addr())) })
+		switch {
+		case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			return "" // no IPsec in this kernel
+		case err != nil:
+			return fmt.Sprintf("can't list IPsec policies: %v", err)
+		}
+		for _, p := range all {
+			v.policies = append(v.policies, policyOf(p, local.Addr()))
+		}
 	}
-	v.policies = policies
 	return ""
+}
+
+// policyOf is a policy of an address's family.
+func policyOf(p netlink.XfrmPolicy, like netip.Addr) policy {
+	return policy{selector(p.Src, like), selector(p.Dst, like), int(p.Proto), p.String()}
+}
+
+// selector is a part of a policy of an address's family. Package netlink takes an IPv6
+// prefix whose bytes behind the first four are zero for an IPv4 address, and its
+// length is lost if it is more than 32: then it is taken for the 32 bits that hold it.
+func selector(n *net.IPNet, like netip.Addr) netip.Prefix {
+	if n == nil {
+		return netip.PrefixFrom(like, 0).Masked()
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	a = a.Unmap()
+	bits, _ := n.Mask.Size()
+	if a.Is4() && like.Is6() {
+		if len(n.Mask) == 0 {
+			bits = 32
+		}
+		first := a.As4()
+		a = netip.AddrFrom16([16]byte(append(first[:], make([]byte, 12)...)))
+	}
+	return netip.PrefixFrom(a, bits).Masked()
 }
 
 // blocks tells whether IPsec's default policy (Linux 5.14) blocks datagrams that no
@@ -364,31 +464,32 @@ func (h *host) passesSuperpackets(l netlink.Link, byIndex map[int]netlink.Link) 
 }
 
 // objection is why the programs can't have a peer, empty if they can.
-func (v *view) objection(local netip.Addr, p tunnel.FastPeer) string {
-	if !p.Underlay.Is4() {
-		return "its address isn't IPv4"
+func (v *view) objection(locals []netip.AddrPort, p tunnel.FastPeer) string {
+	if why := v.families[family.Of(p.Underlay)]; why != "" {
+		return why
 	}
-	for _, policy := range v.policies {
-		if mayCover(policy, local, p.Underlay) {
-			return fmt.Sprintf("an IPsec policy covers it (%s to %s)", prefixOf(policy.Src), prefixOf(policy.Dst))
+	for _, local := range locals {
+		for _, policy := range v.policies {
+			if policy.mayCover(local.Addr(), p.Underlay) {
+				return fmt.Sprintf("an IPsec policy covers it (%s to %s)", policy.src, policy.dst)
+			}
 		}
 	}
 	return ""
 }
 
-// mayCover tells whether a policy can be for datagrams between two addresses, in
-// whatever direction it is for.
-func mayCover(p netlink.XfrmPolicy, local, peer netip.Addr) bool {
-	if p.Proto != 0 && int(p.Proto) != unix.IPPROTO_UDP {
-		return false
-	}
-	contains := func(n *net.IPNet, a netip.Addr) bool { return n == nil || n.Contains(a.AsSlice()) }
-	return contains(p.Src, local) && contains(p.Dst, peer) || contains(p.Src, peer) && contains(p.Dst, local)
+// policy is one of IPsec's.
+type policy struct {
+	src, dst netip.Prefix
+	proto    int    // 0 for any
+	text     string // all of it
 }
 
-func prefixOf(n *net.IPNet) string {
-	if n == nil {
-		return "any"
+// mayCover tells whether a policy can be for datagrams between two addresses, in
+// whatever direction it is for.
+func (p policy) mayCover(local, peer netip.Addr) bool {
+	if p.proto != 0 && p.proto != unix.IPPROTO_UDP {
+		return false
 	}
-	return n.String()
+	return p.src.Contains(local) && p.dst.Contains(peer) || p.src.Contains(peer) && p.dst.Contains(local)
 }

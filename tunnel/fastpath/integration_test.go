@@ -36,11 +36,12 @@ import (
 
 const testVNI = 1
 
-// node is a host with a router, its fast path and a container: 10.66.0.N on the
-// underlay, 10.0.N.2 and fd00:0:0:N::2 in the container.
+// node is a host with a router, its fast path and a container: 10.66.0.N or fd66::N on
+// the underlay, 10.0.N.2 and fd00:0:0:N::2 in the container.
 type node struct {
 	t         *testing.T
 	n         int
+	wide      bool // its underlay is IPv6
 	host      *testhost.Host
 	container *testhost.Host
 	router    *tunnel.Router
@@ -53,7 +54,13 @@ type node struct {
 // each other.
 func newPair(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
 	t.Helper()
-	a, b = newStrangers(t, direct, c, prepare)
+	return newPairOver(t, false, direct, c, prepare)
+}
+
+// newPairOver makes a pair whose underlay is IPv6 if wide is set, and IPv4 otherwise.
+func newPairOver(t *testing.T, wide bool, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
+	t.Helper()
+	a, b = newStrangers(t, wide, direct, c, prepare)
 	a.know(b)
 	b.know(a)
 	testhost.Await(t, "the first packets to be passed on by the workers", func() bool {
@@ -70,29 +77,53 @@ func newPair(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *test
 	return a, b
 }
 
-// newStrangers makes two nodes on one Ethernet.
-func newStrangers(t *testing.T, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
+// newHosts makes two hosts on one Ethernet.
+func newHosts(t *testing.T, wide bool) (a, b *testhost.Host) {
 	t.Helper()
 	netnstest.RequireRoot(t)
-	hostA, hostB := testhost.New(t), testhost.New(t)
-	testhost.Join(hostA, hostB, "eth0", "10.66.0")
+	a, b = testhost.New(t), testhost.New(t)
+	testhost.Join(a, b, "eth0", "10.66.0")
+	if !wide {
+		return a, b
+	}
+	for n, h := range []*testhost.Host{a, b} {
+		testhost.Must(t, h.LinkSetMTU(h.Link("eth0"), 1450+encap.OverheadIPv6))
+		h.Address("eth0", fmt.Sprintf("fd66::%d/64", n+1))
+		run(t, h, "ip", "addr", "del", fmt.Sprintf("10.66.0.%d/24", n+1), "dev", "eth0")
+	}
+	return a, b
+}
+
+// newStrangers makes two nodes on one Ethernet.
+func newStrangers(t *testing.T, wide bool, direct onlink.Mode, c Config, prepare func(a, b *testhost.Host)) (a, b *node) {
+	t.Helper()
+	hostA, hostB := newHosts(t, wide)
 	if prepare != nil {
 		prepare(hostA, hostB)
 	}
-	a, b = newNode(t, 1, hostA, direct), newNode(t, 2, hostB, direct)
+	a, b = newNode(t, 1, wide, hostA, direct), newNode(t, 2, wide, hostB, direct)
 	for _, n := range []*node{a, b} {
 		n.attach(c)
 	}
 	return a, b
 }
 
-func newNode(t *testing.T, n int, host *testhost.Host, direct onlink.Mode) *node {
+func newNode(t *testing.T, n int, wide bool, host *testhost.Host, direct onlink.Mode) *node {
+	t.Helper()
+	outer := (&node{n: n, wide: wide}).outer()
+	nd := newNodeOf(t, n, host, func() (*tunnel.Router, error) { return openRouter(n, outer, direct) })
+	nd.wide = wide
+	return nd
+}
+
+// newNodeOf makes a node whose router is opened in the host's network namespace.
+func newNodeOf(t *testing.T, n int, host *testhost.Host, open func() (*tunnel.Router, error)) *node {
 	t.Helper()
 	nd := &node{t: t, n: n, host: host, container: testhost.New(t), ctx: t.Context()}
 	sysctl(t, host, "net.ipv4.ip_forward", "1")
 	sysctl(t, host, "net.ipv6.conf.all.forwarding", "1")
 	nd.joinContainer()
-	nd.router = testhost.Inside(host, func() (*tunnel.Router, error) { return openRouter(n, direct) })
+	nd.router = testhost.Inside(host, open)
 	nd.running.Go(func() {
 		if err := nd.router.Run(nd.ctx); err != nil {
 			t.Error(err)
@@ -106,9 +137,9 @@ func newNode(t *testing.T, n int, host *testhost.Host, direct onlink.Mode) *node
 }
 
 // openRouter opens host N's router in the calling thread's network namespace.
-func openRouter(n int, direct onlink.Mode) (*tunnel.Router, error) {
+func openRouter(n int, outer netip.Addr, direct onlink.Mode) (*tunnel.Router, error) {
 	return tunnel.Open("flannel.1", tunnel.Setup{
-		Address: netip.AddrFrom4([4]byte{10, 66, 0, byte(n)}), Port: testhost.Port, VNI: testVNI, MAC: mac(n), Workers: 2, Direct: direct,
+		Address: outer, Port: testhost.Port, VNI: testVNI, MAC: mac(n), Workers: 2, Direct: direct,
 		Link: link.Config{
 			MTU:       1450,
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(n), 0}), netip.MustParseAddr(fmt.Sprintf("fd00:0:0:%d::", n))},
@@ -138,8 +169,16 @@ func (n *node) subnet() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(n.n), 0}), 24)
 }
 
+// outer is the host's address on the underlay.
+func (n *node) outer() netip.Addr {
+	if n.wide {
+		return netip.MustParseAddr(fmt.Sprintf("fd66::%d", n.n))
+	}
+	return netip.AddrFrom4([4]byte{10, 66, 0, byte(n.n)})
+}
+
 func (n *node) peers() []tunnel.Peer {
-	underlay := netip.AddrFrom4([4]byte{10, 66, 0, byte(n.n)})
+	underlay := n.outer()
 	return []tunnel.Peer{
 		{Subnet: n.subnet(), Underlay: underlay, MAC: mac(n.n)},
 		{Subnet: netip.MustParsePrefix(fmt.Sprintf("fd00:0:0:%d::/64", n.n)), Underlay: underlay, MAC: mac(n.n)},
@@ -583,7 +622,7 @@ func TestIntegrationFastPathLeavesFilteredLinks(t *testing.T) {
 func TestIntegrationFastPathComesAfterOthers(t *testing.T) {
 	t.Parallel()        // it waits more than it works
 	drop := dropIPv4(t) // and not ARP, so that the hosts find each other
-	a, b := newStrangers(t, onlink.Off, Config{}, func(_, b *testhost.Host) {
+	a, b := newStrangers(t, false, onlink.Off, Config{}, func(_, b *testhost.Host) {
 		l := testhost.Inside(b, func() (bpflink.Link, error) {
 			return bpflink.AttachTCX(bpflink.TCXOptions{Interface: b.Index("eth0"), Program: drop, Attach: ebpf.AttachTCXIngress})
 		})
@@ -729,9 +768,23 @@ func (n *node) received() uint64 {
 }
 
 func TestIntegrationFastPathTakesNothingForged(t *testing.T) {
-	a, b := newPair(t, onlink.Off, Config{}, nil)
+	for _, wide := range []bool{false, true} {
+		t.Run(underlayName(wide), func(t *testing.T) { takesNothingForged(t, wide) })
+	}
+}
+
+func underlayName(wide bool) string {
+	if wide {
+		return "over IPv6"
+	}
+	return "over IPv4"
+}
+
+func takesNothingForged(t *testing.T, wide bool) {
+	t.Helper()
+	a, b := newPairOver(t, wide, onlink.Off, Config{}, nil)
 	ping(t, a.container, b.addr(), 10)
-	sysctl(t, b.host, "net.ipv6.conf.all.disable_ipv6", "1") // which says something by itself
+	sysctl(t, b.host, "net.ipv6.conf.c0.disable_ipv6", "1") // which says something by itself
 	before, container := b.router.Stats(), b.received()
 	inner := func(src string) []byte { return testhost.UDPPacket(src, b.addr(), 64) }
 	forged := [][]byte{
@@ -739,15 +792,20 @@ func TestIntegrationFastPathTakesNothingForged(t *testing.T) {
 		forge(testVNI, mac(9), mac(1), inner(a.addr())),
 		forge(testVNI, mac(2), mac(1), inner("10.0.7.7")),
 		forge(testVNI, mac(2), mac(1), inner("10.66.0.3")), // a host's own would be its right
+		forge(testVNI, mac(2), mac(1), inner(b.addr())),
 		forge(testVNI, mac(2), mac(1), inner("127.0.0.1")),
 	}
 	const each = 20000
-	a.send("10.66.0.2", each, forged...)
+	a.send(b.outer().String(), each, forged...)
 	// A host that is nobody's peer knows all of it but the address.
-	run(t, a.host, "ip", "addr", "add", "10.66.0.7/24", "dev", "eth0")
+	other := "10.66.0.7/24"
+	if wide {
+		other = "fd66::7/64"
+	}
+	a.host.Address("eth0", other)
 	stranger := testhost.Inside(a.host, func() (net.Conn, error) {
-		from := &net.UDPAddr{IP: net.IPv4(10, 66, 0, 7)}
-		return net.DialUDP("udp", from, &net.UDPAddr{IP: net.IPv4(10, 66, 0, 2), Port: testhost.Port})
+		from := net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParsePrefix(other).Addr(), 0))
+		return net.DialUDP("udp", from, net.UDPAddrFromAddrPort(netip.AddrPortFrom(b.outer(), testhost.Port)))
 	})
 	defer stranger.Close()
 	for range each {

@@ -16,8 +16,8 @@ type Report struct {
 	// Attached is how the programs are attached: "tcx" or "clsact", empty if they
 	// aren't at the moment.
 	Attached string
-	// Superpackets says that TCP superpackets pass the underlay in VXLAN unsplit;
-	// otherwise they are the workers'.
+	// Superpackets says that TCP superpackets to peers with an IPv4 address pass the
+	// underlay in VXLAN unsplit; all others are the workers'.
 	Superpackets bool
 	// Peers is how many of the router's peers the programs have, and Excluded how many
 	// they don't have.
@@ -33,7 +33,7 @@ func (f *FastPath) Report() Report {
 	defer f.mu.Unlock()
 	r := Report{
 		On: f.offLocked() == "", Reason: f.offLocked(), Link: f.link.name, Attached: f.attached.kind(),
-		Superpackets: f.view.superpackets, LeftTx: map[string]uint64{}, LeftRx: map[string]uint64{},
+		Superpackets: f.view.superpackets && f.locals[0].Addr().Is4(), LeftTx: map[string]uint64{}, LeftRx: map[string]uint64{},
 	}
 	for _, m := range f.members {
 		if m.reason == "" {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"uvxlan/tunnel"
@@ -98,14 +97,14 @@ func (f *FastPath) isPassedLocked(behind []ebpf.ProgramID) bool {
 // do what the host allows.
 func (f *FastPath) inspect() {
 	f.mu.Lock()
-	l := f.link
+	l, families := f.link, f.view.families
 	f.mu.Unlock()
-	l, err := f.host.underlay(f.local.Addr(), f.config.Link, l)
+	l, err := f.host.underlay(f.locals[0].Addr(), f.config.Link, l)
 	if err != nil {
-		f.apply(view{off: err.Error()})
+		f.apply(view{off: err.Error(), families: families})
 		return
 	}
-	v := f.host.look(f.local.Addr(), f.device, l)
+	v := f.host.look(f.locals, f.device, l)
 	if err := f.host.inside(func() error { return f.keep(l) }); err != nil && v.off == "" {
 		v.off = err.Error()
 	}
@@ -158,8 +157,7 @@ func (f *FastPath) apply(v view) {
 		}
 	}
 	// What must not be carried is gone before anything is.
-	samePolicy := func(a, b netlink.XfrmPolicy) bool { return a.String() == b.String() }
-	if !slices.EqualFunc(v.policies, before.policies, samePolicy) {
+	if v.families != before.families || !slices.Equal(v.policies, before.policies) {
 		peers := make([]tunnel.FastPeer, 0, len(f.members))
 		for _, m := range f.members {
 			peers = append(peers, m.FastPeer)

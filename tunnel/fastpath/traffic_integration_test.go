@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -133,15 +134,15 @@ func TestIntegrationFastPathToContainersOfSmallerMTU(t *testing.T) {
 }
 
 // newKernelNode is a host with the kernel's VXLAN instead of a router.
-func newKernelNode(t *testing.T, n int, host *testhost.Host, peer int) *node {
+func newKernelNode(t *testing.T, n int, wide bool, host *testhost.Host, peer int) *node {
 	t.Helper()
-	nd := &node{t: t, n: n, host: host, container: testhost.New(t), ctx: t.Context()}
+	nd := &node{t: t, n: n, wide: wide, host: host, container: testhost.New(t), ctx: t.Context()}
 	sysctl(t, host, "net.ipv4.ip_forward", "1")
 	sysctl(t, host, "net.ipv6.conf.all.forwarding", "1")
 	nd.joinContainer()
 	testhost.Must(t, host.LinkAdd(&netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: "flannel.1", MTU: 1450, HardwareAddr: func() net.HardwareAddr { m := mac(n); return m[:] }()},
-		VxlanId:   testVNI, Port: testhost.Port, SrcAddr: net.IPv4(10, 66, 0, byte(n)), VtepDevIndex: host.Index("eth0"), Learning: false,
+		VxlanId:   testVNI, Port: testhost.Port, SrcAddr: nd.outer().AsSlice(), VtepDevIndex: host.Index("eth0"), Learning: false,
 	}))
 	m := mac(peer)
 	for _, c := range []string{
@@ -149,7 +150,7 @@ func newKernelNode(t *testing.T, n int, host *testhost.Host, peer int) *node {
 		"ip link set flannel.1 up",
 		fmt.Sprintf("ip neigh add 10.0.%d.0 lladdr %s dev flannel.1", peer, m),
 		fmt.Sprintf("ip neigh add fd00:0:0:%d:: lladdr %s dev flannel.1", peer, m),
-		fmt.Sprintf("bridge fdb add %s dst 10.66.0.%d dev flannel.1", m, peer),
+		fmt.Sprintf("bridge fdb add %s dst %s dev flannel.1", m, (&node{n: peer, wide: wide}).outer()),
 		fmt.Sprintf("ip route add 10.0.%d.0/24 via 10.0.%d.0 dev flannel.1 onlink", peer, peer),
 		fmt.Sprintf("ip route add fd00:0:0:%d::/64 via fd00:0:0:%d:: dev flannel.1 onlink", peer, peer),
 	} {
@@ -160,25 +161,34 @@ func newKernelNode(t *testing.T, n int, host *testhost.Host, peer int) *node {
 }
 
 func TestIntegrationFastPathWithKernelVXLAN(t *testing.T) {
-	both(t, func(t *testing.T, prepare func(a, b *testhost.Host)) {
-		netnstest.RequireRoot(t)
-		hostA, hostB := testhost.New(t), testhost.New(t)
-		testhost.Join(hostA, hostB, "eth0", "10.66.0")
-		if prepare != nil {
-			prepare(hostA, hostB)
-		}
-		b := newKernelNode(t, 2, hostB, 1)
-		a := newNode(t, 1, hostA, onlink.Off)
-		a.attach(Config{})
-		a.know(b)
-		bothWays(t, a, b)
-		ping(t, b.container, a.addr(), 100)
-		for _, address := range []string{b.addr(), b.addr6()} {
-			datagrams(t, echo(t, a.container, b.container, address), 50, 1024, 1)
-			datagrams(t, echo(t, a.container, b.container, address), 20, 1200, 12)
-		}
-		a.expectCarried(300, 300)
-	})
+	for _, wide := range []bool{false, true} {
+		t.Run(underlayName(wide), func(t *testing.T) {
+			both(t, func(t *testing.T, prepare func(a, b *testhost.Host)) {
+				a, b := newMixedPair(t, wide, prepare)
+				bothWays(t, a, b)
+				ping(t, b.container, a.addr(), 100)
+				for _, address := range []string{b.addr(), b.addr6()} {
+					datagrams(t, echo(t, a.container, b.container, address), 50, 1024, 1)
+					datagrams(t, echo(t, a.container, b.container, address), 20, 1200, 12)
+				}
+				a.expectCarried(300, 300)
+			})
+		})
+	}
+}
+
+// newMixedPair makes a pair of which the second is a kernel's VXLAN.
+func newMixedPair(t *testing.T, wide bool, prepare func(a, b *testhost.Host)) (a, b *node) {
+	t.Helper()
+	hostA, hostB := newHosts(t, wide)
+	if prepare != nil {
+		prepare(hostA, hostB)
+	}
+	b = newKernelNode(t, 2, wide, hostB, 1)
+	a = newNode(t, 1, wide, hostA, onlink.Off)
+	a.attach(Config{})
+	a.know(b)
+	return a, b
 }
 
 // Frames to an on-link peer leave with the interfaces' MACs, whatever there is between
@@ -314,7 +324,7 @@ func TestKilled(t *testing.T) {
 	if kind == "" {
 		t.Skip("a part of TestIntegrationKilled")
 	}
-	r, err := openRouter(1, onlink.Off)
+	r, err := openRouter(1, netip.MustParseAddr("10.66.0.1"), onlink.Off)
 	testhost.Must(t, err)
 	testhost.Must(t, r.UpdatePeers((&node{n: 2}).peers(), nil))
 	f, err := Attach(r, Config{Clsact: kind == "clsact"})

@@ -43,13 +43,14 @@ func FuzzIngressVerdicts(f *testing.F) {
 		f.Add(frame, i%2 == 0)
 	}
 	f.Fuzz(func(t *testing.T, frame []byte, mend bool) {
-		if len(frame) < 34 || len(frame) > 1600 {
+		if !runs(frame) || len(frame) > 1600 {
 			return
 		}
 		in.tb = t
 		frame = slices.Clone(frame)
-		if mend && len(frame) >= 42 && frame[14] == 0x45 {
-			finish(frame, frame[40]|frame[41] != 0)
+		if mend && len(frame) >= udpAt(frame)+8 && (frame[14] == 0x45 || frame[14]>>4 == 6 && udpAt(frame) > 34) {
+			sum := frame[udpAt(frame)+6:]
+			finish(frame, sum[0]|sum[1] != 0)
 		}
 		in.check(frame)
 	})

@@ -40,9 +40,8 @@ func (r *rig) check(packet []byte, etherType uint16) (carried bool) {
 	if !transportHolds(packet) {
 		// Then the outer checksum is wrong as well, and the peer drops what the
 		// receiver would.
-		const field = 14 + 20 + 6
-		udp := encap.IPv4(got[14:])
-		if encap.Fold(encap.Sum(udp[20:], udp.PseudoHeaderSum(encap.ProtoUDP, len(udp)-20))) == 0xffff {
+		field := udpAt(got) + 6
+		if sumHolds(got, got[udpAt(got):]) {
 			r.tb.Fatalf("the inner checksum is wrong, the outer isn't: % x", packet)
 		}
 		copy(got[field:field+2], want[field:])
@@ -104,7 +103,7 @@ func TestIntegrationEgressVerdicts(t *testing.T) {
 // ID.
 func TestIntegrationEgressAsWorkers(t *testing.T) {
 	r := newRig(t)
-	u, ports := r.workersSockets()
+	u := r.workersSockets()
 	conn, err := u.Open(0, false)
 	must(t, err)
 	defer conn.Close()
@@ -135,7 +134,7 @@ func TestIntegrationEgressAsWorkers(t *testing.T) {
 			if c, ok := r.receive(r.wire); ok {
 				want = slices.Clone(c.packet)
 				if c.offload.NeedsChecksum { // veth leaves it undone
-					fill(want[14:], c.offload)
+					fill(want, c.offload)
 				}
 			}
 		}
@@ -146,19 +145,19 @@ func TestIntegrationEgressAsWorkers(t *testing.T) {
 		if got, want := r.withoutID(c.packet), r.withoutID(want); !bytes.Equal(got, want) {
 			t.Fatalf("% x\nbecame\n% x, a worker's frame is\n% x", s.packet, got, want)
 		}
-		seen[binary.BigEndian.Uint16(c.packet[14+20:])] = true
+		seen[binary.BigEndian.Uint16(c.packet[udpAt(c.packet):])] = true
 	}
 	r.done()
-	if len(seen) != len(ports) {
-		t.Errorf("%d source ports of %d", len(seen), len(ports))
+	if all := len(r.settings.IPv4.SourcePorts) + len(r.settings.IPv6.SourcePorts); len(seen) != all {
+		t.Errorf("%d source ports of %d", len(seen), all)
 	}
 }
 
 // fill computes the checksum of a datagram that was left undone.
-func fill(ip []byte, o encap.Offload) {
-	udp := ip[20:]
+func fill(frame []byte, o encap.Offload) {
+	udp := frame[udpAt(frame):]
 	udp[6], udp[7] = 0, 0
-	sum := encap.Checksum(udp, encap.IPv4(ip).PseudoHeaderSum(encap.ProtoUDP, len(udp)))
+	sum := encap.Checksum(udp, outerPseudo(frame, len(udp)))
 	if sum == 0 {
 		sum = 0xffff
 	}
@@ -235,6 +234,13 @@ func TestIntegrationEgressLeaves(t *testing.T) {
 		{Subnet: netip.MustParsePrefix("10.0.25.0/24"), Underlay: netip.MustParseAddr("10.66.0.77"), MaxPacket: testMTU},
 		{Subnet: netip.MustParsePrefix("10.0.26.0/24"), Underlay: netip.MustParseAddr("10.66.0.2"), MaxPacket: 700},
 		{Subnet: netip.MustParsePrefix("10.0.27.0/24"), Underlay: netip.MustParseAddr("10.66.0.1"), MaxPacket: testMTU},
+		{Subnet: prefix("10.0.31.0/24"), Underlay: addr("fd78::1"), MaxPacket: testMTU},
+		{Subnet: prefix("10.0.32.0/24"), Underlay: addr("fd79::1"), MaxPacket: testMTU},
+		{Subnet: prefix("10.0.33.0/24"), Underlay: addr("fd99::1"), MaxPacket: testMTU},
+		{Subnet: prefix("10.0.34.0/24"), Underlay: addr("fd80::2"), MaxPacket: testMTU},
+		{Subnet: prefix("10.0.35.0/24"), Underlay: addr("fd66::77"), MaxPacket: testMTU},
+		{Subnet: prefix("10.0.36.0/24"), Underlay: addr("fd66::6"), MaxPacket: 700},
+		{Subnet: prefix("10.0.37.0/24"), Underlay: addr("fd66::1"), MaxPacket: testMTU},
 	}
 	r.peers = append(r.peers, more...)
 	must(t, r.Put(more))
@@ -279,6 +285,22 @@ func TestIntegrationEgressLeaves(t *testing.T) {
 		{"no neighbour", udp("10.0.25.9", 9, 0), false, NoNeighbour},
 		{"our own address", udp("10.0.27.9", 9, 0), false, NoRoute},
 		{"nobody's", udp("10.0.99.9", 9, 0), false, NoPeer},
+		{"over IPv6, single, undone", tcp("10.0.6.9", ack, 100, -1), true, 0},
+		{"over IPv6, single, undone, IPv6", tcp("fd00:0:0:6::9", ack, 100, -1), true, 0},
+		{"over IPv6, single, by a gateway, Linux 5.10", tcp("10.0.7.9", ack, 100, -1), true, 0},
+		{"over IPv6, SYN", tcp("10.0.6.9", syn, 0, 0), true, SYN},
+		{"over IPv6, TCP superpacket", tcp("10.0.6.9", ack, 5000, 1400), true, Superpacket},
+		{"over IPv6, TCP superpacket, IPv6", tcp("fd00:0:0:6::9", ack, 5000, 1390), true, Superpacket},
+		{"over IPv6, UDP superpacket", udp("10.0.6.9", 5000, 1400), true, UDPSuperpacket},
+		{"over IPv6, too long for the peer", udp("10.0.36.9", 700-27, 0), false, TooLong},
+		{"over IPv6, as long as the peer takes", udp("10.0.36.9", 700-28, 0), false, 0},
+		{"over IPv6, too long for the route", udp("10.0.31.9", 1330-27, 0), false, TooLong},
+		{"over IPv6, as long as the route takes", udp("10.0.31.9", 1330-28, 0), false, 0},
+		{"over IPv6, unreachable", udp("10.0.32.9", 9, 0), false, NoRoute},
+		{"over IPv6, no route", udp("10.0.33.9", 9, 0), false, NoRoute},
+		{"over IPv6, another link", udp("10.0.34.9", 9, 0), false, NoNeighbour},
+		{"over IPv6, no neighbour", udp("10.0.35.9", 9, 0), false, NoNeighbour},
+		{"over IPv6, our own address", udp("10.0.37.9", 9, 0), false, NoRoute},
 	} {
 		r.settings.Superpackets = c.superpackets
 		r.options = able
@@ -314,19 +336,19 @@ func TestIntegrationEgressLeaves(t *testing.T) {
 // compare judges what was carried of a packet of which something was left undone.
 func (r *rig) compare(name string, packet []byte, o encap.Offload, got capture) {
 	r.tb.Helper()
-	const headers = 14 + 50
 	whole := slices.Clone(packet)
 	if o.NeedsChecksum && o.GSO == encap.GSONone && !encap.FillChecksum(whole, o) {
 		r.tb.Fatal("can't fill in the checksum")
 	}
 	want := r.frameOf(whole)
+	headers := len(want) - len(packet)
 	copy(want[headers:], packet)
 	if o.GSO != encap.GSONone {
 		want[14+26], want[14+27] = 0, 0 // no outer checksum
 	}
 	o.HeaderLen, got.offload.HeaderLen = 0, 0
 	if o.NeedsChecksum {
-		o.ChecksumStart += headers
+		o.ChecksumStart += uint16(headers)
 	}
 	frame := r.withoutID(got.packet)
 	if got.offload.GSO&^encap.GSOECN != o.GSO { // newer kernels tell of the tunnel, too
@@ -459,7 +481,7 @@ func (r *rig) newReceiver() *receiver {
 	must(r.tb, r.far.Do(func() error { return far.Deliver(far.settings.Device) }))
 	far.settings.Underlay, _ = up(r.tb, r.far, ownLink)
 	far.other, _ = up(r.tb, r.far, "other")
-	far.settings.Local, far.settings.MAC = peer.Underlay, peer.MAC
+	far.settings.IPv4.Address, far.settings.MAC = peer.Underlay, peer.MAC
 	must(r.tb, far.Put([]Peer{{Subnet: netip.MustParsePrefix("10.0.1.0/24"), Underlay: testLocal, MAC: testMAC, MaxPacket: testMTU}}))
 	l, err := r.far.LinkByName("other")
 	must(r.tb, err)

@@ -19,10 +19,12 @@ const (
 var (
 	testMAC   = encap.MAC{2, 0x66, 0, 0, 0, 1}
 	testLocal = netip.MustParseAddr("10.66.0.1")
+	// testLocal6 is the other family's.
+	testLocal6 = netip.MustParseAddr("fd66::1")
 )
 
-// testPeers are those of most tests. The second lies inside the first, and the third
-// behind a gateway.
+// testPeers are those of most tests, with an IPv4 or an IPv6 underlay. Some lie inside
+// others, and some behind a gateway.
 var testPeers = []Peer{
 	{Subnet: netip.MustParsePrefix("10.0.2.0/24"), Underlay: netip.MustParseAddr("10.66.0.2"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 2}, MaxPacket: testMTU},
 	{Subnet: netip.MustParsePrefix("10.0.2.128/26"), Underlay: netip.MustParseAddr("10.66.0.5"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 5}, MaxPacket: testMTU},
@@ -30,6 +32,13 @@ var testPeers = []Peer{
 	{Subnet: netip.MustParsePrefix("fd00:0:0:2::/64"), Underlay: netip.MustParseAddr("10.66.0.2"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 2}, MaxPacket: testMTU},
 	{Subnet: netip.MustParsePrefix("fd00:0:0:2:8000::/65"), Underlay: netip.MustParseAddr("10.66.0.5"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 5}, MaxPacket: testMTU},
 	{Subnet: netip.MustParsePrefix("fd00:0:0:3::/64"), Underlay: netip.MustParseAddr("10.77.0.3"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 3}, MaxPacket: testMTU},
+	{Subnet: netip.MustParsePrefix("10.0.6.0/24"), Underlay: netip.MustParseAddr("fd66::6"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 6}, MaxPacket: testMTU},
+	{Subnet: netip.MustParsePrefix("10.0.6.128/26"), Underlay: netip.MustParseAddr("10.66.0.2"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 2}, MaxPacket: testMTU},
+	{Subnet: netip.MustParsePrefix("10.0.7.0/24"), Underlay: netip.MustParseAddr("fd77::7"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 7}, MaxPacket: testMTU},
+	{Subnet: netip.MustParsePrefix("fd00:0:0:6::/64"), Underlay: netip.MustParseAddr("fd66::6"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 6}, MaxPacket: testMTU},
+	{Subnet: netip.MustParsePrefix("fd00:0:0:7::/64"), Underlay: netip.MustParseAddr("fd77::7"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 7}, MaxPacket: testMTU},
+	// Its first bytes are those of an IPv4 address.
+	{Subnet: netip.MustParsePrefix("fd00:0:0:7:8000::/65"), Underlay: netip.MustParseAddr("a42:2::"), MAC: encap.MAC{2, 0x66, 0, 0, 0, 8}, MaxPacket: testMTU},
 }
 
 // peerOf is the peer with the longest subnet that holds an address.
@@ -54,18 +63,21 @@ func (g generator) one(n int) bool { return g.IntN(n) == 0 }
 func (g generator) address(v6 bool) netip.Addr {
 	if v6 {
 		a := netip.MustParseAddr("fd00::").As16()
-		a[7], a[8], a[15] = byte(2+g.IntN(2)), byte(g.IntN(2))<<7, byte(1+g.IntN(250))
+		a[7], a[8], a[15] = g.subnet(), byte(g.IntN(2))<<7, byte(1+g.IntN(250))
 		if g.one(30) {
 			a[7] = 99
 		}
 		return netip.AddrFrom16(a)
 	}
-	a := [4]byte{10, 0, byte(2 + g.IntN(2)), byte(1 + g.IntN(250))}
+	a := [4]byte{10, 0, g.subnet(), byte(1 + g.IntN(250))}
 	if g.one(30) {
 		a[2] = 99
 	}
 	return netip.AddrFrom4(a)
 }
+
+// subnet is the number of one of the peers'.
+func (g generator) subnet() byte { return []byte{2, 3, 6, 7}[g.IntN(4)] }
 
 // ours is an address of our own subnet.
 func (g generator) ours(v6 bool) netip.Addr {
@@ -269,33 +281,73 @@ func (g generator) spoil(b []byte) []byte {
 // datagram is a frame from a peer to us, with all that is around it: Ethernet, IP and
 // UDP headers. The interface's MAC is target.
 func datagram(from netip.Addr, target encap.MAC, ecn byte, h encap.FrameHeader, inner []byte) []byte {
-	b := slices.Concat(target[:], []byte{2, 0x77, 0, 0, 0, 9, 8, 0}, make([]byte, 28), h[:], inner)
-	ip := b[14:]
-	ip[0], ip[1], ip[8], ip[9] = 0x45, ecn, 64, encap.ProtoUDP
-	src, dst := from.As4(), testLocal.As4()
-	copy(ip[12:], src[:])
-	copy(ip[16:], dst[:])
-	binary.BigEndian.PutUint16(ip[20:], 40000)
-	binary.BigEndian.PutUint16(ip[22:], testPort)
+	etherType, ip := []byte{8, 0}, []byte{0: 0x45, 1: ecn, 8: 64, 9: encap.ProtoUDP, 19: 0}
+	if from.Is6() {
+		etherType, ip = []byte{0x86, 0xdd}, []byte{0: 0x60 | ecn>>4, 1: ecn << 4, 6: encap.ProtoUDP, 7: 64, 39: 0}
+		src, dst := from.As16(), testLocal6.As16()
+		copy(ip[8:], src[:])
+		copy(ip[24:], dst[:])
+	} else {
+		src, dst := from.As4(), testLocal.As4()
+		copy(ip[12:], src[:])
+		copy(ip[16:], dst[:])
+	}
+	b := slices.Concat(target[:], []byte{2, 0x77, 0, 0, 0, 9}, etherType, ip, make([]byte, 8), h[:], inner)
+	binary.BigEndian.PutUint16(b[udpAt(b):], 40000)
+	binary.BigEndian.PutUint16(b[udpAt(b)+2:], testPort)
 	finish(b, true)
 	return b
 }
 
+// udpAt is where the UDP header of a frame begins, without IP options or extension
+// headers.
+func udpAt(frame []byte) int {
+	if binary.BigEndian.Uint16(frame[12:]) == encap.EtherTypeIPv6 {
+		return 14 + encap.IPv6HeaderLen
+	}
+	return 14 + encap.IPv4HeaderLen
+}
+
+// outerTOS is the outer header's traffic class.
+func outerTOS(frame []byte) byte {
+	if udpAt(frame) == 14+encap.IPv6HeaderLen {
+		return encap.IPv6(frame[14:]).TrafficClass()
+	}
+	return encap.IPv4(frame[14:]).TOS()
+}
+
+// outerPseudo is the sum of a frame's outer pseudo-header, for a length of the
+// datagram.
+func outerPseudo(frame []byte, n int) uint64 {
+	if udpAt(frame) == 14+encap.IPv6HeaderLen {
+		return encap.IPv6(frame[14:]).PseudoHeaderSum(encap.ProtoUDP, n)
+	}
+	return encap.IPv4(frame[14:]).PseudoHeaderSum(encap.ProtoUDP, n)
+}
+
 // finish puts lengths and checksums into a datagram.
 func finish(b []byte, sum bool) {
-	ip := encap.IPv4(b[14:])
-	ip.SetTotalLen(len(ip))
-	ip.UpdateChecksum()
-	udp := ip[20:]
+	udp := b[udpAt(b):]
+	if ip := b[14:]; udpAt(b) == 14+encap.IPv6HeaderLen {
+		encap.IPv6(ip).SetPayloadLen(len(udp))
+	} else {
+		encap.IPv4(ip).SetTotalLen(len(ip))
+		encap.IPv4(ip).UpdateChecksum()
+	}
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
 	udp[6], udp[7] = 0, 0
 	if sum {
-		c := encap.Checksum(udp, ip.PseudoHeaderSum(encap.ProtoUDP, len(udp)))
+		c := encap.Checksum(udp, outerPseudo(b, len(udp)))
 		if c == 0 {
 			c = 0xffff
 		}
 		binary.BigEndian.PutUint16(udp[6:], c)
 	}
+}
+
+// sumHolds tells whether a datagram's checksum is right.
+func sumHolds(frame, udp []byte) bool {
+	return encap.Fold(encap.Sum(udp, outerPseudo(frame, len(udp)))) == 0xffff
 }
 
 // etherTypeOf is that of an inner packet.
@@ -332,6 +384,8 @@ func transportHolds(packet []byte) bool {
 	}
 	return encap.Fold(encap.Sum(packet[at:], pseudo)) == 0xffff
 }
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 

@@ -19,7 +19,7 @@ const (
 	adjustEncapIPv4     = 1 << 1
 	adjustEncapUDP      = 1 << 4
 	adjustEncapEthernet = 1 << 6  // BPF_F_ADJ_ROOM_ENCAP_L2_ETH: Linux 5.13
-	adjustDecapIPv6     = 1 << 8  // BPF_F_ADJ_ROOM_DECAP_L3_IPV6: Linux 6.3
+	adjustDecapIPv6     = 1 << 8  // BPF_F_ADJ_ROOM_DECAP_L3_IPV6: Linux 6.3, with that of IPv4
 	adjustDecapL4UDP    = 1 << 10 // BPF_F_ADJ_ROOM_DECAP_L4_UDP
 	adjustEncapL2       = encap.EthernetHeaderLen << 56
 )
@@ -31,7 +31,7 @@ var adjustments = []struct {
 	flags  int64
 }{
 	{optionEncapEthernet, encap.OverheadIPv4, adjustEncapIPv4 | adjustEncapUDP | adjustEncapL2 | adjustEncapEthernet},
-	{optionDecapIPv6, -encap.OverheadIPv4, adjustDecapIPv6},
+	{optionDecapOther, -encap.OverheadIPv4, adjustDecapIPv6},
 	{optionDecapL4UDP, -encap.OverheadIPv4, adjustDecapL4UDP},
 }
 

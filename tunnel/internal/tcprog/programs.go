@@ -17,7 +17,7 @@ import (
 	"uvxlan/encap"
 )
 
-// MaxSourcePorts is how many source ports frames may have.
+// MaxSourcePorts is how many source ports frames of a family may have.
 const MaxSourcePorts = 64
 
 // FlowGuard is how long a flow stays with the workers at most after one of its packets
@@ -27,33 +27,46 @@ const MaxSourcePorts = 64
 // if it waits for a CPU.
 const FlowGuard = 2 * time.Second
 
-// Settings are what the programs must know besides the peers. All are required but
-// SourcePorts, MTU and Bulk.
+// Settings are what the programs must know besides the peers. All are required but one
+// of IPv4 and IPv6, MTU and Bulk.
 type Settings struct {
 	// On has packets carried at all.
 	On bool
 	// Device and Underlay are interface indexes: of the TUN, and of the Ethernet
 	// that frames leave and arrive by.
 	Device, Underlay int
-	// Local is the IPv4 address that frames leave from and arrive at.
-	Local netip.Addr
+	// IPv4 and IPv6 are where frames leave from and arrive at, of each family. Without an
+	// address none of that family are carried.
+	IPv4, IPv6 Local
+	// FlowLabels gives frames over IPv6 the flow label of what is inside.
+	FlowLabels bool
 	// Port is the VXLAN port, ours and every peer's.
 	Port uint16
-	// SourcePorts are those that frames leave from: a flow's is the one whose place
-	// is [encap.FlowHash] modulo their number. Without any it is Port.
-	SourcePorts []uint16
-	VNI         encap.VNI
-	MAC         encap.MAC
+	VNI  encap.VNI
+	MAC  encap.MAC
 	// MTU is the device's, in bytes.
 	MTU encap.InnerMTU
 	// Superpackets says that the underlay passes TCP superpackets in VXLAN unsplit,
-	// or segments them itself.
+	// or segments them itself. Over IPv6 none are sent in any case.
 	Superpackets bool
 	// Guard is [FlowGuard], or another time.
 	Guard time.Duration
 	// Bulk is the length in bytes from which TCP packets that arrive one by one are
 	// left to the workers, who join them; 0 means never.
 	Bulk int
+}
+
+// Local is an address of ours on the underlay.
+type Local struct {
+	Address netip.Addr // invalid if there is none
+	// SourcePorts are those that frames leave from: a flow's is the one whose place
+	// is [encap.FlowHash] modulo their number. Without any it is the VXLAN port.
+	SourcePorts []uint16
+}
+
+// fits tells whether the programs can have the address as one of its family.
+func (l Local) fits(is func(netip.Addr) bool) bool {
+	return (!l.Address.IsValid() || is(l.Address)) && len(l.SourcePorts) <= MaxSourcePorts
 }
 
 // Direct is a way on the peers' common Ethernet.
@@ -65,7 +78,7 @@ type Direct struct {
 // Peer is another VTEP and the subnet behind it.
 type Peer struct {
 	Subnet   netip.Prefix
-	Underlay netip.Addr // IPv4
+	Underlay netip.Addr
 	MAC      encap.MAC
 	// MaxPacket is the longest packet that travels to the peer in one piece, in
 	// bytes.
@@ -218,13 +231,20 @@ func (p *Programs) Ingress() *ebpf.Program { return p.objects.VxlanIngress }
 // Configure changes the settings; packets meet the old ones or the new. When it turns
 // the programs on, all flows stay with the workers until Passed, or for the guard's time.
 func (p *Programs) Configure(s Settings) error {
-	if !s.Local.Is4() || len(s.SourcePorts) > MaxSourcePorts {
-		return fmt.Errorf("configure the fast path: %s isn't an IPv4 address, or there are more than %d source ports", s.Local, MaxSourcePorts)
+	if !s.IPv4.fits(netip.Addr.Is4) || !s.IPv6.fits(netip.Addr.Is6) {
+		return fmt.Errorf("configure the fast path: %s or %s isn't of its family, or has more than %d source ports", s.IPv4.Address, s.IPv6.Address, MaxSourcePorts)
 	}
 	v := vxlanSettings{
-		Device: uint32(s.Device), Underlay: uint32(s.Underlay), Local: word(s.Local.AsSlice()),
+		Device: uint32(s.Device), Underlay: uint32(s.Underlay),
 		Vni: order32(uint32(s.VNI) << 8), Guard: uint64(s.Guard), Options: p.options, Bulk: uint32(s.Bulk),
-		Port: order16(s.Port), Ports: uint16(len(s.SourcePorts)), Mac: s.MAC, Mtu: uint32(s.MTU),
+		Port: order16(s.Port), Ports4: uint16(len(s.IPv4.SourcePorts)), Ports6: uint16(len(s.IPv6.SourcePorts)),
+		Mac: s.MAC, Mtu: uint32(s.MTU),
+	}
+	if a := s.IPv4.Address; a.IsValid() {
+		v.Has4, v.Local4 = 1, word(a.AsSlice())
+	}
+	if a := s.IPv6.Address; a.IsValid() {
+		v.Has6, v.Local6 = 1, words(a)
 	}
 	if s.On {
 		v.Options |= optionOn
@@ -232,8 +252,14 @@ func (p *Programs) Configure(s Settings) error {
 	if s.Superpackets {
 		v.Options |= optionSuperpackets
 	}
-	for i, port := range s.SourcePorts {
-		v.SourcePorts[i] = order16(port)
+	if s.FlowLabels {
+		v.Options |= optionFlowLabels
+	}
+	for i, port := range s.IPv4.SourcePorts {
+		v.SourcePorts4[i] = order16(port)
+	}
+	for i, port := range s.IPv6.SourcePorts {
+		v.SourcePorts6[i] = order16(port)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -294,13 +320,23 @@ func (p *Programs) Passed(before uint64) error {
 const (
 	optionSuperpackets = 1 << iota
 	optionDecapL4UDP
-	optionDecapIPv6
+	optionDecapOther
 	optionOn
 	optionEncapEthernet
+	optionFlowLabels
 )
 
 // word is four bytes as they lie in memory.
 func word(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+
+// words is an IPv6 address as it lies in memory.
+func words(a netip.Addr) (w [4]uint32) {
+	b := a.As16()
+	for i := range w {
+		w[i] = word(b[4*i:])
+	}
+	return w
+}
 
 func order32(v uint32) uint32 {
 	return binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, v))
@@ -312,14 +348,11 @@ func order16(v uint16) uint16 {
 // ErrStale says that the programs carry packets by what isn't so any longer.
 var ErrStale = errors.New("the kernel keeps peers that have changed")
 
-// errNotIPv4 is why a peer can't be put on the fast path.
-var errNotIPv4 = errors.New("the peer's address isn't IPv4")
-
 // Put adds peers, each in the place of the one that has its subnet, whose counters go
-// on. The flows of a peer whose subnet none had, or an excluded one, stay with the workers until Passed, or for
-// the guard's time: so the workers know the peer before. The error says how many of them were refused, by the kernel or because
-// their address isn't IPv4; the others are in force. It is [ErrStale] if the programs
-// have what some of them were before.
+// on. The flows of a peer whose subnet none had, or an excluded one, stay with the
+// workers until Passed, or for the guard's time: so the workers know the peer before.
+// The error says how many of them the kernel has refused; the others are in force. It
+// is [ErrStale] if the programs have what some of them were before.
 func (p *Programs) Put(peers []Peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -327,15 +360,8 @@ func (p *Programs) Put(peers []Peer) error {
 	var keys6 []vxlanPrefix6
 	var values4, values6 []vxlanPeer
 	var subnets4, subnets6 []netip.Prefix
-	var errOther error
-	var otherSubnets []netip.Prefix
 	for _, peer := range peers {
 		subnet := peer.Subnet.Masked()
-		if peer.Underlay = peer.Underlay.Unmap(); !peer.Underlay.Is4() && !peer.Excluded {
-			errOther = errNotIPv4
-			otherSubnets = append(otherSubnets, subnet)
-			continue
-		}
 		v := p.value(peer, subnet)
 		if before, ok := p.peers[subnet]; ok && before == v {
 			continue
@@ -354,12 +380,12 @@ func (p *Programs) Put(peers []Peer) error {
 	for i, subnet := range subnets6[:m] {
 		p.peers[subnet] = values6[i]
 	}
-	if err := errors.Join(err, err6, errOther); err != nil {
+	if err := errors.Join(err, err6); err != nil {
 		// What the maps have of them is out of date.
-		if e := p.removeLocked(slices.Concat(subnets4[n:], subnets6[m:], otherSubnets)); e != nil {
+		if e := p.removeLocked(slices.Concat(subnets4[n:], subnets6[m:])); e != nil {
 			err = errors.Join(err, fmt.Errorf("%w: %w", ErrStale, e))
 		}
-		all := len(keys4) + len(keys6) + len(otherSubnets)
+		all := len(keys4) + len(keys6)
 		return fmt.Errorf("put %d peers on the fast path, %d are left out: %w", all, all-n-m, err)
 	}
 	return nil
@@ -379,7 +405,12 @@ func (p *Programs) value(peer Peer, subnet netip.Prefix) vxlanPeer {
 	if before.Longest == 0 { // it was the workers'
 		v.Since = monotonic()
 	}
-	v.Address, v.Longest, v.Mac = word(peer.Underlay.AsSlice()), uint32(peer.MaxPacket), peer.MAC
+	v.Longest, v.Mac = uint32(peer.MaxPacket), peer.MAC
+	if a := peer.Underlay.Unmap(); a.Is4() {
+		v.Address[0] = word(a.AsSlice())
+	} else {
+		v.Address, v.V6 = words(a), 1
+	}
 	if d := peer.Direct; d != nil {
 		v.Link, v.Source, v.Target = uint32(d.Link), d.Source, d.Target
 	}
@@ -390,13 +421,8 @@ func key4(subnet netip.Prefix) vxlanPrefix4 {
 	return vxlanPrefix4{Bits: uint32(subnet.Bits()), Address: word(subnet.Addr().AsSlice())}
 }
 
-func key6(subnet netip.Prefix) (k vxlanPrefix6) {
-	k.Bits = uint32(subnet.Bits())
-	a := subnet.Addr().As16()
-	for i := range k.Address {
-		k.Address[i] = word(a[4*i:])
-	}
-	return k
+func key6(subnet netip.Prefix) vxlanPrefix6 {
+	return vxlanPrefix6{Bits: uint32(subnet.Bits()), Address: words(subnet.Addr())}
 }
 
 // put writes entries, in one call if the kernel can, and returns how many it wrote.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
+
+	"uvxlan/encap"
 )
 
 // Without CAP_PERFMON the verifier trusts programs less, and without others less
@@ -256,27 +259,32 @@ func TestCountersFull(t *testing.T) {
 	}
 }
 
-// A peer without an IPv4 address is refused, and the others are put.
-func TestPutOtherFamily(t *testing.T) {
+// Peers have addresses of either family.
+func TestPutFamilies(t *testing.T) {
 	p := load(t)
 	peers := []Peer{
 		{Subnet: netip.MustParsePrefix("10.0.8.0/24"), Underlay: netip.MustParseAddr("fd66::8"), MaxPacket: testMTU},
 		{Subnet: netip.MustParsePrefix("10.0.9.0/24"), Underlay: netip.MustParseAddr("::ffff:10.66.0.9"), MaxPacket: testMTU},
 	}
-	if err := p.Put(peers); !errors.Is(err, errNotIPv4) {
-		t.Errorf("error %v", err)
+	must(t, p.Put(peers))
+	if v := p.peers[peers[0].Subnet]; v.V6 != 1 || v.Address != words(peers[0].Underlay) {
+		t.Errorf("the peer is %+v", v)
 	}
-	if _, ok := p.Counters(peers[0].Subnet); ok {
-		t.Error("the peer is there")
-	}
-	if v := p.peers[peers[1].Subnet]; v.Address != word([]byte{10, 66, 0, 9}) {
+	if v := p.peers[peers[1].Subnet]; v.V6 != 0 || v.Address != [4]uint32{word([]byte{10, 66, 0, 9})} {
 		t.Errorf("the other peer is %+v", v)
 	}
-	if err := p.Configure(Settings{Local: netip.MustParseAddr("fd66::1")}); err == nil {
-		t.Error("configured with an IPv6 address")
-	}
-	if err := p.Configure(Settings{Local: testLocal, SourcePorts: make([]uint16, MaxSourcePorts+1)}); err == nil {
-		t.Error("configured with too many ports")
+}
+
+func TestConfigureRefuses(t *testing.T) {
+	p := load(t)
+	many := make([]uint16, MaxSourcePorts+1)
+	for name, s := range map[string]Settings{
+		"IPv6 for IPv4": {IPv4: Local{Address: testLocal6}}, "IPv4 for IPv6": {IPv6: Local{Address: testLocal}},
+		"too many ports": {IPv4: Local{testLocal, many}}, "too many ports of IPv6": {IPv6: Local{testLocal6, many}},
+	} {
+		if err := p.Configure(s); err == nil {
+			t.Errorf("configured with %s", name)
+		}
 	}
 }
 
@@ -341,19 +349,22 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// A peer that changes into one that can't be carried isn't carried as it was.
-func TestRefusedChange(t *testing.T) {
+// A peer whose address changes its family isn't carried as it was.
+func TestPeerChangesFamily(t *testing.T) {
 	in := newInbound(t)
-	if !in.check(pingFrame(0, 0)) {
+	frame := pingFrame(0, 0)
+	if !in.check(frame) {
 		t.Fatal("not carried")
 	}
-	changed := testPeers[0]
-	changed.Underlay = netip.MustParseAddr("fd00::9")
-	if err := in.Put([]Peer{changed}); !errors.Is(err, errNotIPv4) {
-		t.Errorf("error %v", err)
+	in.peers = slices.Clone(testPeers)
+	in.peers[0].Underlay = netip.MustParseAddr("fd66::2")
+	must(t, in.Put(in.peers))
+	if in.check(frame) {
+		t.Error("carried as it was")
 	}
-	if _, ok := in.Counters(changed.Subnet); ok {
-		t.Error("the peer is there as it was")
+	h := encap.MakeFrameHeader(testVNI, testMAC, testPeers[0].MAC, encap.EtherTypeIPv4)
+	if !in.check(datagram(in.peers[0].Underlay, encap.MAC{}, 0, h, ping("10.0.2.9", "10.0.1.9", 0))) {
+		t.Errorf("not carried as it is (%s)", in.reasons())
 	}
 }
 

@@ -49,6 +49,7 @@ const patience = 20 * time.Second
 const (
 	ownLink   = "under"
 	gateway   = "10.66.0.254"
+	gateway6  = "fd66::fe"
 	rigDevice = "flannel.1"
 )
 
@@ -64,24 +65,34 @@ func newRig(tb testing.TB) *rig {
 		}))
 		up(tb, r.far, name)
 	}
+	for _, n := range []*netnstest.Namespace{r.host, r.far} { // full packets pass either family
+		l, err := n.LinkByName(ownLink)
+		must(tb, err)
+		must(tb, n.LinkSetMTU(l, testMTU+encap.OverheadIPv6))
+	}
 	r.openDevice()
-	_, r.farMAC = up(tb, r.far, ownLink)
+	ownEnd, farMAC := up(tb, r.far, ownLink)
+	r.farMAC = farMAC
 	r.under, r.mac = up(tb, r.host, ownLink)
 	r.other, _ = up(tb, r.host, "other")
 	r.device, _ = up(tb, r.host, rigDevice)
 	r.route()
 	r.into = socket(tb, r.host, r.device, 0)
-	r.wire = socket(tb, r.far, 0, unix.ETH_P_IP)
+	r.wire = socket(tb, r.far, ownEnd, unix.ETH_P_ALL)
 	r.load()
 	return r
 }
 
 // quiet has a namespace send nothing of its own accord, and forward.
 func quiet() error {
+	return sysctls(map[string]string{
+		"ipv6/conf/all/disable_ipv6": "1", "ipv6/conf/default/disable_ipv6": "1", "ipv6/conf/all/forwarding": "1", "ipv4/ip_forward": "1",
+	})
+}
+
+func sysctls(values map[string]string) error {
 	var errs []error
-	for name, value := range map[string]string{
-		"ipv6/conf/all/disable_ipv6": "1", "ipv6/conf/default/disable_ipv6": "1", "ipv4/ip_forward": "1",
-	} {
+	for name, value := range values {
 		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -118,14 +129,21 @@ func (r *rig) openDevice() {
 // route makes ways to the peers, good ones and others.
 func (r *rig) route() {
 	r.tb.Helper()
-	for name, prefix := range map[string]string{ownLink: "10.66.0.1/24", "other": "10.80.0.1/24"} {
-		l, err := r.host.LinkByName(name)
+	for _, name := range []string{ownLink, "other"} { // without an address of its own making
+		must(r.tb, r.host.Do(func() error { return sysctls(map[string]string{"ipv6/conf/" + name + "/addr_gen_mode": "1"}) }))
+		must(r.tb, r.host.Do(func() error { return sysctls(map[string]string{"ipv6/conf/" + name + "/disable_ipv6": "0"}) }))
+	}
+	for _, at := range [][2]string{{ownLink, "10.66.0.1/24"}, {"other", "10.80.0.1/24"}, {ownLink, "fd66::1/64"}, {"other", "fd80::1/64"}} {
+		l, err := r.host.LinkByName(at[0])
 		must(r.tb, err)
-		a, err := netlink.ParseAddr(prefix)
+		a, err := netlink.ParseAddr(at[1])
 		must(r.tb, err)
+		if a.IP.To4() == nil {
+			a.Flags = unix.IFA_F_NODAD
+		}
 		must(r.tb, r.host.AddrAdd(l, a))
 	}
-	for _, neighbour := range []string{"10.66.0.2", "10.66.0.5", gateway} {
+	for _, neighbour := range []string{"10.66.0.2", "10.66.0.5", gateway, "fd66::6", gateway6} {
 		must(r.tb, r.host.NeighAdd(&netlink.Neigh{
 			LinkIndex: r.under, State: netlink.NUD_PERMANENT, IP: net.ParseIP(neighbour), HardwareAddr: r.farMAC[:],
 		}))
@@ -134,6 +152,10 @@ func (r *rig) route() {
 		{Dst: ipNet("10.77.0.0/24"), Gw: net.ParseIP(gateway)},
 		{Dst: ipNet("10.78.0.0/24"), Gw: net.ParseIP(gateway), MTU: 1000, MTULock: true},
 		{Dst: ipNet("10.79.0.0/24"), Type: unix.RTN_UNREACHABLE},
+		{Dst: ipNet("fd77::/64"), Gw: net.ParseIP(gateway6)},
+		{Dst: ipNet("a42:2::/64"), Gw: net.ParseIP(gateway6)},
+		{Dst: ipNet("fd78::/64"), Gw: net.ParseIP(gateway6), MTU: 1400, MTULock: true},
+		{Dst: ipNet("fd79::/64"), Type: unix.RTN_UNREACHABLE},
 	} {
 		must(r.tb, r.host.RouteAdd(&route))
 	}
@@ -151,7 +173,8 @@ func (r *rig) load() {
 	r.settings, r.peers = settings(), slices.Clone(testPeers)
 	r.settings.Device, r.settings.Underlay = r.device, r.under
 	for port := range uint16(61) {
-		r.settings.SourcePorts = append(r.settings.SourcePorts, 33000+port)
+		r.settings.IPv4.SourcePorts = append(r.settings.IPv4.SourcePorts, 33000+port)
+		r.settings.IPv6.SourcePorts = append(r.settings.IPv6.SourcePorts, 36000+port)
 	}
 	r.configure()
 	must(r.tb, r.Put(r.peers))
@@ -251,14 +274,19 @@ func (r *rig) next() (c capture, ok bool) {
 
 func (r *rig) receive(fd int) (c capture, ok bool) {
 	r.tb.Helper()
-	n, _, err := unix.Recvfrom(fd, r.buf, 0)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-		return c, false
+	for {
+		n, from, err := unix.Recvfrom(fd, r.buf, 0)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			return c, false
+		}
+		must(r.tb, err)
+		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_MULTICAST { // hosts' own
+			continue
+		}
+		h := vnet.Header(r.buf)
+		c.offload, c.packet = h.Offload(), r.buf[vnet.HeaderLen:n]
+		return c, true
 	}
-	must(r.tb, err)
-	h := vnet.Header(r.buf)
-	c.offload, c.packet = h.Offload(), r.buf[vnet.HeaderLen:n]
-	return c, true
 }
 
 // frameOf is what a worker sends for a packet, on the wire, with the IP ID 0; nil if
@@ -278,21 +306,28 @@ func (r *rig) frameOf(packet []byte) []byte {
 		return nil
 	}
 	h := encap.MakeFrameHeader(r.settings.VNI, peer.MAC, r.settings.MAC, etherTypeOf(packet))
-	b := datagram(testLocal, r.farMAC, ecn, h, packet)
+	local, to, ports := testLocal, peer.Underlay.AsSlice(), r.settings.IPv4.SourcePorts
+	if peer.Underlay.Is6() {
+		local, ports = testLocal6, r.settings.IPv6.SourcePorts
+	}
+	b := datagram(local, r.farMAC, ecn, h, packet)
 	copy(b[6:], r.mac[:])
-	to := peer.Underlay.As4()
-	copy(b[14+16:], to[:])
-	ports := r.settings.SourcePorts
-	binary.BigEndian.PutUint16(b[14+20:], ports[encap.FlowHash(packet)%uint32(len(ports))])
+	copy(b[udpAt(b)-len(to):], to)
+	binary.BigEndian.PutUint16(b[udpAt(b):], ports[encap.FlowHash(packet)%uint32(len(ports))])
 	finish(b, true)
 	return b
 }
 
 // withoutID checks the checksum of an outer IP header and returns the frame with the
-// ID 0.
+// ID, or the flow label, 0.
 func (r *rig) withoutID(frame []byte) []byte {
 	r.tb.Helper()
 	frame = slices.Clone(frame)
+	if udpAt(frame) == 14+encap.IPv6HeaderLen {
+		frame[14+1] &= 0xf0
+		frame[14+2], frame[14+3] = 0, 0
+		return frame
+	}
 	ip, err := encap.ParseIPv4(frame[14:])
 	must(r.tb, err)
 	if !ip.HeaderChecksumOK() {
@@ -312,16 +347,18 @@ func (r *rig) done() {
 }
 
 // workersSockets are sockets as workers have them, whose source ports the programs take.
-func (r *rig) workersSockets() (u *underlay.UDP, ports []uint16) {
+func (r *rig) workersSockets() (u *underlay.UDP) {
 	r.tb.Helper()
 	must(r.tb, r.host.Do(func() (err error) {
-		u, err = underlay.Listen(underlay.Config{Address: testLocal, Port: testPort})
+		u, err = underlay.Listen(underlay.Config{Address: testLocal, AddressV6: testLocal6, Port: testPort})
 		return err
 	}))
 	r.tb.Cleanup(func() { must(r.tb, u.Close()) })
-	ports, err := u.SourcePorts(testLocal)
-	must(r.tb, err)
-	r.settings.SourcePorts = ports
+	for local, ports := range map[netip.Addr]*[]uint16{testLocal: &r.settings.IPv4.SourcePorts, testLocal6: &r.settings.IPv6.SourcePorts} {
+		var err error
+		*ports, err = u.SourcePorts(local)
+		must(r.tb, err)
+	}
 	r.configure()
-	return u, ports
+	return u
 }

@@ -46,7 +46,8 @@ func must(tb testing.TB, err error) {
 // settings are those of most tests. Nothing is held back for its flow's sake.
 func settings() Settings {
 	return Settings{
-		On: true, Device: 1, Underlay: 1, Local: testLocal, Port: testPort, VNI: testVNI, MAC: testMAC, MTU: testMTU,
+		On: true, Device: 1, Underlay: 1, Port: testPort, VNI: testVNI, MAC: testMAC, MTU: testMTU,
+		IPv4: Local{Address: testLocal}, IPv6: Local{Address: testLocal6},
 	}
 }
 
@@ -78,18 +79,15 @@ func (in *inbound) run(frame []byte) (verdict uint32, out []byte) {
 	return verdict, o.DataOut
 }
 
+// runs tells whether the kernel runs programs on a frame in a test: not on less than an IP
+// header.
+func runs(frame []byte) bool { return len(frame) >= 34 && len(frame) >= udpAt(frame) }
+
 // wouldDeliver is the packet that a worker gives to the device for a frame, nil if
 // the kernel or the worker wouldn't. holds is false if nothing but the outer
 // checksum speaks against it.
 func wouldDeliver(peers []Peer, frame []byte) (packet []byte, holds bool) {
-	if len(frame) < 14 || encap.MAC(frame) != (encap.MAC{}) || binary.BigEndian.Uint16(frame[12:]) != encap.EtherTypeIPv4 {
-		return nil, false
-	}
-	ip, err := encap.ParseIPv4(frame[14:])
-	if err != nil || !ip.HeaderChecksumOK() || ip.IsFragment() || ip.Protocol() != encap.ProtoUDP || ip.Dst() != testLocal {
-		return nil, false
-	}
-	udp := ip.Payload()
+	udp, from := datagramOf(frame)
 	if len(udp) < 8 {
 		return nil, false
 	}
@@ -98,7 +96,10 @@ func wouldDeliver(peers []Peer, frame []byte) (packet []byte, holds bool) {
 		return nil, false
 	}
 	udp = udp[:n]
-	holds = udp[6]|udp[7] == 0 || encap.Fold(encap.Sum(udp, ip.PseudoHeaderSum(encap.ProtoUDP, n))) == 0xffff
+	if from.Is6() && udp[6]|udp[7] == 0 {
+		return nil, false // the workers' sockets don't take it
+	}
+	holds = udp[6]|udp[7] == 0 || sumHolds(frame, udp)
 	var f encap.Frame
 	if f.Decode(udp[8:]) != nil || !f.HasVNI || f.VNI != testVNI || f.Dst != testMAC {
 		return nil, false
@@ -124,10 +125,10 @@ func wouldDeliver(peers []Peer, frame []byte) (packet []byte, holds bool) {
 		return nil, false
 	}
 	owner, ok := peerOf(peers, src)
-	if src != ip.Src() && (!ok || owner.Underlay != ip.Src()) {
+	if src != from && (!ok || owner.Underlay != from) {
 		return nil, false
 	}
-	after, drop := encap.DecapsulateECN(ip.TOS(), ecn)
+	after, drop := encap.DecapsulateECN(outerTOS(frame), ecn)
 	if drop {
 		return nil, false
 	}
@@ -135,6 +136,27 @@ func wouldDeliver(peers []Peer, frame []byte) (packet []byte, holds bool) {
 		set(after)
 	}
 	return packet, holds
+}
+
+// datagramOf is the UDP datagram of a frame, with its header, as the kernel's sockets get
+// it, and its sender; empty if they don't.
+func datagramOf(frame []byte) (udp []byte, from netip.Addr) {
+	if len(frame) < 14 || encap.MAC(frame) != (encap.MAC{}) {
+		return nil, netip.Addr{}
+	}
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case encap.EtherTypeIPv4:
+		ip, err := encap.ParseIPv4(frame[14:])
+		if err == nil && ip.HeaderChecksumOK() && !ip.IsFragment() && ip.Protocol() == encap.ProtoUDP && ip.Dst() == testLocal {
+			return ip.Payload(), ip.Src()
+		}
+	case encap.EtherTypeIPv6:
+		ip, err := encap.ParseIPv6(frame[14:])
+		if err == nil && ip.NextHeader() == encap.ProtoUDP && ip.Dst() == testLocal6 {
+			return ip.Payload(), ip.Src()
+		}
+	}
+	return nil, netip.Addr{}
 }
 
 // check compares what the program makes of a frame with what a worker would.
@@ -192,9 +214,10 @@ func (g generator) frame() (frame []byte, plain bool) {
 	case !ok:
 		from = testPeers[0].Underlay
 	case roll < 4:
-		from, plain = testPeers[g.IntN(3)].Underlay, false
+		from = testPeers[g.IntN(len(testPeers))].Underlay
+		plain = plain && from == peer.Underlay
 	case roll < 6:
-		from, plain = netip.MustParseAddr("10.66.0.99"), false
+		from, plain = []netip.Addr{netip.MustParseAddr("10.66.0.99"), netip.MustParseAddr("fd66::99")}[g.IntN(2)], false
 	case roll < 8:
 		mac, plain = encap.MAC{2, 0x66, 0, 0, 0, 9}, false
 	case roll < 10:
@@ -209,23 +232,30 @@ func (g generator) frame() (frame []byte, plain bool) {
 	}
 	h := encap.MakeFrameHeader(vni, mac, encap.MAC{2, 1, 1, 1, 1, 1}, etherType)
 	frame = datagram(from, encap.MAC{}, ecn, h, s.packet)
+	udp := udpAt(frame)
+	vxlan := udp + 8
 	switch roll := g.IntN(90); {
 	case roll < 9:
 		finish(frame, false)
+		plain = plain && from.Is4()
 	case roll < 18: // reserved bits
-		frame[14+28+g.IntN(4)] |= byte(g.IntN(256)) &^ 8
-		frame[14+28+7] = byte(g.IntN(256))
+		frame[vxlan+g.IntN(4)] |= byte(g.IntN(256)) &^ 8
+		frame[vxlan+7] = byte(g.IntN(256))
 		finish(frame, true)
 	case roll < 21:
-		frame[14+28] &^= 8
+		frame[vxlan] &^= 8
 		finish(frame, true)
 		plain = false
 	case roll < 24:
-		frame[14+26] ^= 1 // the outer checksum
+		frame[udp+6] ^= 1 // the outer checksum
 		plain = false
-	case roll < 27:
+	case roll < 27 && from.Is4():
 		frame[14+10] ^= 1 // that of the outer IP header
 		plain = false
+	case roll < 27: // another header behind it, perhaps, or a label
+		at := []int{14 + 1, 14 + 3, 14 + 6}[g.IntN(3)]
+		frame[at] ^= byte(1 + g.IntN(15))
+		plain = plain && at < 14+6
 	case roll < 45:
 		return g.spoil(frame), false
 	}
@@ -239,8 +269,8 @@ func TestIngressVerdicts(t *testing.T) {
 	const n = 60000
 	for range n {
 		frame, plain := g.frame()
-		if len(frame) < 34 {
-			continue // the kernel doesn't run programs on so little
+		if !runs(frame) {
+			continue
 		}
 		before := slices.Clone(frame)
 		ok := in.check(frame)

@@ -28,7 +28,8 @@
 #ifndef BPF_F_ADJ_ROOM_ENCAP_L2_ETH
 #define BPF_F_ADJ_ROOM_ENCAP_L2_ETH (1ULL << 6)
 #endif
-#ifndef BPF_F_ADJ_ROOM_DECAP_L3_IPV6
+#ifndef BPF_F_ADJ_ROOM_DECAP_L3_IPV4
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
 #define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 #endif
 #ifndef BPF_F_ADJ_ROOM_DECAP_L4_UDP
@@ -52,11 +53,28 @@
 #define ICMP_FRAGMENTATION_NEEDED 4
 #define ICMPV6_PACKET_TOO_BIG 2
 
-/* The headers of a frame: RFC 7348, section 5. The fields around them align them. */
+struct header6 {
+	__be32 start; /* version, traffic class, flow label */
+	__be16 len;
+	__u8 proto, limit;
+	__be32 src[4], dst[4];
+};
+
+/* The headers of a frame: RFC 7348, section 5. Those of an IPv4 underlay begin later, so
+ * that both have the rest in the same place. The fields around them align them. */
 struct frame {
-	__u16 before;
-	struct ethhdr eth; /* FRAME_LEN bytes from here */
-	struct iphdr ip;
+	union {
+		struct {
+			__u16 before6;
+			struct ethhdr eth6; /* FRAME6_LEN bytes from here */
+			struct header6 ip6;
+		};
+		struct {
+			__u16 before4[11];
+			struct ethhdr eth4; /* FRAME4_LEN bytes from here */
+			struct iphdr ip4;
+		};
+	};
 	struct udphdr udp;
 	__be32 vxlan_flags;
 	__be32 vxlan_vni; /* in the upper 24 bits */
@@ -64,45 +82,55 @@ struct frame {
 	__u16 after;
 };
 
-#define FRAME_LEN (sizeof(struct frame) - 4)
-#define ROOM (FRAME_LEN - ETH_HLEN)
+#define FRAME6_LEN (sizeof(struct frame) - 4)
+#define FRAME4_LEN (FRAME6_LEN - 20)
+#define ROOM6 (FRAME6_LEN - ETH_HLEN)
+#define ROOM4 (FRAME4_LEN - ETH_HLEN)
+
+_Static_assert(ROOM6 == 70 && ROOM4 == 50, "the headers lie close together");
 #define MAX_PORTS 64
 #define FLOWLETS 32768
 
 /* What may be done where user space found it possible. */
 #define SUPERPACKETS 1 /* the underlay passes tunnels' superpackets of TCP unsplit */
 #define DECAP_L4_UDP 2 /* decapsulation clears the marks of a UDP tunnel */
-#define DECAP_IPV6 4   /* decapsulation may change the protocol */
+#define DECAP_OTHER 4  /* decapsulation may change the protocol */
 #define ON 8           /* anything at all */
 #define ENCAP_ETH 16   /* encapsulation can be told of the inner Ethernet header */
+#define FLOW_LABELS 32 /* datagrams over IPv6 have one */
 
 struct settings {
 	__u32 device;   /* index of the TUN */
 	__u32 underlay; /* index of the interface that frames leave and arrive by */
-	__be32 local;   /* outer source address */
+	__be32 local4;  /* outer source address over IPv4 */
 	__be32 vni;     /* as in the frame */
 	__u64 guard;    /* ns for which a flow stays with the workers at most */
 	__u64 since;    /* when all flows were theirs at last: CLOCK_MONOTONIC, or to come */
 	__u32 options;
 	__u32 bulk;     /* length of TCP packets that workers join; 0 for none */
 	__be16 port;    /* VXLAN's */
-	__u16 ports;    /* how many source_ports there are */
+	__u16 ports4;   /* how many source_ports4 there are */
 	__u8 mac[ETH_ALEN];
-	__u8 pad[2];
-	__be16 source_ports[MAX_PORTS];
+	__u16 ports6;
+	__be16 source_ports4[MAX_PORTS];
+	__be16 source_ports6[MAX_PORTS];
+	__be32 local6[4]; /* outer source address over IPv6 */
 	__u32 mtu; /* of the device; 0 if it doesn't matter */
+	__u8 has4, has6; /* there is such a source address */
+	__u8 pad[6];
 };
 
 /* A peer, found by its subnet. */
 struct peer {
-	__be32 address; /* of its datagrams */
+	__be32 address[4]; /* of its datagrams; the first for IPv4 */
 	__u32 id;       /* of its counters */
 	__u32 longest;  /* packet that travels in one piece, in bytes; 0 if it is the workers' */
 	__u32 link;     /* index of the interface it is on-link by, 0 for VXLAN */
 	__u8 mac[ETH_ALEN];    /* its VTEP's */
 	__u8 target[ETH_ALEN]; /* the host's on the link */
 	__u8 source[ETH_ALEN]; /* ours on the link */
-	__u8 pad[6];
+	__u8 v6;               /* its address is IPv6 */
+	__u8 pad;
 	__u64 since; /* when its flows were the workers' at last: CLOCK_MONOTONIC */
 };
 
@@ -266,13 +294,6 @@ struct packet {
 	/* What the packet sums to from its transport header on, if that has a right
 	 * checksum: the complement of its pseudo-header. The IPv4 header sums to 0. */
 	__u16 sum;
-};
-
-struct header6 {
-	__be32 start; /* version, traffic class, flow label */
-	__be16 len;
-	__u8 proto, limit;
-	__be32 src[4], dst[4];
 };
 
 /* What a program works with. It isn't on the stack: without CAP_PERFMON verifiers
@@ -578,17 +599,40 @@ static __always_inline __u32 segments(__u32 gso_size, struct packet *p)
 	return (p->len - p->headers + gso_size - 1) / gso_size;
 }
 
-/* What the headers from UDP's on sum to, but for the checksum, with the pseudo-header. */
-static __always_inline __u64 sum_headers(struct frame *f)
+/* What the outer pseudo-header sums to. */
+static __always_inline __u64 sum_pseudo(struct frame *f, int v6)
 {
-	__u64 s = (__u64)f->ip.saddr + f->ip.daddr + bpf_htons(IPPROTO_UDP) + f->udp.len;
-	__u16 *w = (__u16 *)&f->udp;
+	__u64 s = (__u64)bpf_htons(IPPROTO_UDP) + f->udp.len;
+
+	if (!v6)
+		return s + f->ip4.saddr + f->ip4.daddr;
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		s += (__u64)f->ip6.src[i] + f->ip6.dst[i];
+	return s;
+}
+
+/* What the outer checksum has to be, never 0. The inner packet isn't read: it has a
+ * checksum of its own. */
+static __always_inline __u16 outer_sum(struct scratch *x, int v6)
+{
+	struct packet *p = &x->p;
+	__u64 s = sum_pseudo(&x->f, v6) + p->sum;
+	__u16 *w = (__u16 *)&x->f.udp;
+	__u16 c;
 
 #pragma unroll
 	for (int i = 0; i < 15; i++) /* UDP 8, VXLAN 8 and Ethernet 14 bytes */
 		if (i != 3)
 			s += w[i];
-	return s;
+	/* The sum of an IPv6 header is its own; that of IPv4's is 0. */
+	if (p->type == bpf_htons(ETH_P_IPV6)) {
+#pragma unroll
+		for (int i = 0; i < 10; i++)
+			s += x->h.words[i];
+	}
+	c = ~fold(s);
+	return c ? c : 0xffff;
 }
 
 static __always_inline void count_tx(struct scratch *x, struct traffic *t, __u32 n, __u32 bytes, __u32 direct)
@@ -632,17 +676,180 @@ static __always_inline int send_direct(struct __sk_buff *skb, struct scratch *x,
 	return bpf_redirect(link, 0);
 }
 
-static __always_inline int egress(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+/* Makes the outer headers of a frame over IPv4, but for the checksum. */
+static __always_inline void outer4(struct settings *s, struct scratch *x, struct peer *peer)
+{
+	struct packet *p = &x->p;
+	struct frame *f = &x->f;
+
+	f->eth4.h_proto = bpf_htons(ETH_P_IP);
+	f->ip4.version = 4;
+	f->ip4.ihl = 5;
+	f->ip4.tos = p->ecn;
+	f->ip4.tot_len = bpf_htons(p->len + ROOM4);
+	f->ip4.id = bpf_get_prandom_u32();
+	f->ip4.ttl = 64;
+	f->ip4.protocol = IPPROTO_UDP;
+	f->ip4.saddr = s->local4;
+	f->ip4.daddr = peer->address[0];
+	f->ip4.check = ~fold(sum_ip(&f->ip4));
+	f->udp.len = bpf_htons(p->len + ROOM4 - sizeof(f->ip4));
+}
+
+/* Likewise over IPv6. The flow label is the inner flow's (RFC 6438), of those for
+ * whoever keeps no state of it (RFC 6437): the kernel's own ones have a secret. */
+static __always_inline void outer6(struct settings *s, struct scratch *x, struct peer *peer)
+{
+	struct packet *p = &x->p;
+	struct frame *f = &x->f;
+	__u32 label = s->options & FLOW_LABELS ? p->hash[FLOW] >> 13 | 0x80000 : 0;
+
+	f->eth6.h_proto = bpf_htons(ETH_P_IPV6);
+	f->ip6.start = bpf_htonl(6U << 28 | (__u32)p->ecn << 20 | label);
+	f->ip6.len = bpf_htons(p->len + ROOM6 - sizeof(f->ip6));
+	f->ip6.proto = IPPROTO_UDP;
+	f->ip6.limit = 64;
+	__builtin_memcpy(f->ip6.src, s->local6, sizeof(f->ip6.src));
+	__builtin_memcpy(f->ip6.dst, peer->address, sizeof(f->ip6.dst));
+	f->udp.len = f->ip6.len;
+}
+
+static __always_inline int store_frame(struct __sk_buff *skb, struct frame *f, int v6)
+{
+	if (v6)
+		return bpf_skb_store_bytes(skb, 0, &f->eth6, FRAME6_LEN, 0);
+	return bpf_skb_store_bytes(skb, 0, &f->eth4, FRAME4_LEN, 0);
+}
+
+/* Sends a packet in VXLAN, whose longest segment has a length. */
+static __always_inline int encapsulate(struct __sk_buff *skb, struct settings *s, struct scratch *x, struct peer *peer, __u32 longest,
+				       int v6)
 {
 	struct bpf_fib_lookup *to = &x->to;
 	struct packet *p = &x->p;
 	struct frame *f = &x->f;
 	struct traffic *t;
+	__u32 gso = skb->gso_size, room = v6 ? ROOM6 : ROOM4;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+		      BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN);
+
+	if (gso) {
+		if (p->proto != IPPROTO_TCP)
+			return leave_flow(x, TX, LEFT_UDP_SUPERPACKET);
+		/* Over IPv6 its segments must have an outer checksum each (RFC 8200, section
+		 * 8.1), which the kernel can't be told to fill in. */
+		if (v6 || !(s->options & SUPERPACKETS) || !(s->options & ENCAP_ETH) || p->len + room > MAX_IP_LEN)
+			return leave_flow(x, TX, LEFT_SUPERPACKET);
+	} else if (!p->has_sum) {
+		return leave_flow(x, TX, LEFT_CHECKSUM);
+	}
+	if (!(v6 ? s->has6 : s->has4))
+		return leave_flow(x, TX, LEFT_NO_ROUTE);
+	if (held(x, TX, bpf_ktime_get_ns(), s, peer))
+		return leave(x, TX, LEFT_FLOWLET);
+
+	/* The kernel's routing decides, with what it has learnt of the path's MTU. The
+	 * MTU of a route, which doesn't count for what is forwarded unless it is locked,
+	 * is part of peer->longest. */
+	__builtin_memset(to, 0, sizeof(*to));
+	to->l4_protocol = IPPROTO_UDP;
+	to->dport = s->port;
+	to->tot_len = longest + room;
+	to->ifindex = s->device;
+	to->sport = s->port;
+	if (v6) {
+		to->family = AF_INET6;
+		to->flowinfo = bpf_htonl((__u32)p->ecn << 20);
+		__builtin_memcpy(to->ipv6_src, s->local6, sizeof(to->ipv6_src));
+		__builtin_memcpy(to->ipv6_dst, peer->address, sizeof(to->ipv6_dst));
+		if (s->ports6)
+			to->sport = s->source_ports6[(p->hash[FLOW] % s->ports6) & (MAX_PORTS - 1)];
+	} else {
+		to->family = AF_INET;
+		to->tos = p->ecn;
+		to->ipv4_src = s->local4;
+		to->ipv4_dst = peer->address[0];
+		if (s->ports4)
+			to->sport = s->source_ports4[(p->hash[FLOW] % s->ports4) & (MAX_PORTS - 1)];
+	}
+	__builtin_memset(f, 0, sizeof(*f));
+	f->udp.source = to->sport;
+	switch (bpf_fib_lookup(skb, to, sizeof(*to), 0)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		break;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return leave_flow(x, TX, LEFT_TOO_LONG);
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		return leave_flow(x, TX, LEFT_NO_NEIGHBOUR);
+	default:
+		return leave_flow(x, TX, LEFT_NO_ROUTE);
+	}
+	if (to->ifindex != s->underlay)
+		return leave_flow(x, TX, LEFT_OTHER_LINK);
+	if (to->family != (v6 ? AF_INET6 : AF_INET))
+		return leave_flow(x, TX, LEFT_NO_ROUTE);
+	t = traffic_of(x, peer);
+	if (!t)
+		return leave_flow(x, TX, LEFT_ERROR);
+
+	f->udp.dest = s->port;
+	f->vxlan_flags = bpf_htonl(VXLAN_HAS_VNI);
+	f->vxlan_vni = s->vni;
+	__builtin_memcpy(f->inner.h_dest, peer->mac, ETH_ALEN);
+	__builtin_memcpy(f->inner.h_source, s->mac, ETH_ALEN);
+	f->inner.h_proto = p->type;
+	if (v6)
+		outer6(s, x, peer);
+	else
+		outer4(s, x, peer);
+	/* A superpacket's segments go without: the kernel can't be told to fill theirs
+	 * in, and a peer must take them (RFC 7348, section 4.1). Others have one, or
+	 * their receivers could not join them. */
+	if (!gso)
+		f->udp.check = outer_sum(x, v6);
+
+	/* Only whoever segments it must know of the inner Ethernet header. */
+	if (gso)
+		flags |= BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+	flags |= v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
+	if (bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags) < 0)
+		return leave_flow(x, TX, LEFT_ERROR); /* such as: it is a tunnel's already */
+	/* The TUN has no link-layer header, and redirection takes one away. */
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 || store_frame(skb, f, v6) < 0) {
+		count(x, TX, LOST);
+		return TC_ACT_SHOT;
+	}
+	clear_marks(skb);
+	count_tx(x, t, segments(gso, p), p->len, 0);
+	__builtin_memset(&x->next, 0, sizeof(x->next));
+	x->next.nh_family = to->family;
+	/* The gateway, or the peer itself. */
+	if (v6)
+		__builtin_memcpy(x->next.ipv6_nh, to->ipv6_dst, sizeof(x->next.ipv6_nh));
+	else
+		x->next.ipv4_nh = to->ipv4_dst;
+	return bpf_redirect_neigh(to->ifindex, &x->next, sizeof(x->next), 0);
+}
+
+/* Not inlined: where both families' ways meet, the compiler would choose among pointers,
+ * which verifiers refuse without CAP_PERFMON. */
+static __noinline int encapsulate4(struct __sk_buff *skb, struct settings *s, struct scratch *x, struct peer *peer, __u32 longest)
+{
+	return encapsulate(skb, s, x, peer, longest, 0);
+}
+
+static __noinline int encapsulate6(struct __sk_buff *skb, struct settings *s, struct scratch *x, struct peer *peer, __u32 longest)
+{
+	return encapsulate(skb, s, x, peer, longest, 1);
+}
+
+static __always_inline int egress(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+{
+	struct packet *p = &x->p;
+	struct traffic *t;
 	struct peer *peer;
 	enum reason why;
 	__u32 gso = skb->gso_size, longest;
-	__u64 now, flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
-			   BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN);
 
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		why = parse4(skb, 0, x);
@@ -666,115 +873,14 @@ static __always_inline int egress(struct __sk_buff *skb, struct settings *s, str
 	longest = gso ? p->headers + gso : p->len;
 	if (longest > peer->longest)
 		return leave_flow(x, TX, LEFT_TOO_LONG);
-	now = bpf_ktime_get_ns();
-	if (peer->link) {
-		if (held(x, TX, now, s, peer))
-			return leave(x, TX, LEFT_FLOWLET);
-		t = traffic_of(x, peer);
-		if (!t)
-			return leave_flow(x, TX, LEFT_ERROR);
-		return send_direct(skb, x, peer, t);
-	}
-
-	if (gso) {
-		if (p->proto != IPPROTO_TCP)
-			return leave_flow(x, TX, LEFT_UDP_SUPERPACKET);
-		if (!(s->options & SUPERPACKETS) || !(s->options & ENCAP_ETH) || p->len + ROOM > MAX_IP_LEN)
-			return leave_flow(x, TX, LEFT_SUPERPACKET);
-	} else if (!p->has_sum) {
-		return leave_flow(x, TX, LEFT_CHECKSUM);
-	}
-	if (held(x, TX, now, s, peer))
+	if (!peer->link)
+		return peer->v6 ? encapsulate6(skb, s, x, peer, longest) : encapsulate4(skb, s, x, peer, longest);
+	if (held(x, TX, bpf_ktime_get_ns(), s, peer))
 		return leave(x, TX, LEFT_FLOWLET);
-
-	/* The kernel's routing decides, with what it has learnt of the path's MTU. The
-	 * MTU of a route, which doesn't count for what is forwarded unless it is locked,
-	 * is part of peer->longest. */
-	__builtin_memset(to, 0, sizeof(*to));
-	to->family = AF_INET;
-	to->l4_protocol = IPPROTO_UDP;
-	to->dport = s->port;
-	to->tot_len = longest + ROOM;
-	to->ifindex = s->device;
-	to->tos = p->ecn;
-	to->ipv4_src = s->local;
-	to->ipv4_dst = peer->address;
-	if (s->ports)
-		to->sport = s->source_ports[(p->hash[FLOW] % s->ports) & (MAX_PORTS - 1)];
-	else
-		to->sport = s->port;
-	__builtin_memset(f, 0, sizeof(*f));
-	f->udp.source = to->sport;
-	switch (bpf_fib_lookup(skb, to, sizeof(*to), 0)) {
-	case BPF_FIB_LKUP_RET_SUCCESS:
-		break;
-	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		return leave_flow(x, TX, LEFT_TOO_LONG);
-	case BPF_FIB_LKUP_RET_NO_NEIGH:
-		return leave_flow(x, TX, LEFT_NO_NEIGHBOUR);
-	default:
-		return leave_flow(x, TX, LEFT_NO_ROUTE);
-	}
-	if (to->ifindex != s->underlay)
-		return leave_flow(x, TX, LEFT_OTHER_LINK);
-	if (to->family != AF_INET)
-		return leave_flow(x, TX, LEFT_NO_ROUTE);
 	t = traffic_of(x, peer);
 	if (!t)
 		return leave_flow(x, TX, LEFT_ERROR);
-
-	f->eth.h_proto = bpf_htons(ETH_P_IP);
-	f->ip.version = 4;
-	f->ip.ihl = 5;
-	f->ip.tos = p->ecn;
-	f->ip.tot_len = bpf_htons(p->len + ROOM);
-	f->ip.id = bpf_get_prandom_u32();
-	f->ip.ttl = 64;
-	f->ip.protocol = IPPROTO_UDP;
-	f->ip.saddr = s->local;
-	f->ip.daddr = peer->address;
-	f->ip.check = ~fold(sum_ip(&f->ip));
-	f->udp.dest = s->port;
-	f->udp.len = bpf_htons(p->len + ROOM - sizeof(f->ip));
-	f->vxlan_flags = bpf_htonl(VXLAN_HAS_VNI);
-	f->vxlan_vni = s->vni;
-	__builtin_memcpy(f->inner.h_dest, peer->mac, ETH_ALEN);
-	__builtin_memcpy(f->inner.h_source, s->mac, ETH_ALEN);
-	f->inner.h_proto = p->type;
-	/* A superpacket's segments go without: the kernel can't be told to fill theirs
-	 * in, and a peer must take them (RFC 7348, section 4.1). Others have one, or
-	 * their receivers could not join them. */
-	if (!gso) {
-		__u16 c;
-
-		/* The sum of an IPv6 header is its own; that of IPv4's is 0. */
-		__u64 sum = sum_headers(f) + p->sum;
-
-		if (p->type == bpf_htons(ETH_P_IPV6)) {
-#pragma unroll
-			for (int i = 0; i < 10; i++)
-				sum += x->h.words[i];
-		}
-		c = ~fold(sum);
-		f->udp.check = c ? c : 0xffff;
-	}
-
-	/* Only whoever segments it must know of the inner Ethernet header. */
-	if (gso)
-		flags |= BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
-	if (bpf_skb_adjust_room(skb, ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
-		return leave_flow(x, TX, LEFT_ERROR); /* such as: it is a tunnel's already */
-	/* The TUN has no link-layer header, and redirection takes one away. */
-	if (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 || bpf_skb_store_bytes(skb, 0, &f->eth, FRAME_LEN, 0) < 0) {
-		count(x, TX, LOST);
-		return TC_ACT_SHOT;
-	}
-	clear_marks(skb);
-	count_tx(x, t, segments(gso, p), p->len, 0);
-	__builtin_memset(&x->next, 0, sizeof(x->next));
-	x->next.nh_family = AF_INET;
-	x->next.ipv4_nh = to->ipv4_dst; /* the gateway, or the peer itself */
-	return bpf_redirect_neigh(to->ifindex, &x->next, sizeof(x->next), 0);
+	return send_direct(skb, x, peer, t);
 }
 
 /* The CPU's scratch, NULL if it is in use. */
@@ -855,34 +961,81 @@ static __always_inline int is_tolerant(struct __sk_buff *skb, struct settings *s
 
 /* Tells whether a datagram's checksum holds, as far as that doesn't take its
  * payload: the inner packet has a checksum of its own. */
-static __always_inline int sum_holds(struct __sk_buff *skb, struct scratch *x)
+static __always_inline int sum_holds(struct __sk_buff *skb, struct scratch *x, int v6)
 {
-	struct packet *p = &x->p;
 	struct frame *f = &x->f;
-	__u64 sum;
-	__u16 want;
 
 	if (!f->udp.check)
-		return 1;
+		return !v6; /* which must have one: RFC 8200, section 8.1 */
 	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
 		return 1; /* the NIC has verified it */
 	/* A host on this machine leaves it to a NIC that there isn't: the field has
 	 * the pseudo-header's. */
-	if (f->udp.check == fold((__u64)f->ip.saddr + f->ip.daddr + bpf_htons(IPPROTO_UDP) + f->udp.len))
+	if (f->udp.check == fold(sum_pseudo(f, v6)))
 		return 1;
-	if (!p->has_sum)
-		return 0;
-	sum = sum_headers(f) + p->sum;
-	if (p->type == bpf_htons(ETH_P_IPV6)) {
-#pragma unroll
-		for (int i = 0; i < 10; i++)
-			sum += x->h.words[i];
-	}
-	want = ~fold(sum);
-	return f->udp.check == (want ? want : 0xffff);
+	return x->p.has_sum && f->udp.check == outer_sum(x, v6);
 }
 
-static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+/* What a packet of the underlay's is. */
+enum sort {
+	FOREIGN,  /* nothing for us */
+	FIRST,    /* the first fragment of a datagram for us */
+	DATAGRAM, /* a whole one */
+};
+
+/* Reads the headers of a datagram over IPv4. */
+static __always_inline enum sort read4(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+{
+	struct frame *f = &x->f;
+
+	if (!s->has4 || bpf_skb_load_bytes(skb, 0, &f->eth4, FRAME4_LEN) < 0 || f->ip4.version != 4 || f->ip4.ihl != 5 ||
+	    f->ip4.protocol != IPPROTO_UDP || f->ip4.daddr != s->local4 || f->ip4.frag_off & bpf_htons(IP_OFFSET) ||
+	    f->udp.dest != s->port)
+		return FOREIGN;
+	x->p.hash[WAY] = mix(HASH_SEED ^ pair(f->ip4.saddr, f->udp.source)) >> 32;
+	return f->ip4.frag_off & bpf_htons(IP_FRAGMENT) ? FIRST : DATAGRAM;
+}
+
+static __always_inline int same6(__be32 *a, __be32 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
+}
+
+/* Likewise over IPv6. Of extension headers there may be that of a fragment. */
+static __always_inline enum sort read6(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+{
+	struct frame *f = &x->f;
+	__u8 *h = x->transport;
+	enum sort is = DATAGRAM;
+
+	if (!s->has6 || bpf_skb_load_bytes(skb, 0, &f->eth6, FRAME6_LEN) < 0 || bpf_ntohl(f->ip6.start) >> 28 != 6 ||
+	    !same6(f->ip6.dst, s->local6))
+		return FOREIGN;
+	if (f->ip6.proto == IPPROTO_FRAGMENT) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(f->ip6), h, 8) < 0 ||
+		    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(f->ip6) + 8, &f->udp, sizeof(f->udp)) < 0 ||
+		    h[0] != IPPROTO_UDP || h[2] | (h[3] & 0xf8)) /* the offset */
+			return FOREIGN;
+		is = FIRST;
+	} else if (f->ip6.proto != IPPROTO_UDP) {
+		return FOREIGN;
+	}
+	if (f->udp.dest != s->port)
+		return FOREIGN;
+	x->p.hash[WAY] = mix(mix(mix(HASH_SEED ^ pair(f->ip6.src[0], f->ip6.src[1])) ^ pair(f->ip6.src[2], f->ip6.src[3])) ^
+			     f->udp.source) >> 32;
+	return is;
+}
+
+/* Tells whether a frame came from a peer's address. */
+static __always_inline int is_from(struct frame *f, struct peer *peer, int v6)
+{
+	if (v6)
+		return peer->v6 && same6(f->ip6.src, peer->address);
+	return !peer->v6 && f->ip4.saddr == peer->address[0];
+}
+
+static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, struct scratch *x, int v6)
 {
 	struct packet *p = &x->p;
 	struct frame *f = &x->f;
@@ -890,49 +1043,50 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 	struct totals *all;
 	struct peer *peer;
 	enum reason why;
-	__u32 gso = skb->gso_size, n;
+	__u32 gso = skb->gso_size, room = v6 ? ROOM6 : ROOM4, n;
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET, now;
+	__be16 type = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	enum sort is;
+	__u8 ecn;
 
-	if (bpf_skb_load_bytes(skb, 0, &f->eth, FRAME_LEN) < 0)
+	is = v6 ? read6(skb, s, x) : read4(skb, s, x);
+	if (is == FOREIGN || !bpf_map_lookup_elem(&devices, &x->zero))
 		return TC_ACT_UNSPEC;
-	if (f->ip.version != 4 || f->ip.ihl != 5 || f->ip.protocol != IPPROTO_UDP || f->ip.daddr != s->local ||
-	    f->ip.frag_off & bpf_htons(IP_OFFSET) || f->udp.dest != s->port)
-		return TC_ACT_UNSPEC;
-	if (!bpf_map_lookup_elem(&devices, &x->zero))
-		return TC_ACT_UNSPEC;
-	p->hash[WAY] = mix(HASH_SEED ^ pair(f->ip.saddr, f->udp.source)) >> 32;
-	if (f->ip.frag_off & bpf_htons(IP_FRAGMENT)) /* the first of a datagram's */
+	if (is == FIRST)
 		return leave_kin(x, RX, WAY, LEFT_FRAGMENT);
 	if (!(f->vxlan_flags & bpf_htonl(VXLAN_HAS_VNI)) || (f->vxlan_vni & bpf_htonl(0xffffff00)) != s->vni)
 		return leave(x, RX, LEFT_FOREIGN_VNI);
 	if (*(__u32 *)f->inner.h_dest != *(__u32 *)s->mac || *(__u16 *)&f->inner.h_dest[4] != *(__u16 *)&s->mac[4])
 		return leave(x, RX, LEFT_INNER_MAC);
-	if (f->inner.h_proto == bpf_htons(ETH_P_IP)) {
-		why = parse4(skb, FRAME_LEN, x);
-	} else if (f->inner.h_proto == bpf_htons(ETH_P_IPV6)) {
-		why = s->options & DECAP_IPV6 ? parse6(skb, FRAME_LEN, x) : LEFT_PROTOCOL;
-		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
-	} else {
+	if (f->inner.h_proto != type && !(s->options & DECAP_OTHER))
+		why = LEFT_PROTOCOL;
+	else if (f->inner.h_proto == bpf_htons(ETH_P_IP))
+		why = parse4(skb, room + ETH_HLEN, x);
+	else if (f->inner.h_proto == bpf_htons(ETH_P_IPV6))
+		why = parse6(skb, room + ETH_HLEN, x);
+	else
 		why = LEFT_NOT_IP;
-	}
 	if (why != CARRIED)
 		return leave_unparsed(x, RX, why);
 	peer = p->type == bpf_htons(ETH_P_IP) ? find4(x, p->src4) : find6(x, p->src6);
-	if (!peer || !peer->longest || peer->address != f->ip.saddr)
+	if (!peer || !peer->longest || !is_from(f, peer, v6))
 		return leave(x, RX, LEFT_INNER_SOURCE);
 
-	if (p->len + FRAME_LEN != skb->len || bpf_ntohs(f->ip.tot_len) != p->len + ROOM ||
-	    bpf_ntohs(f->udp.len) != p->len + ROOM - sizeof(f->ip))
+	if (p->len + room + ETH_HLEN != skb->len || bpf_ntohs(f->udp.len) != p->len + room - (v6 ? sizeof(f->ip6) : sizeof(f->ip4)) ||
+	    (v6 ? f->ip6.len != f->udp.len : bpf_ntohs(f->ip4.tot_len) != p->len + ROOM4))
 		return leave_kin(x, RX, WAY, LEFT_AGGREGATE); /* of several flows, perhaps */
-	if (!ecn_stays(p->ecn, f->ip.tos))
+	ecn = v6 ? bpf_ntohl(f->ip6.start) >> 20 : f->ip4.tos;
+	if (!ecn_stays(p->ecn, ecn))
 		return leave_flow(x, RX, LEFT_ECN);
-	if (fold(sum_ip(&f->ip)) != 0xffff)
+	if (!v6 && fold(sum_ip(&f->ip4)) != 0xffff)
 		return leave_flow(x, RX, LEFT_CHECKSUM);
 	if (gso) {
 		if (p->proto != IPPROTO_TCP)
 			return leave_flow(x, RX, LEFT_UDP_SUPERPACKET);
 		if (!(s->options & SUPERPACKETS))
 			return leave_flow(x, RX, LEFT_SUPERPACKET);
+		if (v6 && !f->udp.check)
+			return leave_flow(x, RX, LEFT_CHECKSUM);
 		if (s->options & DECAP_L4_UDP)
 			flags |= BPF_F_ADJ_ROOM_DECAP_L4_UDP;
 		else if (!is_tolerant(skb, s, x))
@@ -943,7 +1097,7 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 			return leave_flow(x, RX, LEFT_TOO_LONG);
 		if (s->bulk && p->proto == IPPROTO_TCP && p->len >= s->bulk)
 			return leave_flow(x, RX, LEFT_BULK);
-		if (!sum_holds(skb, x))
+		if (!sum_holds(skb, x, v6))
 			return leave_flow(x, RX, LEFT_CHECKSUM);
 	}
 	now = bpf_ktime_get_ns();
@@ -953,10 +1107,12 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 	if (!t)
 		return leave_flow(x, RX, LEFT_ERROR);
 
-	if (bpf_skb_adjust_room(skb, -(__s32)ROOM, BPF_ADJ_ROOM_MAC, flags) < 0)
+	if (p->type != type)
+		flags |= v6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	if (bpf_skb_adjust_room(skb, -(__s32)room, BPF_ADJ_ROOM_MAC, flags) < 0)
 		return leave_flow(x, RX, LEFT_ERROR);
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	if (p->type != bpf_htons(ETH_P_IP) && bpf_skb_store_bytes(skb, 12, &p->type, sizeof(p->type), 0) < 0) {
+	if (p->type != type && bpf_skb_store_bytes(skb, 12, &p->type, sizeof(p->type), 0) < 0) {
 		count(x, RX, LOST);
 		return TC_ACT_SHOT;
 	}
@@ -973,6 +1129,16 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 	return bpf_redirect(s->device, BPF_F_INGRESS);
 }
 
+static __noinline int ingress4(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+{
+	return ingress(skb, s, x, 0);
+}
+
+static __noinline int ingress6(struct __sk_buff *skb, struct settings *s, struct scratch *x)
+{
+	return ingress(skb, s, x, 1);
+}
+
 SEC("tc")
 int vxlan_ingress(struct __sk_buff *skb)
 {
@@ -980,24 +1146,35 @@ int vxlan_ingress(struct __sk_buff *skb)
 	struct settings *s;
 	struct scratch *x;
 	__u64 zero = 0;
-	int action;
+	int action, v6 = 0;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		v6 = 1;
+	else if (skb->protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_UNSPEC;
 	s = bpf_map_lookup_elem(&config, &zero);
 	if (!s || !(s->options & ON))
 		return TC_ACT_UNSPEC;
-	if (data + sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) <= end) {
+	/* Most of what isn't ours. */
+	if (v6 && data + sizeof(struct ethhdr) + sizeof(struct header6) + sizeof(struct udphdr) <= end) {
+		struct header6 *ip = data + sizeof(struct ethhdr);
+		struct udphdr *udp = (void *)(ip + 1);
+
+		if (ip->proto != IPPROTO_FRAGMENT && (ip->proto != IPPROTO_UDP || udp->dest != s->port))
+			return TC_ACT_UNSPEC;
+	} else if (!v6 && data + sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) <= end) {
 		struct iphdr *ip = data + sizeof(struct ethhdr);
 		struct udphdr *udp = (void *)(ip + 1);
 
 		if (ip->protocol != IPPROTO_UDP || udp->dest != s->port)
-			return TC_ACT_UNSPEC; /* most of what isn't ours */
+			return TC_ACT_UNSPEC;
 	}
 	x = take_scratch();
 	if (!x)
 		return TC_ACT_UNSPEC;
-	action = ingress(skb, s, x);
+	action = v6 ? ingress6(skb, s, x) : ingress4(skb, s, x);
 	x->busy = 0;
 	return action;
 }

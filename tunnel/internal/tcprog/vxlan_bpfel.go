@@ -15,14 +15,15 @@ import (
 
 type vxlanPeer struct {
 	_       structs.HostLayout
-	Address uint32
+	Address [4]uint32
 	Id      uint32
 	Longest uint32
 	Link    uint32
 	Mac     [6]uint8
 	Target  [6]uint8
 	Source  [6]uint8
-	Pad     [6]uint8
+	V6      uint8
+	Pad     uint8
 	Since   uint64
 }
 
@@ -39,21 +40,26 @@ type vxlanPrefix6 struct {
 }
 
 type vxlanSettings struct {
-	_           structs.HostLayout
-	Device      uint32
-	Underlay    uint32
-	Local       uint32
-	Vni         uint32
-	Guard       uint64
-	Since       uint64
-	Options     uint32
-	Bulk        uint32
-	Port        uint16
-	Ports       uint16
-	Mac         [6]uint8
-	Pad         [2]uint8
-	SourcePorts [64]uint16
-	Mtu         uint32
+	_            structs.HostLayout
+	Device       uint32
+	Underlay     uint32
+	Local4       uint32
+	Vni          uint32
+	Guard        uint64
+	Since        uint64
+	Options      uint32
+	Bulk         uint32
+	Port         uint16
+	Ports4       uint16
+	Mac          [6]uint8
+	Ports6       uint16
+	SourcePorts4 [64]uint16
+	SourcePorts6 [64]uint16
+	Local6       [4]uint32
+	Mtu          uint32
+	Has4         uint8
+	Has6         uint8
+	Pad          [6]uint8
 }
 
 type vxlanTotals struct {
