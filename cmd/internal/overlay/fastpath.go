@@ -3,19 +3,21 @@ package overlay
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 
 	"uvxlan/cmd/internal/attach"
 	"uvxlan/cmd/internal/control"
+	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/firewall"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/fastpath"
 )
 
 func (v *Overlay) fastConfig() attach.Config {
-	var rules firewall.Bypass
+	var rules [2]firewall.Bypass
 	return attach.Config{
 		Mode: v.opts.FastPath, Interval: v.opts.FastPathCheck, Wake: v.wake, Logger: v.log,
 		Attach: v.attachFast, Discard: v.discardFast,
@@ -36,20 +38,40 @@ func (v *Overlay) useFast(must bool) error {
 }
 
 // hazards tells in words which rules of the host's firewall the fast path would bypass.
-func (v *Overlay) hazards(rules *firewall.Bypass) ([]string, error) {
+func (v *Overlay) hazards(rules *[2]firewall.Bypass) (words []string, err error) {
 	router, _ := v.inForce()
-	ext := v.external()
-	local, _ := ext.Sockets()
-	t := firewall.Tunnel{Local: local, Port: v.config.Backend.Port}
-	t.Link.Name, t.Link.Index = ext.Name, ext.Index
-	seen := map[netip.Addr]bool{}
-	for _, p := range router.Peers() {
-		if p.Underlay.Is4() == local.Is4() && !seen[p.Underlay] {
-			seen[p.Underlay] = true
-			t.Remotes = append(t.Remotes, p.Underlay)
+	for i, t := range tunnels(v.external(), v.config.Backend.Port, router.Peers()) {
+		more, e := rules[i].Hazards(t)
+		err = errors.Join(err, e)
+		for _, w := range more {
+			if !slices.Contains(words, w) { // a rule may be for both families
+				words = append(words, w)
+			}
 		}
 	}
-	return rules.Hazards(t)
+	return words, err
+}
+
+// tunnels are the datagrams of each family that the host has an address of, at most
+// two.
+func tunnels(ext extiface.Interface, port uint16, peers []tunnel.Peer) (all []firewall.Tunnel) {
+	v4, v6 := ext.Sockets()
+	for _, local := range []netip.Addr{v4, v6} {
+		if !local.IsValid() {
+			continue
+		}
+		t := firewall.Tunnel{Local: local, Port: port}
+		t.Link.Name, t.Link.Index = ext.Name, ext.Index
+		seen := map[netip.Addr]bool{}
+		for _, p := range peers {
+			if p.Underlay.Is4() == local.Is4() && !seen[p.Underlay] {
+				seen[p.Underlay] = true
+				t.Remotes = append(t.Remotes, p.Underlay)
+			}
+		}
+		all = append(all, t)
+	}
+	return all
 }
 
 // attached is a fast path, with the kind of the interface that it is attached to.
