@@ -246,7 +246,7 @@ func TestIntegrationPrometheus(t *testing.T) {
 	w := e2e.NewWorld(t)
 	w.Configure(e2e.HybridConfig)
 	kb21, kb22, kb31 := w.Host("kb21"), w.Host("kb22"), w.Host("kb31")
-	w.Cluster.Args = []string{"-healthz-port", e2e.HealthPort, "-iptables-resync", "1"}
+	w.Cluster.Args = []string{"-healthz-port", e2e.HealthPort, "-iptables-resync", "1", "-probe-interval", "1s"}
 	daemons := w.Start("kb21", "kb22", "kb31")
 	w.Mesh("kb21", "kb22", "kb31")
 	p := startPrometheus(w, kb21)
@@ -259,7 +259,7 @@ func TestIntegrationPrometheus(t *testing.T) {
 	e2e.Command(t, kb22.Node, "sysctl -qw net.ipv4.ip_forward=0")
 	e2e.Command(t, kb22.Node, "ip route add "+kb31.Subnet.String()+" via "+kb22.Gateway.String())
 	w.StopEtcd()
-	p.await("UvxlanDown "+kb31.Address.String(), "UvxlanNotReady "+kb22.Address.String(), "UvxlanHostFault "+kb22.Address.String(),
+	p.await("UvxlanDown "+kb31.Address.String(), "UvxlanPeerSilent ", "UvxlanNotReady "+kb22.Address.String(), "UvxlanHostFault "+kb22.Address.String(),
 		"UvxlanPeersBypassed "+kb22.Address.String(), "UvxlanEtcdUnreachable "+kb21.Address.String(), "UvxlanEtcdUnreachable "+kb22.Address.String())
 	if fast {
 		e2e.Command(t, kb21.Node, "iptables-nft -t mangle -A OUTPUT -p udp --dport 4789 -j DSCP --set-dscp 46")
