@@ -21,12 +21,12 @@ func (m *Manager) compareConfig(data []byte) {
 		return
 	}
 	words := ""
-	c, err := m.parse(data)
+	changes, err := m.CompareConfig(data, inForce)
 	switch {
 	case len(data) == 0:
 		err = errConfigRemoved
-	case err == nil && *c != *inForce:
-		err = errors.New(strings.Join(differences(*inForce, *c), ", "))
+	case changes != "":
+		err = errors.New(changes)
 	}
 	if err != nil {
 		words = fmt.Sprintf("the network configuration has changed (%v): %s", err, takesEffect)
@@ -39,6 +39,16 @@ func (m *Manager) compareConfig(data []byte) {
 	default:
 		m.log.Warn("the network configuration has changed", "changes", err, "effect", takesEffect)
 	}
+}
+
+// CompareConfig tells in which fields the registry's configuration, as it is written
+// there, differs from c; empty if in none.
+func (m *Manager) CompareConfig(data []byte, c *Config) (words string, err error) {
+	other, err := m.parse(data)
+	if err != nil {
+		return "", err
+	}
+	return strings.Join(differences(*c, *other), ", "), nil
 }
 
 // differences names the fields in which two configurations differ.

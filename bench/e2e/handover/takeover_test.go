@@ -98,7 +98,6 @@ func TestIntegrationTakeoverFails(t *testing.T) {
 		args  []string
 		words string
 	}{
-		{[]string{"-etcd-prefix", "/elsewhere"}, "stop it first"},
 		{[]string{"-subnet-file", "/proc/nothing/subnet.env"}, "choose a place that can be written"},
 		{[]string{"-control-socket", "/proc/nothing/uvxlan.sock"}, "choose another path"},
 	} {
@@ -161,6 +160,48 @@ func TestIntegrationTakeoverStopped(t *testing.T) {
 		t.Errorf("after a takeover that nothing came of: %v", err)
 	}
 	awaitGone(t, w, w.Host("kb21"))
+}
+
+// A daemon that is to work in another way can't go on with what is there: it has the one
+// that runs end first, as a restart would. So does one that finds another configuration.
+func TestIntegrationTakeoverUnlike(t *testing.T) {
+	w := e2e.NewWorld(t, "kb21", "kb22")
+	w.Start("kb22")
+	ownProgram(w)
+	d := w.Start("kb21")[0]
+	w.Mesh("kb21", "kb22")
+	for _, c := range []struct {
+		name string
+		args []string
+		do   func()
+	}{
+		{"other settings", []string{"-workers", "1"}, func() {}},
+		{"another configuration", []string{"-workers", "1"}, func() { w.Configure(e2e.HybridConfig) }},
+	} {
+		c.do()
+		begin := time.Now()
+		next, err := w.Cluster.Restart(t.Context(), d.Host, append(c.args, "-takeover")...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e2e.AwaitLine(t, next, begin, "packets stop for a moment", "works in another way")
+		e2e.AwaitLine(t, next, begin, "another program starts in this one's place")
+		e2e.Await(t, c.name+" is in force", func() bool {
+			s, err := e2e.TryStatus(t.Context(), next)
+			return err == nil && s.Ready && s.PID == next.Process.Pid
+		})
+		if c.name == "another configuration" {
+			signalDaemon(t, d, unix.SIGTERM) // it waits for it
+		}
+		if err := d.Wait(); err != nil {
+			t.Errorf("%s: the daemon that has ended: %v", c.name, err)
+		}
+		d = next
+	}
+	if model := e2e.AskStatus(t, d).Model; model != "vxlan, direct by socket" {
+		t.Errorf("the model is %q", model)
+	}
+	w.Mesh("kb21", "kb22")
 }
 
 func offerOf(d *cluster.Daemon) string { return filepath.Join(d.StateDir(), "handover.sock") }

@@ -45,7 +45,11 @@ func Run(t *handover.Termination, o Options) error {
 		return nil
 	}
 	if before == nil {
-		if before, err = takeOver(t, o); err != nil {
+		before, err = takeOver(t, o)
+		if errors.Is(err, errUnlike) {
+			return ignoreCanceled(t, startInPlace(t, o, before, err))
+		}
+		if err != nil {
 			return ignoreCanceled(t, explain(err))
 		}
 	}
@@ -56,26 +60,37 @@ func Run(t *handover.Termination, o Options) error {
 			before = nil
 			continue
 		}
-		if after == nil {
+		switch {
+		case after == nil && errors.Is(err, errUnlike):
+			return ignoreCanceled(t, startInPlace(t, o, before, err))
+		case after == nil && !errors.Is(err, handover.ErrDismissed):
 			return ignoreCanceled(t, explain(err))
-		}
-		if after.Given() {
-			o.Logger.Info("another program has taken over")
-			if !o.TakeOver {
-				return nil
-			}
+		case after == nil:
+			return retire(t, o, err.Error())
+		case after.Given():
+			return retire(t, o, "another program has taken over")
 		}
 		if o.LogQueue != nil {
 			o.LogQueue.Flush(logqueue.LastWords) // what is left then is lost
-		}
-		if after.Given() {
-			return handover.Retire(t)
 		}
 		if err = after.Exec(t, program, hoststate.Pending(o.StateDir)); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
 		}
 		before = after
 	}
+}
+
+// retire ends a daemon whose place is taken. One that takes over itself has a supervisor
+// that would start it again, and waits to be stopped.
+func retire(t *handover.Termination, o Options, why string) error {
+	o.Logger.Info("this daemon's work is over", "reason", why)
+	if !o.TakeOver {
+		return nil
+	}
+	if o.LogQueue != nil {
+		o.LogQueue.Flush(logqueue.LastWords)
+	}
+	return handover.Retire(t)
 }
 
 // ignoreCanceled passes over an error that is ctx's end.

@@ -13,6 +13,7 @@ import (
 
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
+	"uvxlan/cmd/internal/logqueue"
 )
 
 var (
@@ -95,12 +96,13 @@ type offerer struct {
 
 var _ handover.Giver = (*offerer)(nil)
 
-// offer returns what another process has taken over, nil when ctx ends.
-func (s *service) offer(ctx context.Context, r *reloader) *handover.State {
+// offer returns what another process has taken over, nil when ctx ends. The error is
+// a [handover.ErrDismissed].
+func (s *service) offer(ctx context.Context, r *reloader) (*handover.State, error) {
 	select {
 	case <-r.monitor.isReady:
 	case <-ctx.Done():
-		return nil
+		return nil, nil
 	}
 	s.before.AwaitStopped(ctx) // it has its own offer there
 	r.lock.Sign()
@@ -109,7 +111,7 @@ func (s *service) offer(ctx context.Context, r *reloader) *handover.State {
 		if ctx.Err() == nil {
 			s.opts.Logger.Warn("no other program can take over", "error", err)
 		}
-		return nil
+		return nil, nil
 	}
 	defer o.Close()
 	return o.Run(ctx, &offerer{service: s, reloader: r})
@@ -134,7 +136,7 @@ func (o *offerer) Describe() (e *handover.State, err error) {
 	}
 	o.network = network
 	e.Record = hoststate.Pending(o.opts.StateDir)
-	e.Lock, e.Registry, e.Claims = o.lock.Descriptor(), o.opts.registry(), o.service.claim.Names()
+	e.Lock, e.Settings, e.Claims = o.lock.Descriptor(), o.opts.settings(), o.service.claim.Names()
 	return e, nil
 }
 
@@ -154,11 +156,23 @@ func (o *offerer) Abandon(e *handover.State) {
 	o.turn.giveBack()
 }
 
-// registry names where the leases are.
-func (o *Options) registry() string { return storeOf(*o).Prefix }
+// settings are the choices, in one line, that a device and sockets are made by.
+func (o *Options) settings() string {
+	v, i := o.Overlay, o.Interface
+	var patterns []string
+	for _, p := range i.Patterns {
+		patterns = append(patterns, p.String())
+	}
+	return fmt.Sprint("leases at ", storeOf(*o).Prefix, ", interface ", i.Names, patterns, i.CanReach, i.PublicIP, i.PublicIPv6,
+		", workers ", v.Workers, v.Driver, v.AnySource, v.HugePages, v.Offloads, v.MustOffload)
+}
+
+// errUnlike says that a daemon's place can't be taken as it is.
+var errUnlike = errors.New("the daemon that runs works in another way")
 
 // takeOver returns the state of the daemon that runs, which works until this one does;
-// nil if none runs or none is to be replaced.
+// nil if none runs or none is to be replaced. With an [errUnlike] there is a state, of
+// a daemon that must end first.
 func takeOver(ctx context.Context, o Options) (*handover.State, error) {
 	if !o.TakeOver {
 		return nil, nil
@@ -167,11 +181,47 @@ func takeOver(ctx context.Context, o Options) (*handover.State, error) {
 	if err != nil || e == nil {
 		return nil, err
 	}
-	if e.Registry != o.registry() {
-		return nil, fmt.Errorf("-takeover: the daemon that runs has its leases at %s, and this one would at %s: stop it first", e.Registry, o.registry())
+	if ours := o.settings(); e.Settings != ours {
+		return e, fmt.Errorf("%w: %s, here %s", errUnlike, e.Settings, ours)
 	}
 	return e, keepEndpoints(o, e)
 }
+
+// startInPlace ends the daemon before, whose settings or network configuration are
+// others, and starts this program again.
+func startInPlace(t *handover.Termination, o Options, before *handover.State, why error) error {
+	o.Logger.Warn("packets stop for a moment", "reason", why)
+	if err := before.Dismiss(t); err != nil {
+		return err
+	}
+	if o.LogQueue != nil {
+		o.LogQueue.Flush(logqueue.LastWords)
+	}
+	return handover.StartAgain(t)
+}
+
+// checkConfig returns an [errUnlike] if the configuration has changed since the daemon
+// before started: whoever starts another wants the new one. Without the registry's
+// answer the one in force stays.
+func (s *service) checkConfig(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, configTime)
+	defer cancel()
+	text, err := s.leases.Config(ctx)
+	var changes string
+	if err == nil {
+		changes, err = s.manager.CompareConfig(text, s.before.Config)
+	}
+	if err != nil {
+		s.opts.Logger.Warn("the network configuration in force stays", "error", err)
+	}
+	if changes != "" {
+		return fmt.Errorf("%w: the network configuration has changed: %s", errUnlike, changes)
+	}
+	return nil
+}
+
+// configTime is how long the network configuration is waited for where it is known.
+const configTime = 3 * time.Second
 
 // keepEndpoints closes those of the daemon before that this one is to have elsewhere.
 func keepEndpoints(o Options, e *handover.State) error {

@@ -88,6 +88,9 @@ func (s *service) readConfig(ctx context.Context) (err error) {
 	if s.before != nil {
 		s.manager.Resume()
 		s.config = s.before.Config
+		if s.before.IsOther() {
+			err = s.checkConfig(ctx)
+		}
 	} else if s.config, err = s.manager.Config(ctx); err == nil {
 		err = s.addIPv6(ctx)
 	}
@@ -212,10 +215,11 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 		return nil
 	})
 	group.Go(func() error {
-		if given = s.offer(ctx, r); given != nil {
+		var err error
+		if given, err = s.offer(ctx, r); given != nil {
 			return errReloading
 		}
-		return nil
+		return err
 	})
 	err = group.Wait()
 	if after = cmp.Or(reloaded, given); after != nil {

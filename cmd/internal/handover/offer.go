@@ -53,15 +53,19 @@ type Giver interface {
 	Abandon(e *State)
 }
 
+// ErrDismissed says that another process has told this one to end, since it works in
+// another way.
+var ErrDismissed = errors.New("another program starts in this one's place")
+
 // Run serves takers, one after the other, and returns the state that was given once
-// one of them has taken over; nil when ctx ends.
-func (o *Offer) Run(ctx context.Context, g Giver) *State {
+// one of them has taken over; nil when ctx ends. The error is an [ErrDismissed].
+func (o *Offer) Run(ctx context.Context, g Giver) (*State, error) {
 	stop := context.AfterFunc(ctx, func() { _ = o.listener.Close() })
 	defer stop()
 	for ctx.Err() == nil {
 		conn, err := o.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return nil, nil
 		}
 		if err != nil {
 			o.log.Warn("hear of a program that takes over", "error", err)
@@ -74,15 +78,17 @@ func (o *Offer) Run(ctx context.Context, g Giver) *State {
 		e, err := o.serve(ctx, wire{conn.(*net.UnixConn)}, g)
 		switch {
 		case err == nil:
-			return e // the connection ends with this process
+			return e, nil // the connection ends with this process
 		case ctx.Err() != nil:
-			return nil // likewise: the taker must not work before this daemon has ended
+			return nil, nil // likewise: the taker must not work before this daemon has ended
+		case errors.Is(err, ErrDismissed):
+			return nil, err // likewise
 		case !errors.Is(err, errNobody):
 			o.log.Error("another program could not take over, this one goes on", "error", err)
 		}
 		conn.Close()
 	}
-	return nil
+	return nil, nil
 }
 
 // errNobody says that who connected only looked whether somebody listens.
@@ -114,10 +120,14 @@ func (o *Offer) serve(ctx context.Context, w wire, g Giver) (given *State, err e
 	o.log.Info("another program is about to take over", "pid", hello.PID, "version", hello.Version)
 	interrupt := context.AfterFunc(ctx, func() { _ = w.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer interrupt()
-	if _, fds, err = w.receive(time.Time{}); err != nil {
+	order, fds, err := w.receive(time.Time{})
+	if err != nil {
 		return nil, fmt.Errorf("it ended before it could work: %w", err)
 	}
 	closeAll(fds)
+	if order.Quit {
+		return nil, ErrDismissed
+	}
 	if err := g.Release(e); err != nil {
 		return nil, o.refuse(w, err)
 	}

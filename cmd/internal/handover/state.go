@@ -47,11 +47,11 @@ type State struct {
 	Health  int `json:"health"`
 	Control int `json:"control"`
 
-	// What else a process must know that takes over beside the daemon: the daemon's
-	// network namespace, where its leases are, its control socket and the names by
-	// which it has claimed its networks.
+	// What else a process must know that isn't the daemon's own: the daemon's network
+	// namespace, the settings that a process must share to go on with the same device
+	// and sockets, the control socket and the names by which networks are claimed.
 	Netns         string   `json:"netns,omitempty"`
-	Registry      string   `json:"registry,omitempty"`
+	Settings      string   `json:"settings,omitempty"`
 	ControlSocket string   `json:"control_socket,omitempty"`
 	Claims        []string `json:"claims,omitempty"`
 
@@ -137,6 +137,10 @@ func (e *State) TakesFastPath() bool {
 // Given tells whether another process has taken over that doesn't need this one any
 // longer.
 func (e *State) Given() bool { return e != nil && e.taker }
+
+// IsOther tells whether the daemon before was another process, which was started in its
+// own way.
+func (e *State) IsOther() bool { return e.donor != nil }
 
 // Borrowed tells whether the daemon before still works, in its own process. Then all
 // that is on the host is its own.

@@ -18,6 +18,9 @@ import (
 	"uvxlan/tunnel/fastpath"
 )
 
+// quitTime is how long a daemon may take to end.
+const quitTime = 30 * time.Second
+
 // retryTime is how often a process tries to take over that can't yet.
 const retryTime = 250 * time.Millisecond
 
@@ -176,4 +179,31 @@ func (d *donor) stop() (*fastpath.Descriptors, error) {
 		return nil, fmt.Errorf("take over: %w", err)
 	}
 	return m.FastPath.Renumber(fds), nil
+}
+
+// Dismiss has the daemon before end, with all that it has on the host, and waits for
+// that.
+func (e *State) Dismiss(ctx context.Context) error {
+	if !e.Borrowed() {
+		return nil
+	}
+	w := e.donor.wire
+	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err := w.conn.SetWriteDeadline(time.Now().Add(messageTime))
+	if err == nil {
+		err = w.send(message{Quit: true})
+	}
+	var fds []int
+	if err == nil {
+		_, fds, err = w.receive(time.Now().Add(quitTime))
+	}
+	closeAll(fds)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		return nil
+	}
+	return fmt.Errorf("end the daemon that runs: %w", err)
 }

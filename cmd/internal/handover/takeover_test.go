@@ -65,7 +65,10 @@ func offerIn(t *testing.T, dir string, d *donorOf) <-chan *State {
 		t.Fatal(err)
 	}
 	given := make(chan *State, 1)
-	go func() { given <- o.Run(t.Context(), d) }()
+	go func() {
+		e, _ := o.Run(t.Context(), d)
+		given <- e
+	}()
 	t.Cleanup(func() { o.Close() })
 	return given
 }
@@ -77,7 +80,7 @@ func TestTakeOver(t *testing.T) {
 	const queues = 2*maxRights + 10
 	d := &donorOf{t: t, abandoned: make(chan struct{}, 9), state: func() *State {
 		e := testState(t)
-		e.FastPath, e.Health, e.Registry = nil, None, "/coreos.com/network"
+		e.FastPath, e.Health, e.Settings = nil, None, "/coreos.com/network"
 		e.Lock, e.Control = named(t, "lock"), named(t, "control")
 		e.Tunnel.Queues = nil
 		for range queues {
@@ -93,8 +96,8 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !e.Borrowed() || e.Given() || e.Registry != "/coreos.com/network" || e.Health != None {
-		t.Errorf("borrowed %t, given %t, registry %q, health %d", e.Borrowed(), e.Given(), e.Registry, e.Health)
+	if !e.Borrowed() || e.Given() || e.Settings != "/coreos.com/network" || e.Health != None {
+		t.Errorf("borrowed %t, given %t, settings %q, health %d", e.Borrowed(), e.Given(), e.Settings, e.Health)
 	}
 	udp := e.Tunnel.Sockets.UDP[0]
 	names := map[string]int{"lock": e.Lock, "control": e.Control, "both": udp.Receive[0], "send": udp.Send[0][1], "packet": e.Tunnel.Sockets.Packet[0]}

@@ -16,11 +16,11 @@ import (
 
 // wire is a connection between a daemon that offers its place and the process that
 // takes it. The taker says hello, the daemon answers with its state; the taker says
-// stop, the daemon answers once it carries no packets any longer. Whoever dies says
-// nothing.
+// stop, the daemon answers once it carries no packets any longer. Or the taker says
+// quit, and the daemon ends. Whoever dies says nothing.
 type wire struct{ conn *net.UnixConn }
 
-// message is one of the four, in JSON, its length before it. An answer with an Error
+// message is one of these, in JSON, its length before it. An answer with an Error
 // is a refusal.
 type message struct {
 	Error string `json:"error,omitempty"`
@@ -31,6 +31,7 @@ type message struct {
 	// Of the answer to stop: the descriptors by which a fast path stays attached.
 	FastPath *fastpath.Descriptors `json:"fast_path,omitempty"`
 	Stop     bool                  `json:"stop,omitempty"`
+	Quit     bool                  `json:"quit,omitempty"`
 	// More says that a message follows, which has more of the descriptors.
 	More bool `json:"more,omitempty"`
 }
