@@ -53,7 +53,7 @@ func short(results []Result) string {
 	for _, c := range results {
 		name, ok := strings.CutSuffix(c.What, to)
 		column := slices.Index(underlays, c.Underlay) + 1
-		if c.Target.plain() && ok && column > 0 {
+		if c.plain() && ok && column > 0 {
 			if lines[name] == nil {
 				lines[name] = append([]string{name}, make([]string, len(underlays))...)
 				g = append(g, lines[name])
