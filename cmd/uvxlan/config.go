@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/internal/cli"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
@@ -25,14 +26,31 @@ const configUsage = `usage: uvxlan config get                  print the configu
 
 // defineConfig reads, checks or writes <prefix>/config.
 func defineConfig(fs *flag.FlagSet) action {
-	options, output := etcdFlags(fs), outputFlag(fs, os.Stdout)
+	options, socket, output := etcdFlags(fs), socketFlag(fs), outputFlag(fs, os.Stdout)
 	return func(ctx context.Context, words []string) error {
 		p, err := output()
 		if err != nil {
 			return err
 		}
+		byEtcd := false
+		fs.Visit(func(f *flag.Flag) { byEtcd = byEtcd || strings.HasPrefix(f.Name, "etcd-") })
+		if !byEtcd && needsEtcd(words) && isInKubernetes(ctx, *socket) {
+			return errInKubernetes
+		}
 		return p.config(ctx, options(), words)
 	}
+}
+
+// errInKubernetes says where the configuration is that isn't in etcd.
+var errInKubernetes = errors.New("this host's daemon takes leases from Kubernetes, and its network configuration from the file of -net-config-path: " +
+	"change that, mostly a ConfigMap, and start the daemons again; for an etcd's, say which, with -etcd-endpoints")
+
+func needsEtcd(words []string) bool { return !(len(words) == 2 && words[0] == "check") }
+
+// isInKubernetes tells whether there is a daemon on this host whose leases are there.
+func isInKubernetes(ctx context.Context, socket string) bool {
+	s, err := control.NewClient(socket).Status(ctx)
+	return err == nil && s.Kubernetes != nil
 }
 
 func (p *printer) config(ctx context.Context, o etcd.Options, words []string) error {

@@ -151,6 +151,8 @@ func cells(r control.LeaseRow, now time.Time) []string {
 	switch {
 	case r.Damaged:
 		kind = "damaged: not readable"
+	case r.Assigned:
+		kind = "podCIDR"
 	case r.Reserved && r.Backend == "":
 		kind = "reservation, not used yet"
 	case r.Reserved:
@@ -173,7 +175,7 @@ func expiry(r control.LeaseRow, now time.Time) string {
 	switch {
 	case !r.Expires.IsZero():
 		return "in " + control.Round(r.Expires.Sub(now))
-	case r.Reserved:
+	case r.Reserved || r.Assigned:
 		return "never"
 	}
 	return "not known"

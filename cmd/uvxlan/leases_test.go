@@ -19,7 +19,7 @@ import (
 )
 
 // byRegistry is a daemon that has reached its etcd.
-type byRegistry struct{ registry *etcd.Registry }
+type byRegistry struct{ registry leaseadmin.Registry }
 
 func (b byRegistry) ListLeases(ctx context.Context) ([]control.LeaseRow, error) {
 	return leaseadmin.List(ctx, b.registry)

@@ -24,6 +24,8 @@ type LeaseRow struct {
 	MACv6 string `json:"ipv6_mac,omitempty"`
 	// Reserved marks one that never expires.
 	Reserved bool `json:"reserved"`
+	// Assigned marks one that lasts as long as its Node, in Kubernetes.
+	Assigned bool `json:"assigned,omitempty"`
 	// Damaged marks one whose value can't be read.
 	Damaged bool `json:"damaged,omitempty"`
 	// Expires is when it ends unless it is renewed, zero for one that never does,

@@ -46,9 +46,11 @@ func List(ctx context.Context, r Registry) ([]control.LeaseRow, error) {
 	limited, cancel := context.WithTimeout(ctx, lifetimes)
 	defer cancel()
 	_ = r.Lifetimes(limited, all)
+	_, assigned := r.(lease.Assigner)
 	rows := make([]control.LeaseRow, len(all))
 	for i, l := range all {
 		rows[i] = row(l)
+		rows[i].Assigned, rows[i].Reserved = assigned, rows[i].Reserved && !assigned
 	}
 	slices.SortFunc(rows, func(a, b control.LeaseRow) int {
 		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
@@ -72,6 +74,10 @@ func row(l lease.Lease) control.LeaseRow {
 
 // Change does what the operator asks for, by [Release] or [Reserve].
 func Change(ctx context.Context, r Registry, c control.LeaseChange) (words string, err error) {
+	if _, ok := r.(lease.Assigner); ok {
+		return "", fmt.Errorf("%s %s: %w: subnets are the nodes' podCIDRs, which Kubernetes gives and takes; to take one back, delete the node (kubectl delete node)",
+			c.Do, c.Subnet, ErrRefused)
+	}
 	switch c.Do {
 	case control.ReleaseLease:
 		return Release(ctx, r, c.Subnet, c.Force)
