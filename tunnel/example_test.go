@@ -6,42 +6,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"uvxlan/encap"
-	"uvxlan/lease"
 	"uvxlan/tunnel"
 	"uvxlan/tunnel/device"
-	"uvxlan/tunnel/hostgw"
 	"uvxlan/tunnel/link"
 	"uvxlan/tunnel/offload"
 	"uvxlan/tunnel/underlay"
 )
-
-// A host of a network without VXLAN: a kernel route to each peer on eth0.
-func ExampleGateway() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	g, err := hostgw.Open(hostgw.Config{Link: "eth0", Logger: slog.Default()})
-	if err != nil {
-		slog.Error("no gateway", "error", err)
-		return
-	}
-	defer g.Close() // leaves the routes; Clear doesn't
-	subnet := netip.MustParsePrefix("172.7.22.0/24")
-	err = g.Apply(lease.Update{Reset: true, Leases: []lease.Lease{{
-		Subnet: subnet,
-		Attrs:  lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.22"), BackendType: lease.TypeHostGW},
-	}}})
-	if err != nil {
-		slog.Warn("some leases are no peers", "error", err)
-	}
-	if err := g.Run(ctx); err != nil {
-		slog.Error("the routes are no longer kept", "error", err)
-	}
-	slog.Info("stopped", "path", g.Path(subnet))
-}
 
 // A runtime whose sandbox has made the device gets its queue over a Unix socket
 // (SCM_RIGHTS), or inherits it. The sockets are of the host's network namespace.
@@ -80,19 +52,6 @@ func ExampleNew_adoptedDevice() {
 	if err := router.Run(context.Background()); err != nil {
 		slog.Error("the sandbox is offline", "error", err)
 	}
-}
-
-// A runtime without privileges, whose sockets somebody else has opened.
-func ExampleNew_adoptedSockets() {
-	inherited := []underlay.Sockets{{Receive: []int{4}, Send: [][]int{{5, 6, 7, 8}}}}
-	sockets, err := underlay.Adopt(inherited, offload.All)
-	if errors.Is(err, underlay.ErrUnfit) {
-		slog.Error("one of the sockets isn't what it should be", "error", err)
-	}
-	if err != nil {
-		return
-	}
-	defer sockets.Close() // until a router owns it
 }
 
 // Another router takes over: no packet is lost as long as the kernel's queues hold
