@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -75,6 +76,51 @@ func asRead(t *testing.T, text string) *net.IPNet {
 	var a nl.XfrmAddress
 	copy(a[:], p.Addr().AsSlice())
 	return a.ToIPNet(uint8(p.Bits()), uint16(familyOf(p.Addr())))
+}
+
+// Only interfaces that the programs were tried on are the underlay's, and none that
+// belongs to another, whose rules are for what it gets.
+func TestLinkObjection(t *testing.T) {
+	attrs := func(name, encap string, master int) netlink.LinkAttrs {
+		return netlink.LinkAttrs{Name: name, EncapType: encap, MasterIndex: master}
+	}
+	masters := map[int]netlink.Link{
+		7: &netlink.Bond{LinkAttrs: attrs("bond0", "ether", 0)}, 8: &netlink.Bridge{LinkAttrs: attrs("br0", "ether", 0)},
+		9: &netlink.Vrf{LinkAttrs: attrs("red", "ether", 0)}, 10: &netlink.GenericLink{LinkAttrs: attrs("team0", "ether", 0), LinkType: "team"},
+	}
+	tun := func(master int) netlink.Link { return &netlink.Tuntap{LinkAttrs: attrs("flannel.1", "none", master)} }
+	for name, c := range map[string]struct {
+		device, underlay netlink.Link
+		want             string
+	}{
+		"NIC":         {tun(0), &netlink.Device{LinkAttrs: attrs("eth0", "ether", 0)}, ""},
+		"veth":        {tun(0), &netlink.Veth{LinkAttrs: attrs("eth0", "ether", 0)}, ""},
+		"bridge":      {tun(0), masters[8], ""},
+		"macvlan":     {tun(0), &netlink.Macvlan{LinkAttrs: attrs("mv0", "ether", 0)}, ""},
+		"TAP":         {tun(0), &netlink.Tuntap{LinkAttrs: attrs("tap0", "ether", 0)}, ""},
+		"TUN":         {tun(0), &netlink.Tuntap{LinkAttrs: attrs("tun0", "none", 0)}, "tun0 isn't an Ethernet interface"},
+		"loopback":    {tun(0), &netlink.Device{LinkAttrs: attrs("lo", "loopback", 0)}, "lo isn't an Ethernet interface"},
+		"VLAN":        {tun(0), &netlink.Vlan{LinkAttrs: attrs("eth0.5", "ether", 0)}, "eth0.5 is a vlan interface"},
+		"bond":        {tun(0), masters[7], "bond0 is a bond interface"},
+		"VRF":         {tun(0), masters[9], "red is a vrf interface"},
+		"ipvlan":      {tun(0), &netlink.IPVlan{LinkAttrs: attrs("iv0", "ether", 0)}, "iv0 is a ipvlan interface"},
+		"macvtap":     {tun(0), &netlink.Macvtap{Macvlan: netlink.Macvlan{LinkAttrs: attrs("mt0", "ether", 0)}}, "mt0 is a macvtap interface"},
+		"dummy":       {tun(0), &netlink.Dummy{LinkAttrs: attrs("d0", "ether", 0)}, "d0 is a dummy interface"},
+		"VXLAN":       {tun(0), &netlink.Vxlan{LinkAttrs: attrs("vx0", "ether", 0)}, "vx0 is a vxlan interface"},
+		"WireGuard":   {tun(0), &netlink.Wireguard{LinkAttrs: attrs("wg0", "none", 0)}, "wg0 is a wireguard interface"},
+		"bond member": {tun(0), &netlink.Device{LinkAttrs: attrs("eth0", "ether", 7)}, "eth0 belongs to bond0 (bond)"},
+		"port":        {tun(0), &netlink.Device{LinkAttrs: attrs("eth0", "ether", 8)}, "eth0 belongs to br0 (bridge)"},
+		"VRF member":  {tun(0), &netlink.Device{LinkAttrs: attrs("eth0", "ether", 9)}, "eth0 belongs to red (vrf)"},
+		"team member": {tun(0), &netlink.Device{LinkAttrs: attrs("eth0", "ether", 10)}, "eth0 belongs to team0 (team)"},
+		"device in a VRF": {
+			tun(9), &netlink.Device{LinkAttrs: attrs("eth0", "ether", 0)}, "flannel.1 belongs to red (vrf)",
+		},
+		"no device": {nil, &netlink.Device{LinkAttrs: attrs("eth0", "ether", 0)}, "the device is gone"},
+	} {
+		if got := linkObjection(c.device, c.underlay, masters); (got == "") != (c.want == "") || !strings.HasPrefix(got, c.want) {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
 }
 
 // Peers of a family that we have no address of, or that can't be carried, are the

@@ -289,8 +289,8 @@ func (h *host) missing(local netip.Addr) string {
 }
 
 // tested are the kinds of underlay that the programs were tried on. "device" is what
-// has no kind: a NIC.
-var tested = []string{"device", "veth", "bridge", "macvlan"}
+// has no kind: a NIC. Of "tuntap" a TAP is an Ethernet interface.
+var tested = []string{"device", "veth", "bridge", "macvlan", "tuntap"}
 
 // badLinks looks at the interfaces.
 func (h *host) badLinks(device int, link underlayLink, v *view) string {
@@ -308,18 +308,28 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 		}
 	}
 	underlay := byIndex[link.index]
-	switch {
-	case byIndex[device] == nil:
-		return "the device is gone"
-	case underlay == nil:
+	if underlay == nil {
 		return link.name + " is gone"
-	case !slices.Contains(tested, underlay.Type()):
-		return fmt.Sprintf("%s is a %s interface, which the fast path wasn't tried on", link.name, underlay.Type())
-	case underlay.Attrs().EncapType != "ether":
-		return link.name + " isn't an Ethernet interface"
+	}
+	if why := linkObjection(byIndex[device], underlay, byIndex); why != "" {
+		return why
 	}
 	v.superpackets = h.passesSuperpackets(underlay, byIndex)
-	for _, l := range []netlink.Link{byIndex[device], underlay} {
+	return ""
+}
+
+// linkObjection is why nothing can be carried between a device, nil if it is gone, and an
+// underlay's interface, empty if it can.
+func linkObjection(device, underlay netlink.Link, byIndex map[int]netlink.Link) string {
+	switch name := underlay.Attrs().Name; {
+	case device == nil:
+		return "the device is gone"
+	case !slices.Contains(tested, underlay.Type()):
+		return fmt.Sprintf("%s is a %s interface, which the fast path wasn't tried on", name, underlay.Type())
+	case underlay.Attrs().EncapType != "ether":
+		return name + " isn't an Ethernet interface"
+	}
+	for _, l := range []netlink.Link{device, underlay} {
 		if master := byIndex[l.Attrs().MasterIndex]; master != nil {
 			return fmt.Sprintf("%s belongs to %s (%s)", l.Attrs().Name, master.Attrs().Name, master.Type())
 		}
