@@ -63,7 +63,8 @@ func TestIntegrationHost(t *testing.T) {
 // One destination is followed: by its address, its host's or its subnet.
 func TestIntegrationDestination(t *testing.T) {
 	w := e2e.NewDualWorld(t, e2e.DualConfig, "kb21", "kb22")
-	d := w.Start("kb21", "kb22")[0]
+	daemons := w.Start("kb21", "kb22")
+	d := daemons[0]
 	w.DualMesh("kb21", "kb22")
 	kb22 := w.Host("kb22")
 	if r := doctor(t, d); len(r.Findings) > 0 || len(r.Peers) != 2 {
@@ -90,6 +91,14 @@ func TestIntegrationDestination(t *testing.T) {
 		if len(r.Findings) > 0 {
 			t.Errorf("%s: %+v", destination, r.Findings)
 		}
+	}
+	// An IPv6 underlay's trouble isn't that of the IPv4 one.
+	e2e.Shell(t, kb22.Node, "ip6tables -A INPUT -p udp --dport 4789 -j DROP")
+	e2e.Await(t, "the fast path of the peer is off", func() bool { return !e2e.AskStatus(t, daemons[1]).FastPath.On })
+	// Which way is known only if a packet of the peer's own has come meanwhile.
+	r := doctor(t, d)
+	if got := r.kinds(kb22.IPv6.Subnet); len(got) != 1 || got[0] != "blocked" && got[0] != "port-blocked-out" || len(r.kinds(kb22.Subnet)) > 0 {
+		t.Errorf("without IPv6 frames: %+v", r.Findings)
 	}
 	out, err := d.Host.Run(t.Context(), e2e.CommandBinary, "doctor", "-control-socket", d.ControlSocket(), "172.7.99.1")
 	if err == nil || !strings.Contains(string(out), "no host has a lease for it") {

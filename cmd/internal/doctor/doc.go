@@ -8,7 +8,8 @@
 // really arrives. From all that evidence the judgements are made, by functions that
 // do nothing else.
 //
-// To follow it: doctor.go is the order of things, peer.go what is done to one peer,
-// tap.go and frame.go how, judge.go what is made of it, and host.go and leases.go what
-// is known without a packet. explain.go tells of one destination.
+// To follow it: doctor.go is the order of things; peer.go what is done to one peer,
+// measure.go if it answers, dig.go if it doesn't; frame.go and tap.go how; judge.go,
+// alive.go and dead.go what is made of it, and host.go and leases.go what is known
+// without a packet. explain.go tells of one destination.
 package doctor

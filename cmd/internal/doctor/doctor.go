@@ -69,7 +69,7 @@ type session struct {
 	peers    []*evidence
 	x        *examiner // nil if nothing can be sent
 	before   counters
-	rules    []firewall.Obstacle
+	rules    map[bool][]firewall.Obstacle // by whether they are of IPv6
 	rulesErr error
 }
 
@@ -127,9 +127,17 @@ func (s *session) close() {
 	}
 }
 
+// leasesPatience is how long the leases are waited for: packets tell more.
+const leasesPatience = 3 * time.Second
+
 // askLeases asks for the leases' ends and for those that are no peers. Without etcd
 // the daemon can't tell; then its own notes say so.
 func (s *session) askLeases(ctx context.Context) {
+	if _, way := s.status.Leases(); !way.Up {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leasesPatience)
+	defer cancel()
 	rows, err := s.client.Leases(ctx)
 	if err != nil {
 		return
@@ -153,19 +161,22 @@ func (s *session) judgeLeases() (shared map[netip.Prefix]bool) {
 
 // readRules looks for rules of the host's own that are in the way of frames.
 func (s *session) readRules() {
-	if s.status.Port == 0 || !s.status.Local.IsValid() {
-		return
-	}
-	t := firewall.Tunnel{Local: s.status.Local, Port: s.status.Port}
-	t.Link.Name = s.status.Interface
-	t.Link.Index = indexOf(t.Link.Name)
-	for _, p := range s.peers {
-		if p.PublicIP.Is4() && !slices.Contains(t.Remotes, p.PublicIP) {
-			t.Remotes = append(t.Remotes, p.PublicIP)
+	s.rules = map[bool][]firewall.Obstacle{}
+	for _, local := range []netip.Addr{s.status.Local, s.status.LocalV6} {
+		if s.status.Port == 0 || !local.IsValid() {
+			continue
 		}
+		t := firewall.Tunnel{Local: local, Port: s.status.Port}
+		t.Link.Name, t.Link.Index = s.status.Interface, indexOf(s.status.Interface)
+		for _, p := range s.peers {
+			if p.PublicIP.Is4() == local.Is4() && !slices.Contains(t.Remotes, p.PublicIP) {
+				t.Remotes = append(t.Remotes, p.PublicIP)
+			}
+		}
+		rules, err := firewall.Obstacles(t)
+		s.rules[local.Is6()], s.rulesErr = rules, errors.Join(s.rulesErr, err)
+		s.find(judgeRules(rules, err)...)
 	}
-	s.rules, s.rulesErr = firewall.Obstacles(t)
-	s.find(judgeRules(s.rules, s.rulesErr)...)
 }
 
 // vxlanPorts are those that VXLAN has: IANA's, which is this project's default too,
@@ -285,6 +296,7 @@ func (s *session) judge(ctx context.Context) {
 	scene := s.scene(ctx)
 	scene.shared = s.judgeLeases()
 	blamed, damaged := map[netip.Addr]bool{}, false
+	s.find(scene.judgeSources()...)
 	var found []Finding
 	for _, p := range s.peers {
 		if p.overlay.MTU > 0 {
@@ -304,13 +316,27 @@ func (s *session) judge(ctx context.Context) {
 		}
 		found = append(found, of...)
 	}
-	s.find(scene.judgeSources()...)
+	for _, p := range s.peers {
+		if p.overlay.dead() && !s.explained(p, found) {
+			j := judgement{scene: scene, p: p}
+			j.blocked()
+			found = append(found, j.found...)
+		}
+	}
 	s.find(scene.judgeStrangers(blamed)...)
 	s.find(scene.judgeChecksums(damaged)...)
 	s.find(found...)
 	slices.SortFunc(s.report.Peers, func(a, b PeerReport) int {
 		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
 	})
+}
+
+// explained tells whether a finding says why a peer doesn't answer: one of its own, or
+// a fault of the whole host.
+func (s *session) explained(p *evidence, more []Finding) bool {
+	return slices.ContainsFunc(slices.Concat(s.report.Findings, more), func(f Finding) bool {
+		return slices.Contains(f.Peers, p.Host) || len(f.Peers) == 0 && f.Severity == Fault
+	}) || p.peer.Path == control.PathForeign
 }
 
 // scene reads once more what is counted.

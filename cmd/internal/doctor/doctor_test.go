@@ -26,7 +26,7 @@ func host(n byte) Host {
 // Findings stand in order of harm, and those that are alike are one.
 func TestArrange(t *testing.T) {
 	of := func(s Severity, kind, remedy string, peers ...Host) Finding {
-		return Finding{Severity: s, Kind: kind, Remedy: remedy, Peers: peers, What: kind}
+		return Finding{Severity: s, Kind: kind, Remedy: remedy, Peers: peers, What: kind, Evidence: "seen"}
 	}
 	got := arrange([]Finding{
 		of(Warning, "note", ""), of(Fault, "blocked", "allow", host(1)), of(Warning, "mtu", "raise", host(1)), of(Fault, "gone", "release", host(2)),
@@ -37,11 +37,14 @@ func TestArrange(t *testing.T) {
 		words = append(words, f.Kind+" "+f.Subject())
 	}
 	want := []string{
-		"firewall this host", "gone 192.0.2.2 (10.0.2.0/24), 192.0.2.3 (10.0.3.0/24)", "blocked 192.0.2.1 (10.0.1.0/24)",
+		"firewall this host", "gone each of 192.0.2.2 (10.0.2.0/24), 192.0.2.3 (10.0.3.0/24)", "blocked 192.0.2.1 (10.0.1.0/24)",
 		"gone 192.0.2.4 (10.0.4.0/24)", "note this host", "mtu 192.0.2.1 (10.0.1.0/24)",
 	}
 	if !slices.Equal(words, want) {
 		t.Errorf("they are\n%s\nwant\n%s", strings.Join(words, "\n"), strings.Join(want, "\n"))
+	}
+	if e := got[1].Evidence; e != "of 192.0.2.2: seen" {
+		t.Errorf("the evidence of two peers is %q", e)
 	}
 	if w := (&Report{Findings: got}).Worst(); w != Fault {
 		t.Errorf("the worst is a %s", w)
@@ -166,7 +169,7 @@ func TestJudgeStatus(t *testing.T) {
 // what was seen is given.
 func bystander(path string, seen ...sighting) *judgement {
 	x := &examiner{
-		status: control.Status{Device: "flannel.1", Interface: "eth0", MTU: 1450}, vni: 1, port: 4789, device: 7, ids: 0x100,
+		status: control.Status{Device: "flannel.1", Interface: "eth0", MTU: 1450, Lease: &control.Lease{Subnet: host(1).Subnet}}, vni: 1, port: 4789, device: 7, ids: 0x100,
 		local: host(1).PublicIP, vtep: host(1).Subnet.Addr(), mac: encap.MAC{2, 0, 0, 0, 0, 1}, tap: &tap{seen: seen, more: make(chan struct{})},
 	}
 	p := &evidence{Host: host(2), peer: control.Peer{Subnet: host(2).Subnet, PublicIP: host(2).PublicIP, Path: path}, answered: map[test]bool{}}
@@ -207,13 +210,15 @@ func TestJudgeDead(t *testing.T) {
 		"another VNI":            {want: "vni-differs", seen: []sighting{out, change(in, func(_ *sighting, f *frame) { f.vni = 2 })}},
 		"not delivered":          {want: "own-firewall-in", seen: []sighting{out, in}},
 		"a rule that may drop it": {want: "own-firewall-in", seen: []sighting{out, in}, set: func(j *judgement) {
-			j.rules = []firewall.Obstacle{{What: "a rule", Remedy: "accept", Drops: true}}
+			j.rules = map[bool][]firewall.Obstacle{false: {{What: "a rule", Remedy: "accept", Drops: true}}}
 		}},
 		"a rule that drops it": {seen: []sighting{out, in}, set: func(j *judgement) {
-			j.rules = []firewall.Obstacle{{What: "a rule", Remedy: "accept", Drops: true, Sure: true}}
+			j.rules = map[bool][]firewall.Obstacle{false: {{What: "a rule", Remedy: "accept", Drops: true, Sure: true}}}
 		}},
-		"refused here":                  {want: "own-firewall-out", set: func(j *judgement) { j.p.refused = errRefused }},
-		"never left":                    {want: "", set: func(j *judgement) { j.rules = []firewall.Obstacle{{Out: true, Drops: true, Sure: true}} }},
+		"refused here": {want: "own-firewall-out", set: func(j *judgement) { j.p.refused = errRefused }},
+		"never left": {want: "", set: func(j *judgement) {
+			j.rules = map[bool][]firewall.Obstacle{false: {{Out: true, Drops: true, Sure: true}}}
+		}},
 		"the reverse path":              {want: "reverse-path", seen: []sighting{out, in}, set: func(j *judgement) { j.grown = func(string) uint64 { return 5 } }},
 		"the reverse path, direct":      {path: control.PathDirect, want: "reverse-path", seen: []sighting{plain}, set: func(j *judgement) { j.grown = func(string) uint64 { return 5 } }},
 		"a rule, direct":                {path: control.PathDirect, want: "own-firewall-in", seen: []sighting{plain}},

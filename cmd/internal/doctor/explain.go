@@ -53,7 +53,11 @@ func Explain(ctx context.Context, o Options, destination string) (*Explanation, 
 	s.peers = []*evidence{p}
 	s.examineAll(ctx)
 	var reached *outcome
-	if by := s.x.overlay[at.Is6()]; by != nil && at != p.vtep() && at != p.PublicIP {
+	by := s.x.overlay[at.Is6()]
+	if s.status.Device == "" {
+		by = s.x.beside[at.Is6()] // host-gw has no addresses of its own
+	}
+	if by != nil && at != p.vtep() && at != p.PublicIP {
 		r := s.x.echoes(ctx, by, at)
 		reached = &r
 	}
@@ -65,10 +69,10 @@ func Explain(ctx context.Context, o Options, destination string) (*Explanation, 
 		return len(f.Peers) > 0 && !slices.Contains(f.Peers, p.Host)
 	})
 	e.Steps = s.steps(at, p, reached)
-	if reached != nil && reached.dead() && p.overlay.Received > 0 {
+	if reached != nil && reached.dead() && p.overlay.Received+p.underlay.Received > 0 && !p.overlay.dead() {
 		s.find(Finding{
 			Severity: Warning, Kind: "container-silent", Peers: []Host{p.Host}, What: fmt.Sprintf("its host is reached, and %s doesn't answer", at),
-			Evidence: fmt.Sprintf("%d of %d echoes to %s: %s; all well to %s", reached.lost(), reached.Sent, at, reached.Error, p.vtep()),
+			Evidence: fmt.Sprintf("%d of %d echoes to %s got no answer: %s; others to %s did", reached.lost(), reached.Sent, at, reached.Error, p.PublicIP),
 			Remedy:   "see on that host whether a container has the address, and whether it forwards and accepts there: uvxlan doctor",
 		})
 	}
@@ -200,11 +204,11 @@ func (s *session) ruleWords() string {
 	if s.rulesErr != nil {
 		return fmt.Sprintf("not known: %v", s.rulesErr)
 	}
-	if len(s.rules) == 0 {
+	if len(s.rules[false])+len(s.rules[true]) == 0 {
 		return fmt.Sprintf("lets frames pass both ways (UDP port %d)", s.status.Port)
 	}
 	var words []string
-	for _, r := range s.rules {
+	for _, r := range slices.Concat(s.rules[false], s.rules[true]) {
 		words = append(words, r.What)
 	}
 	return strings.Join(words, "; ")

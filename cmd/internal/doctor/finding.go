@@ -40,7 +40,8 @@ type Finding struct {
 	// Peers are those that it concerns; none if it concerns the whole host.
 	Peers []Host `json:"peers,omitempty"`
 	// What is wrong, how that is known, in one line, and what mends it, best a
-	// command; the Remedy is empty where nobody can tell.
+	// command; the Remedy is empty where nobody can tell. The Evidence is of the first
+	// of several peers.
 	What     string `json:"what"`
 	Evidence string `json:"evidence"`
 	Remedy   string `json:"remedy,omitempty"`
@@ -118,15 +119,20 @@ func arrange(all []Finding) []Finding {
 		kind, remedy string
 	}
 	var out []Finding
-	at := map[likeness]int{}
+	at, several := map[likeness]int{}, map[int]bool{}
 	for _, f := range all {
 		key := likeness{f.Severity, f.Kind, f.Remedy}
 		i, known := at[key]
 		if known && len(f.Peers) > 0 && len(out[i].Peers) > 0 {
 			for _, p := range f.Peers {
-				if !slices.Contains(out[i].Peers, p) {
-					out[i].Peers = append(out[i].Peers, p)
+				if slices.Contains(out[i].Peers, p) {
+					continue
 				}
+				if !several[i] {
+					several[i] = true
+					out[i].Evidence = fmt.Sprintf("of %s: %s", out[i].Peers[0].PublicIP, out[i].Evidence)
+				}
+				out[i].Peers = append(out[i].Peers, p)
 			}
 			continue
 		}
@@ -159,6 +165,9 @@ func (f Finding) Subject() string {
 		words = append(words, p.String())
 	}
 	text := strings.Join(words, ", ")
+	if len(f.Peers) > 1 {
+		text = "each of " + text
+	}
 	if more := len(f.Peers) - named; more > 0 {
 		text += fmt.Sprintf(" and %d more peers", more)
 	}

@@ -151,9 +151,9 @@ func (s *scene) judgeStrangers(blamed map[netip.Addr]bool) (found []Finding) {
 // hosts know.
 func (s *scene) judgeSources() []Finding {
 	left := s.x.tap.sightings(func(f *sighting) bool {
-		return f.out && f.frame != nil && f.frame.port == s.x.port && f.src != s.x.local && f.src.Is4() && f.frame.src == s.x.vtep
+		return f.out && f.frame != nil && f.frame.port == s.x.port && f.src != s.x.localOf(f.src)
 	})
-	if len(left) == 0 || !s.x.local.IsValid() {
+	if len(left) == 0 {
 		return nil
 	}
 	return []Finding{{

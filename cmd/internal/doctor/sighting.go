@@ -23,6 +23,9 @@ type message struct {
 	port uint16
 }
 
+// isReply tells whether it answers an echo request, of either family.
+func (m *message) isReply() bool { return !m.arp && (m.kind == echoReply || m.kind == echoReplyV6) }
+
 // frame is a VXLAN frame's outside.
 type frame struct {
 	port     uint16 // where it goes to
