@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ type clusterTest struct {
 	*kube.Cluster
 	pods  []*kube.Pod
 	table []string // what pings of all scenarios came to
+	// losses is the file that tells when pings were sent that were lost.
+	losses *os.File
 }
 
 func (c *clusterTest) ctx() context.Context {
@@ -68,7 +71,12 @@ func start(t *testing.T) *clusterTest {
 		t.Skip("a cluster is for make kube")
 	}
 	c := &clusterTest{T: t}
-	cluster, err := kube.Start(c.ctx(), kube.Options{Programs: dir, Dir: t.TempDir(), Logs: t.ArtifactDir(), Logger: slog.New(slog.DiscardHandler)})
+	logs := t.ArtifactDir()
+	var err error
+	c.losses, err = os.Create(filepath.Join(logs, "losses"))
+	c.must(err)
+	t.Cleanup(func() { c.losses.Close() })
+	cluster, err := kube.Start(c.ctx(), kube.Options{Programs: dir, Dir: t.TempDir(), Logs: logs, Logger: slog.New(slog.DiscardHandler)})
 	c.must(err)
 	t.Cleanup(func() {
 		if err := cluster.Close(); err != nil {
@@ -126,6 +134,9 @@ func (c *clusterTest) run(s scenario) {
 		line := fmt.Sprintf("%-40s %s -> %s: %s", s.name, c.pods[i].Node.Name, c.pods[1-i].Node.Name, loss)
 		c.Log(line)
 		c.table = append(c.table, line)
+		for _, at := range g.Lost() {
+			fmt.Fprintln(c.losses, s.name, c.pods[i].Node.Name, at.UTC().Format("15:04:05.000"))
+		}
 		if s.gap == 0 && loss.Lost > s.lost || s.gap > 0 && loss.Gap > s.gap {
 			c.Errorf("%s: more than allowed: %d lost, a gap of %s", s.name, s.lost, s.gap)
 		}

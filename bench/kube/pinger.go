@@ -157,6 +157,18 @@ func (g *Pings) Loss() Loss {
 	return l
 }
 
+// Lost are the times at which pings were sent that have no answer.
+func (g *Pings) Lost() (at []time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, sent := range g.sent {
+		if !g.came[i] {
+			at = append(at, sent)
+		}
+	}
+	return at
+}
+
 // AwaitAnswers waits until so many more of the pings are answered.
 func (g *Pings) AwaitAnswers(ctx context.Context, more int) error {
 	answered := func() int { l := g.Loss(); return l.Sent - l.Lost }
