@@ -135,6 +135,7 @@ func (e *endpoints) describe(to *handover.State) (err error) {
 	}
 	if e.control != nil && err == nil {
 		if to.ControlSocket, err = filepath.Abs(e.opts.ControlSocket); err == nil {
+			to.ControlFile = fileID(to.ControlSocket)
 			to.Control, err = e.control.Descriptor()
 		}
 	}

@@ -223,9 +223,22 @@ func (s *service) checkConfig(ctx context.Context) error {
 // configTime is how long the network configuration is waited for where it is known.
 const configTime = 3 * time.Second
 
-// keepEndpoints closes those of the daemon before that this one is to have elsewhere.
+// fileID tells files of a machine apart, whatever paths mount namespaces have them at. It
+// is "" for one that isn't there.
+func fileID(path string) string {
+	var s unix.Stat_t
+	if unix.Lstat(path, &s) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", s.Dev, s.Ino)
+}
+
+// keepEndpoints closes those of the daemon before that this one is to have elsewhere. In
+// a container the same path may be another place.
 func keepEndpoints(o Options, e *handover.State) error {
-	if path, err := filepath.Abs(o.ControlSocket); e.Control != handover.None && (err != nil || o.ControlSocket == "" || path != e.ControlSocket) {
+	path, err := filepath.Abs(o.ControlSocket)
+	elsewhere := err != nil || o.ControlSocket == "" || path != e.ControlSocket || fileID(path) != e.ControlFile
+	if e.Control != handover.None && elsewhere {
 		unix.Close(e.Control)
 		e.Control = handover.None
 	}

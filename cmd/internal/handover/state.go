@@ -49,10 +49,12 @@ type State struct {
 
 	// What else a process must know that isn't the daemon's own: the daemon's network
 	// namespace, the settings that a process must share to go on with the same device
-	// and sockets, the control socket and the names by which networks are claimed.
+	// and sockets, the control socket, which file of the machine that is, and the names by
+	// which networks are claimed.
 	Netns         string   `json:"netns,omitempty"`
 	Settings      string   `json:"settings,omitempty"`
 	ControlSocket string   `json:"control_socket,omitempty"`
+	ControlFile   string   `json:"control_file,omitempty"`
 	Claims        []string `json:"claims,omitempty"`
 
 	lock     *hoststate.Lock // of Lock, as long as the process is the same
