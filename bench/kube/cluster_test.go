@@ -271,6 +271,8 @@ func (c *clusterTest) recreateNode() {
 		return err
 	}))
 	c.must(n.AwaitDaemon(c.ctx(), "uvxlan", "uvxlan"))
+	// A pod that outlived the Node has an address of the old subnet.
+	c.must(c.pods[1].Delete(c.ctx()))
 	c.startPods()
 	if !netip.MustParsePrefix(after).Contains(c.pods[1].Address) {
 		c.Errorf("the new pod has %s, the node %s", c.pods[1].Address, after)

@@ -55,6 +55,7 @@ type bridgePlugin struct {
 	MTU              int    `json:"mtu"`
 	IsGateway        bool   `json:"isGateway"`
 	IsDefaultGateway bool   `json:"isDefaultGateway"`
+	ForceAddress     bool   `json:"forceAddress"`
 	Hairpin          bool   `json:"hairpinMode"`
 	Masquerade       bool   `json:"ipMasq"`
 	IPAM             ipam   `json:"ipam"`
@@ -91,7 +92,8 @@ func (c Config) text() ([]byte, error) {
 	text, err := json.MarshalIndent(conflist{Name: network, Version: version, Plugins: []any{
 		bridgePlugin{
 			Type: "bridge", Bridge: bridge, MTU: c.MTU, IsGateway: true, IsDefaultGateway: true, Hairpin: true,
-			Masquerade: c.Masquerade, IPAM: addresses,
+			ForceAddress: true, // the bridge outlives the host's subnet, as where a Node is recreated
+			Masquerade:   c.Masquerade, IPAM: addresses,
 		},
 		portmapPlugin{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}},
 	}}, "", "  ")

@@ -53,7 +53,7 @@ func TestWrite(t *testing.T) {
 	decode(t, got.Bytes, &gotObject)
 	decode(t, []byte(`{
 		"name": "cbr0", "type": "bridge", "bridge": "cni0", "mtu": 1450, "isGateway": true, "isDefaultGateway": true,
-		"hairpinMode": true, "ipMasq": false, "ipam": {"type": "host-local",
+		"hairpinMode": true, "forceAddress": true, "ipMasq": false, "ipam": {"type": "host-local",
 			"ranges": [[{"subnet": "10.244.3.0/24"}], [{"subnet": "fd00:244:0:3::/64"}]],
 			"routes": [{"dst": "10.244.0.0/16"}, {"dst": "fd00:244::/48"}]}
 	}`), &wantObject)
