@@ -57,6 +57,28 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 }
 
+// Kubernetes' client is in the daemon alone, and left out of one that is built for a
+// small board.
+func TestKubernetesIsLinkedWhereItIsUsed(t *testing.T) {
+	for _, c := range []struct {
+		args  []string
+		links bool
+	}{
+		{[]string{"uvxlan/cmd/uvxland"}, true},
+		{[]string{"-tags", "nokube", "uvxlan/cmd/uvxland"}, false},
+		{[]string{"uvxlan/cmd/uvxlan"}, false},
+		{[]string{"uvxlan/lease/etcd", "uvxlan/lease/etcdserver", "uvxlan/tunnel/..."}, false},
+	} {
+		deps := goList(t, append([]string{"-deps"}, c.args...)...)
+		links := slices.ContainsFunc(deps, func(p string) bool {
+			return strings.HasPrefix(p, "k8s.io/client-go/") || strings.HasPrefix(p, "k8s.io/apimachinery/")
+		})
+		if links != c.links {
+			t.Errorf("%q links Kubernetes' client: %t, want %t", c.args, links, c.links)
+		}
+	}
+}
+
 // list is what `go list` prints of a package of this module, by lines.
 func list(t *testing.T, format, pkg string) []string {
 	t.Helper()
