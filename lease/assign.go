@@ -29,6 +29,10 @@ type Assigner interface {
 	// registry has no subnets for this host, with what is to be done about it.
 	Assigned(ctx context.Context) (Lease, error)
 
+	// Hold tells the registry which lease this host holds, whoever wrote it: an
+	// earlier process may have. It doesn't wait. [Manager.Run] begins with it.
+	Hold(own Lease)
+
 	// Conflict says in words that another host has one of this host's subnets, ""
 	// if none has.
 	Conflict() string

@@ -50,6 +50,9 @@ func (m *Manager) run(ctx context.Context, own Lease, report func(Update)) error
 	defer cancel()
 	m.wanted.CompareAndSwap(nil, &own.Attrs)
 	defer m.wanted.Store(nil)
+	if r := m.assigner(); r != nil {
+		r.Hold(own)
+	}
 	k := newKeeper(m, own)
 	defer m.current.Store(nil)
 	f := follower{Manager: m, own: own, touched: func() { signal(m.signs) }}

@@ -468,6 +468,12 @@ func overwrite(t *testing.T, s *kubetest.Cluster) {
 	if now, err := r.Assigned(t.Context()); err != nil || !now.Equal(l) {
 		t.Errorf("%+v, %v", now, err)
 	}
+	// So it does to a process that goes on with the lease of another.
+	next := s.Open(t, "n1", nil)
+	next.Hold(l)
+	if now, err := next.Assigned(t.Context()); err != nil || !now.Equal(l) {
+		t.Errorf("to the next process it is %+v, %v", now, err)
+	}
 	s.Annotate(t, "n1", map[string]any{"public-ip-overwrite": "203.0.113.2"})
 	if now, err := r.Assigned(t.Context()); err != nil || now.Equal(l) {
 		t.Errorf("another overwrite changes nothing: %+v, %v", now, err)

@@ -174,6 +174,9 @@ func (r *Registry) publish(ctx context.Context, l lease.Lease) (lease.Lease, err
 	return l, nil
 }
 
+// Hold implements [lease.Assigner].
+func (r *Registry) Hold(own lease.Lease) { r.give(own.Attrs) }
+
 // give notes what this host's lease is to say.
 func (r *Registry) give(a lease.Attrs) {
 	r.mu.Lock()
