@@ -45,7 +45,7 @@ func defineConfig(fs *flag.FlagSet) action {
 var errInKubernetes = errors.New("this host's daemon takes leases from Kubernetes, and its network configuration from the file of -net-config-path: " +
 	"change that, mostly a ConfigMap, and start the daemons again; for an etcd's, say which, with -etcd-endpoints")
 
-func needsEtcd(words []string) bool { return !(len(words) == 2 && words[0] == "check") }
+func needsEtcd(words []string) bool { return len(words) != 2 || words[0] != "check" }
 
 // isInKubernetes tells whether there is a daemon on this host whose leases are there.
 func isInKubernetes(ctx context.Context, socket string) bool {
