@@ -34,6 +34,10 @@ func Run(t *handover.Termination, o Options) error {
 		return err
 	}
 	before, main, err := handover.ReceiveState()
+	if errors.Is(err, handover.ErrStored) {
+		o.Logger.Warn("packets stop for a moment", "reason", err)
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
@@ -44,13 +48,14 @@ func Run(t *handover.Termination, o Options) error {
 		<-t.Done()
 		return nil
 	}
-	if before == nil {
-		before, err = takeOver(t, o)
-		if errors.Is(err, errUnlike) {
-			return ignoreCanceled(t, startInPlace(t, o, before, err))
-		}
-		if err != nil {
+	if before == nil && o.TakeOver {
+		if before, err = handover.TakeOver(t, o.StateDir, o.Logger); err != nil {
 			return ignoreCanceled(t, explain(err))
+		}
+	}
+	if before != nil && before.IsOther() {
+		if err := checkSettings(o, before); err != nil {
+			return ignoreCanceled(t, startInPlace(t, o, before, err))
 		}
 	}
 	for {
@@ -84,7 +89,7 @@ func Run(t *handover.Termination, o Options) error {
 // that would start it again, and waits to be stopped.
 func retire(t *handover.Termination, o Options, why string) error {
 	o.Logger.Info("this daemon's work is over", "reason", why)
-	if !o.TakeOver {
+	if !o.TakeOver || t.Err() != nil {
 		return nil
 	}
 	if o.LogQueue != nil {
@@ -104,8 +109,8 @@ func ignoreCanceled(ctx context.Context, err error) error {
 // run returns what is to be handed over if the daemon reloads; then all that is on
 // the host stays. before is what the one before handed over, or nil.
 func run(ctx context.Context, o Options, program string, before *handover.State) (after *handover.State, err error) {
-	r := &reloader{opts: o, program: program, turn: &turn{}}
-	ctx, cancel := gracefully(ctx, r.turn)
+	r := &reloader{opts: o, program: program, turn: &turn{}, told: make(chan chan<- struct{})}
+	ctx, cancel := gracefully(ctx, r)
 	defer cancel()
 	if err := checkCapability(); err != nil {
 		return nil, err

@@ -73,14 +73,25 @@ func (t *turn) awaitOther(ctx context.Context) {
 }
 
 // gracefully returns a context that ends with ctx, but not in the middle of a takeover:
-// what supervises the other process may think that it works already.
-func gracefully(ctx context.Context, t *turn) (context.Context, context.CancelFunc) {
+// what supervises the other process may think that it works already. For a restart by
+// systemd, all that the next process goes on with is stored first.
+func gracefully(ctx context.Context, r *reloader) (context.Context, context.CancelFunc) {
 	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	context.AfterFunc(ctx, func() {
+		defer cancel()
 		limit, stop := context.WithTimeout(late, takeoverTime)
 		defer stop()
-		t.awaitOther(limit)
-		cancel()
+		r.turn.awaitOther(limit)
+		done := make(chan struct{})
+		select {
+		case r.told <- done:
+		default: // there is no service yet
+			return
+		}
+		select {
+		case <-done:
+		case <-limit.Done():
+		}
 	})
 	return late, cancel
 }
@@ -170,21 +181,13 @@ func (o *Options) settings() string {
 // errUnlike says that a daemon's place can't be taken as it is.
 var errUnlike = errors.New("the daemon that runs works in another way")
 
-// takeOver returns the state of the daemon that runs, which works until this one does;
-// nil if none runs or none is to be replaced. With an [errUnlike] there is a state, of
-// a daemon that must end first.
-func takeOver(ctx context.Context, o Options) (*handover.State, error) {
-	if !o.TakeOver {
-		return nil, nil
+// checkSettings returns an [errUnlike] if this daemon is to have other settings than the
+// one before. It closes what this one won't need.
+func checkSettings(o Options, before *handover.State) error {
+	if ours := o.settings(); before.Settings != ours {
+		return fmt.Errorf("%w: %s, here %s", errUnlike, before.Settings, ours)
 	}
-	e, err := handover.TakeOver(ctx, o.StateDir, o.Logger)
-	if err != nil || e == nil {
-		return nil, err
-	}
-	if ours := o.settings(); e.Settings != ours {
-		return e, fmt.Errorf("%w: %s, here %s", errUnlike, e.Settings, ours)
-	}
-	return e, keepEndpoints(o, e)
+	return keepEndpoints(o, before)
 }
 
 // startInPlace ends the daemon before, whose settings or network configuration are

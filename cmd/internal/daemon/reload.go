@@ -22,6 +22,7 @@ type reloader struct {
 	monitor *monitor
 	lock    *hoststate.Lock
 	turn    *turn
+	told    chan chan<- struct{} // has the service store its state for a restart, if there is one
 }
 
 // run returns what is to be handed over, once another process carries the packets

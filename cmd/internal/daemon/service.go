@@ -207,7 +207,7 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 		trim(ctx, s.opts.Logger, s.monitor.isReady)
 		return nil
 	})
-	var reloaded, given *handover.State
+	var reloaded, given, stored *handover.State
 	group.Go(func() error {
 		if reloaded = r.run(ctx); reloaded != nil {
 			return errReloading
@@ -221,8 +221,14 @@ func (s *service) run(ctx context.Context, r *reloader) (after *handover.State, 
 		}
 		return err
 	})
+	group.Go(func() error {
+		if stored = s.store(ctx, r); stored != nil {
+			return errReloading
+		}
+		return nil
+	})
 	err = group.Wait()
-	if after = cmp.Or(reloaded, given); after != nil {
+	if after = cmp.Or(reloaded, given, stored); after != nil {
 		return after, nil
 	}
 	if (errors.Is(err, lease.ErrLeaseLost) || errors.Is(err, lease.ErrReassigned)) && !s.before.Borrowed() {

@@ -61,6 +61,7 @@ type State struct {
 	standby  *Standby
 	donor    *donor // in the place of a standby, if the daemon before works until then
 	taker    bool   // another process takes over that isn't a standby
+	stored   bool   // systemd has kept it
 	stopping sync.Once
 	stopped  chan struct{} // closed once nobody else works any longer
 }
@@ -136,13 +137,17 @@ func (e *State) TakesFastPath() bool {
 	return e.taker || e.standby != nil && e.standby.TakesFastPath()
 }
 
+// GiveAway says that no process works beside this one that takes over: the next one
+// finds the state elsewhere.
+func (e *State) GiveAway() { e.taker = true }
+
 // Given tells whether another process has taken over that doesn't need this one any
 // longer.
 func (e *State) Given() bool { return e != nil && e.taker }
 
 // IsOther tells whether the daemon before was another process, which was started in its
 // own way.
-func (e *State) IsOther() bool { return e.donor != nil }
+func (e *State) IsOther() bool { return e.donor != nil || e.stored }
 
 // Borrowed tells whether the daemon before still works, in its own process. Then all
 // that is on the host is its own.
@@ -232,11 +237,16 @@ func (e *State) Exec(t *Termination, program string, record *hoststate.State) er
 }
 
 // ReceiveState reads what another program handed over to this one. It returns
-// nothing if this program is the first. Main is nil for a successor.
+// nothing if this program is the first. What was handed over by way of systemd may be
+// of no use: then the error is an [ErrStored]. Main is nil for a successor.
 func ReceiveState() (*State, *Main, error) {
 	r, err := Receive()
-	if err != nil || r == nil {
+	if err != nil {
 		return nil, nil, err
+	}
+	if r == nil {
+		e, err := receiveStored()
+		return e, nil, err
 	}
 	e, err := ReadState(r.State)
 	if err != nil {
@@ -250,6 +260,9 @@ func ReceiveState() (*State, *Main, error) {
 // fast path then. Further calls do nothing. After an error the daemon before goes on.
 func (e *State) StopStandby() (err error) {
 	e.stopping.Do(func() {
+		if e.stored {
+			return // nobody works
+		}
 		if e.donor == nil {
 			err = e.standby.Stop()
 		} else if e.FastPath, err = e.donor.stop(); err != nil {
