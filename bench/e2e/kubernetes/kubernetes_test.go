@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"uvxlan/bench/e2e"
+	"uvxlan/bench/lab"
 	"uvxlan/lease/kube/kubetest"
 )
 
@@ -70,6 +71,14 @@ func TestIntegrationTrafficGoesOn(t *testing.T) {
 		})
 		stream.Await(1000)
 	}
+	// Another program takes the daemon's place, and its lease.
+	begin := time.Now()
+	if err := daemons[2].Process.Signal(unix.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	e2e.AwaitLine(t, daemons[2], begin, "took over")
+	e2e.AwaitStatus(t, daemons[2], "after the reload", func(s e2e.Status) bool { return s.Ready && s.Watch.Alive && s.Peers == 2 })
+	stream.Await(1000)
 	lists := w.api.Count("list")
 
 	w.api.Down()
@@ -101,6 +110,29 @@ func TestIntegrationTrafficGoesOn(t *testing.T) {
 	if n := w.api.Count("list") - lists; n != 1 {
 		t.Errorf("after the outage there were %d lists, want that of the daemon that was started again", n)
 	}
+}
+
+// Nodes of both families join by both.
+func TestIntegrationDualStack(t *testing.T) {
+	w := newWorldOf(t, lab.Options{Hosts: lab.DualHosts(), ContainerMTU: e2e.DualMTU}, e2e.DualConfig, hosts...)
+	daemons := w.Start(hosts...)
+	w.DualMesh(hosts...)
+	n := w.api.Node(t, "kb31").Metadata.Annotations
+	for _, name := range []string{"public-ip", "public-ipv6", "backend-data", "backend-v6-data"} {
+		if n[kubetest.Prefix+name] == "" {
+			t.Errorf("there is no %s in %v", name, n)
+		}
+	}
+	stream := w.StartDatagramsTo(w.Container("kb21").Node, w.Container("kb31").Node, w.Container("kb31").AddressV6)
+	stream.Await(1000)
+	w.api.Annotate(t, "kb31", map[string]any{"backend-v6-data": nil, "public-ipv6": nil})
+	e2e.Await(t, "the annotations' return", func() bool {
+		now := w.api.Node(t, "kb31").Metadata.Annotations
+		return now[kubetest.Prefix+"backend-v6-data"] == n[kubetest.Prefix+"backend-v6-data"] && now[kubetest.Prefix+"public-ipv6"] == n[kubetest.Prefix+"public-ipv6"]
+	})
+	stream.Await(1000)
+	stream.End()
+	e2e.End(t, unix.SIGTERM, daemons...)
 }
 
 // A node that is deleted and registered anew gets another podCIDR, which its daemon takes

@@ -26,8 +26,14 @@ type world struct {
 // subnets as podCIDRs.
 func newWorld(t *testing.T, nodes ...string) *world {
 	t.Helper()
+	return newWorldOf(t, lab.Options{}, netConfig, nodes...)
+}
+
+// newWorldOf makes other hosts, and another configuration.
+func newWorldOf(t *testing.T, o lab.Options, config string, nodes ...string) *world {
+	t.Helper()
 	netnstest.RequireRoot(t)
-	l, err := lab.New(t.Context(), lab.Options{})
+	l, err := lab.New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,10 +46,14 @@ func newWorld(t *testing.T, nodes ...string) *world {
 	w := &world{&e2e.World{Lab: l, T: t, Dir: t.TempDir()}, kubetest.StartAt(t, kb21.Address.String()+":6443", kb21.Do)}
 	w.Cluster = &cluster.Cluster{
 		Binary: e2e.DaemonBinary, Dir: w.Dir,
-		Kubernetes: &cluster.Kubernetes{Kubeconfig: w.api.Kubeconfig(t), NetConfig: w.api.WriteConfig(t, netConfig)},
+		Kubernetes: &cluster.Kubernetes{Kubeconfig: w.api.Kubeconfig(t), NetConfig: w.api.WriteConfig(t, config)},
 	}
 	for _, name := range nodes {
-		w.api.CreateNode(t, name, l.Host(name).Subnet.String())
+		podCIDRs := []string{l.Host(name).Subnet.String()}
+		if v6 := l.Host(name).IPv6.Subnet; v6.IsValid() {
+			podCIDRs = append(podCIDRs, v6.String())
+		}
+		w.api.CreateNode(t, name, podCIDRs...)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
