@@ -72,7 +72,7 @@ func Explain(ctx context.Context, o Options, destination string) (*Explanation, 
 	if reached != nil && reached.dead() && p.overlay.Received+p.underlay.Received > 0 && !p.overlay.dead() {
 		s.find(Finding{
 			Severity: Warning, Kind: "container-silent", Peers: []Host{p.Host}, What: fmt.Sprintf("its host is reached, and %s doesn't answer", at),
-			Evidence: fmt.Sprintf("%d of %d echoes to %s got no answer: %s; others to %s did", reached.lost(), reached.Sent, at, reached.Error, p.PublicIP),
+			Evidence: fmt.Sprintf("%s: %s; its host answers", at, reached.words()),
 			Remedy:   "see on that host whether a container has the address, and whether it forwards and accepts there: uvxlan doctor",
 		})
 	}

@@ -14,7 +14,7 @@ import (
 // measure finds out how well a peer is reached.
 func (x *examiner) measure(ctx context.Context, p *evidence) {
 	var all sync.WaitGroup
-	wait := waitFor(p.overlay.RTT)
+	wait, lossy := waitFor(p.overlay.RTT), p.overlay.lost() > 0
 	all.Go(func() {
 		by := x.overlay[p.vtep().Is6()]
 		p.overlay.MTU, p.limit = longest(ctx, by, p.vtep(), x.status.MTU, wait)
@@ -37,7 +37,7 @@ func (x *examiner) measure(ctx context.Context, p *evidence) {
 			p.underlay.MTU, p.underlayLimit = longest(ctx, x.beside[p.PublicIP.Is6()], p.PublicIP, x.linkMTU, waitFor(p.underlay.RTT))
 		})
 	}
-	if p.overlay.lost() > 0 { // then what gets no answer tells nothing
+	if lossy { // then what gets no answer tells nothing
 		all.Wait()
 		return
 	}
