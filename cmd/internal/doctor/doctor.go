@@ -295,6 +295,12 @@ func (s *session) finish(ctx context.Context) {
 func (s *session) judge(ctx context.Context) {
 	scene := s.scene(ctx)
 	scene.shared = s.judgeLeases()
+	if scene.peers != nil { // whose lease went meanwhile is no peer
+		s.peers = slices.DeleteFunc(s.peers, func(p *evidence) bool {
+			_, still := scene.peers[p.Subnet]
+			return !still
+		})
+	}
 	blamed, damaged := map[netip.Addr]bool{}, false
 	s.find(scene.judgeSources()...)
 	var found []Finding
@@ -341,7 +347,7 @@ func (s *session) explained(p *evidence, more []Finding) bool {
 
 // scene reads once more what is counted.
 func (s *session) scene(ctx context.Context) *scene {
-	sc := &scene{x: s.x, rules: s.rules, known: map[netip.Addr]bool{s.x.local: true}, peers: map[netip.Prefix]control.Peer{}}
+	sc := &scene{x: s.x, rules: s.rules, known: map[netip.Addr]bool{s.x.local: true}}
 	for _, p := range s.peers {
 		sc.known[p.PublicIP] = true
 	}
@@ -353,15 +359,19 @@ func (s *session) scene(ctx context.Context) *scene {
 	if err != nil {
 		sc.grown = func(string) uint64 { return 0 }
 	}
-	now, err := s.client.Status(ctx)
+	now, statusErr := s.client.Status(ctx)
 	sc.drops = func(d tunnel.DropReason) uint64 {
-		if err != nil || now.Traffic == nil || s.status.Traffic == nil {
+		if statusErr != nil || now.Traffic == nil || s.status.Traffic == nil {
 			return 0
 		}
 		was, is := s.status.Traffic.Drops[d.String()], now.Traffic.Drops[d.String()]
 		return is - min(was, is)
 	}
-	peers, _ := s.client.Peers(ctx) // without, their counters aren't told
+	peers, peersErr := s.client.Peers(ctx)
+	if peersErr != nil {
+		return sc // their counters aren't told
+	}
+	sc.peers = map[netip.Prefix]control.Peer{}
 	for _, p := range peers {
 		sc.peers[p.Subnet] = p
 	}

@@ -135,6 +135,9 @@ func TestJudgeLeases(t *testing.T) {
 		var kinds []string
 		for _, f := range found {
 			kinds = append(kinds, f.Kind)
+			if strings.HasPrefix(f.Subject(), "each of ") {
+				t.Errorf("%s: of leases that share something, the subject is %q", f.Kind, f.Subject())
+			}
 			if !strings.Contains(f.Remedy, c.remedy) {
 				t.Errorf("%s: the remedy is %q, without %q", f.Kind, f.Remedy, c.remedy)
 			}

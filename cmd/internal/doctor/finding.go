@@ -45,6 +45,8 @@ type Finding struct {
 	What     string `json:"what"`
 	Evidence string `json:"evidence"`
 	Remedy   string `json:"remedy,omitempty"`
+
+	joint bool // it is of the Peers together, not of each
 }
 
 // Host is one of the cluster's.
@@ -165,7 +167,7 @@ func (f Finding) Subject() string {
 		words = append(words, p.String())
 	}
 	text := strings.Join(words, ", ")
-	if len(f.Peers) > 1 {
+	if len(f.Peers) > 1 && !f.joint {
 		text = "each of " + text
 	}
 	if more := len(f.Peers) - named; more > 0 {

@@ -24,7 +24,7 @@ type scene struct {
 	drops func(tunnel.DropReason) uint64
 	// shared are the subnets of leases that share an address or a MAC with another.
 	shared map[netip.Prefix]bool
-	// peers are the daemon's as they are in the end.
+	// peers are the daemon's as they are in the end, nil if it doesn't say.
 	peers map[netip.Prefix]control.Peer
 }
 

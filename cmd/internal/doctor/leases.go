@@ -85,7 +85,7 @@ func duplicate(what, key string, all []control.LeaseRow, silent func(netip.Prefi
 			unused = append(unused, r.Subnet.String())
 		}
 	}
-	f := Finding{Severity: Fault, Peers: peers, Evidence: fmt.Sprintf("%d leases have the %s %s", len(all), what, key)}
+	f := Finding{Severity: Fault, Peers: peers, joint: true, Evidence: fmt.Sprintf("%d leases have the %s %s", len(all), what, key)}
 	old := ""
 	if n := len(unused); n > 0 && n < len(all) {
 		f.Evidence += fmt.Sprintf("; of them %s gets no answer", strings.Join(unused, ", "))
