@@ -89,7 +89,12 @@ func Run(t *handover.Termination, o Options) error {
 // that would start it again, and waits to be stopped.
 func retire(t *handover.Termination, o Options, why string) error {
 	o.Logger.Info("this daemon's work is over", "reason", why)
-	if stopped := t.Err() != nil; stopped || !o.TakeOver {
+	select {
+	case <-t.Done():
+		return nil
+	default:
+	}
+	if !o.TakeOver {
 		return nil
 	}
 	if o.LogQueue != nil {
