@@ -96,10 +96,10 @@ func (n *Node) KillDaemon(ctx context.Context) error {
 	return fmt.Errorf("uvxland doesn't run on %s", n.Name)
 }
 
-// Uvxlan runs the operator's command in the node's uvxlan pod.
+// Uvxlan runs the operator's command in the node's newest uvxlan pod.
 func (n *Node) Uvxlan(ctx context.Context, args ...string) (string, error) {
-	pod, err := n.cluster.Kubectl(ctx, "-n", namespace, "get", "pods", "-l", "app=uvxlan", "--field-selector=spec.nodeName="+n.Name,
-		"-o", "jsonpath={.items[0].metadata.name}")
+	pod, err := n.cluster.Kubectl(ctx, "-n", namespace, "get", "pods", "-l", "app=uvxlan", "--field-selector=status.phase=Running,spec.nodeName="+n.Name,
+		"--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[-1:].metadata.name}")
 	if err != nil {
 		return "", err
 	}
