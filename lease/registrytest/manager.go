@@ -142,7 +142,8 @@ func ownLeaseIsPutBack(t *testing.T, c Cluster) {
 		})
 	}
 	eventually(t, "the peer's view", func() bool { return peer.has(1, attrs(1)) })
-	if peer.hasLost(1) {
+	// Others wait for less long, and on a busy machine a host may be later.
+	if _, patient := one.(lease.Assigner); patient && peer.hasLost(1) {
 		t.Error("the peer has dropped the host in between")
 	}
 	select {

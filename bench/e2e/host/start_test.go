@@ -144,7 +144,7 @@ func TestIntegrationStartErrors(t *testing.T) {
 			name:    "leases in Kubernetes",
 			command: append(slices.Clip(args), "-kube-subnet-mgr=true"),
 			exit:    2,
-			want:    []string{"-kube-subnet-mgr: leases are in etcd", "-etcd-endpoints"},
+			want:    []string{"-kube-subnet-mgr: set NODE_NAME", "POD_NAMESPACE"},
 		},
 		{
 			name:    "host-gw behind a NAT",
