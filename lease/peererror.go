@@ -1,9 +1,14 @@
 package lease
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 )
+
+// ErrUnclaimed says that a lease is reserved for a host that hasn't taken it yet. Packets
+// are sent there once it has.
+var ErrUnclaimed = errors.New("it is reserved, and its host hasn't taken it yet")
 
 // PeerError says why a lease or a peer is left out of those that packets are sent to.
 type PeerError struct {

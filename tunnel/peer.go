@@ -37,6 +37,9 @@ func PeerV6FromLease(l lease.Lease) (Peer, error) {
 }
 
 func vxlanPeer(s leasepeer.Side) (Peer, error) {
+	if s.Unclaimed() {
+		return Peer{}, s.Refused("%w", lease.ErrUnclaimed)
+	}
 	if !strings.EqualFold(s.Attrs.BackendType, backendVXLAN) {
 		return Peer{}, s.Refused("its backend is %q, not %q", s.Attrs.BackendType, backendVXLAN)
 	}

@@ -72,6 +72,8 @@ func (g *Gateway) ReplacePeers(peers []onlink.Member) { g.paths.Replace(peers) }
 func peer(s leasepeer.Side) (onlink.Member, error) {
 	m := onlink.Member{Subnet: s.Subnet().Masked(), Underlay: s.Host()}
 	switch {
+	case s.Unclaimed():
+		return m, s.Refused("%w", lease.ErrUnclaimed)
 	case !strings.EqualFold(s.Attrs.BackendType, lease.TypeHostGW):
 		return m, s.Refused("its backend is %q, not %q", s.Attrs.BackendType, lease.TypeHostGW)
 	case !m.Subnet.IsValid():

@@ -251,6 +251,8 @@ type Peer struct {
 	NextMAC string `json:"next_mac,omitempty"`
 	// Reason says why the path isn't direct, if it might be.
 	Reason string `json:"reason,omitempty"`
+	// Unclaimed is a lease that is reserved for a host that hasn't taken it yet.
+	Unclaimed bool `json:"unclaimed,omitempty"`
 	// PathMTU is the longest packet, in bytes, that travels to the peer in one
 	// piece by VXLAN: the containers' MTU, or less where the network between the
 	// hosts takes less. 0 if the path isn't PathVXLAN.

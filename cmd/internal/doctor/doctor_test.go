@@ -229,6 +229,7 @@ func TestJudgeDead(t *testing.T) {
 		"the carrier":                   {want: "carrier", seen: []sighting{out}, set: func(j *judgement) { j.p.answered[summed] = true }},
 		"a foreign route":               {path: control.PathForeign},
 		"a lease that is none":          {path: control.PathNone, want: "config-differs"},
+		"a reservation":                 {path: control.PathNone, set: func(j *judgement) { j.p.peer.Unclaimed = true }},
 		"host-gw without a route":       {path: control.PathNone, want: "no-route", set: func(j *judgement) { j.x.status.Device = "" }},
 		"host-gw, and nobody there":     {path: control.PathDirect, want: "silent", set: func(j *judgement) { j.x.status.Device = ""; j.p.underlay.Received = 0 }},
 		"no route to its address":       {want: "no-route", seen: []sighting{out}, set: func(j *judgement) { j.p.underlay.Received = 0; j.p.neigh.err = errRefused }},

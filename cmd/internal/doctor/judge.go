@@ -32,6 +32,8 @@ type scene struct {
 func (s *scene) judge(p *evidence) []Finding {
 	j := judgement{scene: s, p: p}
 	switch {
+	case p.peer.Unclaimed:
+		// There is no host yet.
 	case p.lease != nil && p.lease.VNI != 0 && s.x.vni != 0 && p.lease.VNI != uint32(s.x.vni):
 		j.otherVNI(fmt.Sprintf("its lease has VNI %d, this network's is %d", p.lease.VNI, s.x.vni))
 	case p.peer.Path == control.PathNone:

@@ -48,6 +48,7 @@ const examples = 5
 func (c *Log) LeftOut(u lease.Update, err error) {
 	all := reasons(err)
 	c.remember(u, all)
+	all = slices.DeleteFunc(all, func(err error) bool { return errors.Is(err, lease.ErrUnclaimed) })
 	if len(all) == 0 {
 		return
 	}
@@ -81,26 +82,36 @@ func (c *Log) WithLeftOut(peers []control.Peer) []control.Peer {
 	for _, p := range c.leftOut {
 		peers = append(peers, control.Peer{
 			Subnet: p.Subnet, PublicIP: p.Underlay, Path: control.PathNone, Reason: p.Err.Error(),
+			Unclaimed: errors.Is(p, lease.ErrUnclaimed),
 		})
 	}
 	slices.SortStableFunc(peers, func(a, b control.Peer) int { return a.Subnet.Compare(b.Subnet) })
 	return peers
 }
 
-// Note tells of the leases that are no peers, "" if there are none.
+// Note tells of the leases that are no peers and should be, "" if there are none.
 func (c *Log) Note() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var first *lease.PeerError
+	count := 0
 	for _, p := range c.leftOut {
+		if errors.Is(p, lease.ErrUnclaimed) {
+			continue
+		}
+		count++
 		if first == nil || p.Subnet.Compare(first.Subnet) < 0 {
 			first = p
 		}
 	}
-	if first == nil {
+	const remedy = "uvxlan peers lists all, and daemons with an old network configuration need a restart"
+	switch count {
+	case 0:
 		return ""
+	case 1:
+		return fmt.Sprintf("the lease of %s at %s is no peer: %v; %s", first.Subnet, first.Underlay, first.Err, remedy)
 	}
-	return fmt.Sprintf("%d leases are no peers, such as that of %s at %s: %v; uvxlan peers lists all, and daemons with an old network configuration need a restart", len(c.leftOut), first.Subnet, first.Underlay, first.Err)
+	return fmt.Sprintf("%d leases are no peers, such as that of %s at %s: %v; %s", count, first.Subnet, first.Underlay, first.Err, remedy)
 }
 
 // reasons are the errors that were joined to err.

@@ -102,7 +102,12 @@ func TestWithLeftOut(t *testing.T) {
 			t.Errorf("listed are\n%q, want\n%q", got, want)
 		}
 		note := ""
-		if n := len(want) - 1; n > 0 {
+		n := len(want) - 1
+		if n == 1 {
+			subnet, _, _ := strings.Cut(want[slices.IndexFunc(want, func(w string) bool { return w != peer })], " ")
+			note = fmt.Sprintf(`the lease of %s at 192.168.14.31 is no peer: its backend is "host-gw", not "vxlan"; uvxlan peers lists all, and daemons with an old network configuration need a restart`, subnet)
+		}
+		if n > 1 {
 			subnet, _, _ := strings.Cut(want[slices.IndexFunc(want, func(w string) bool { return w != peer })], " ")
 			note = fmt.Sprintf(`%d leases are no peers, such as that of %s at 192.168.14.31: its backend is "host-gw", not "vxlan"; uvxlan peers lists all, and daemons with an old network configuration need a restart`, n, subnet)
 		}
@@ -124,4 +129,19 @@ func TestWithLeftOut(t *testing.T) {
 	apply(lease.Update{Reset: true, Leases: []lease.Lease{gateway("172.7.33.0/24")}})
 	apply(lease.Update{Reset: true})
 	list(peer)
+}
+
+// A reservation that its host hasn't taken yet is listed, and nothing to mend.
+func TestUnclaimed(t *testing.T) {
+	var out bytes.Buffer
+	c := New(slog.New(slog.NewTextHandler(&out, nil)))
+	l := lease.Lease{Subnet: netip.MustParsePrefix("172.7.31.0/24"), Permanent: true, Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.31")}}
+	_, err := tunnel.PeerFromLease(l)
+	c.LeftOut(lease.Update{Leases: []lease.Lease{l}}, err)
+	if note := c.Note(); note != "" || out.Len() > 0 {
+		t.Errorf("the note is %q, the log %q", note, out.String())
+	}
+	if all := c.WithLeftOut(nil); len(all) != 1 || !all[0].Unclaimed || !strings.Contains(all[0].Reason, "reserved") {
+		t.Errorf("listed are %+v", all)
+	}
 }

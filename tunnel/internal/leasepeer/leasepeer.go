@@ -65,6 +65,9 @@ func Read[P any](u lease.Update, v6 bool, read func(Side) (P, error)) (peers []P
 	return peers, gone, errs
 }
 
+// Unclaimed tells whether the lease is reserved for a host that hasn't taken it yet.
+func (s Side) Unclaimed() bool { return s.Permanent && s.Attrs.BackendType == "" }
+
 // Refused is why a side is no peer.
 func (s Side) Refused(format string, args ...any) error {
 	return &lease.PeerError{Subnet: s.Subnet(), Underlay: s.Host(), Err: fmt.Errorf(format, args...)}
