@@ -122,3 +122,23 @@ func TestReadmeHasTheBenchsFigures(t *testing.T) {
 		t.Errorf("the README has %d figures", checked)
 	}
 }
+
+// typed are the lines of code blocks that start one of the programs, with what follows.
+var typed = regexp.MustCompile(`(?m)^    (?:\S*/)?(uvxland?) +(\S+)`)
+
+// The daemon takes flags, and the operator's command a command first.
+func TestCommandsAreTheRightProgram(t *testing.T) {
+	checked := 0
+	for name, text := range documents(t) {
+		for _, match := range typed.FindAllStringSubmatch(text, -1) {
+			program, first := match[1], match[2]
+			checked++
+			if isFlag := strings.HasPrefix(first, "-"); isFlag != (program == "uvxland") {
+				t.Errorf("%s: %s %s", name, program, first)
+			}
+		}
+	}
+	if checked < 10 {
+		t.Errorf("only %d commands were found", checked)
+	}
+}

@@ -57,18 +57,7 @@ func TestIntegrationReloadLosesNothing(t *testing.T) {
 					t.Logf("reload %d of %s: packets waited %s", i+1, daemons[i%2].Host.Name, pauses)
 				}
 			}
-			for _, f := range flows {
-				f.finish()
-			}
-			for end := time.Now().Add(e2e.Patience); lostOf(flows) != "" && time.Now().Before(end); {
-				time.Sleep(10 * time.Millisecond)
-			}
-			for _, f := range flows {
-				t.Logf("%s: %d reloads, %d packets sent, %d arrived", f.name, reloads, f.sent.Load(), f.arrived.Load())
-			}
-			if lost := lostOf(flows); lost != "" {
-				t.Errorf("lost:%s", lost)
-			}
+			allArrived(t, fmt.Sprintf("%d reloads", reloads), flows...)
 			if now := hasFastPath(t, daemons[0]); now != fast || strings.Contains(e2e.LogOf(t, daemons[0]), "is of no use") {
 				t.Errorf("the fast path was on: %t, and is now: %t, or another was attached", fast, now)
 			}
@@ -144,6 +133,24 @@ func (f *numbered) goesOn(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("%s stands still", f.name)
 		}
+	}
+}
+
+// allArrived ends flows, whose packets have met what the words say, and waits for all
+// that were sent.
+func allArrived(t *testing.T, met string, flows ...*numbered) {
+	t.Helper()
+	for _, f := range flows {
+		f.finish()
+	}
+	for end := time.Now().Add(e2e.Patience); lostOf(flows) != "" && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, f := range flows {
+		t.Logf("%s: %s, %d packets sent, %d arrived", f.name, met, f.sent.Load(), f.arrived.Load())
+	}
+	if lost := lostOf(flows); lost != "" {
+		t.Errorf("lost:%s", lost)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -188,18 +187,7 @@ func TestIntegrationSystemdRestart(t *testing.T) {
 			f.goesOn(t)
 		}
 	}
-	for _, f := range flows {
-		f.finish()
-	}
-	for end := time.Now().Add(e2e.Patience); lostOf(flows) != "" && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	for _, f := range flows {
-		t.Logf("%s: %d restarts, %d packets sent, %d arrived", f.name, restarts, f.sent.Load(), f.arrived.Load())
-	}
-	if lost := lostOf(flows); lost != "" {
-		t.Errorf("lost:%s", lost)
-	}
+	allArrived(t, fmt.Sprintf("%d restarts", restarts), flows...)
 	if last := m.run("systemctl", "show", "-P", "MainPID", "uvxland"); last == first {
 		t.Errorf("the process is still %s", last)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -65,18 +66,7 @@ func TestIntegrationTakeoverLosesNothing(t *testing.T) {
 					t.Errorf("process %d answers on the control socket, not %d", pid, daemons[i%2].Process.Pid)
 				}
 			}
-			for _, f := range flows {
-				f.finish()
-			}
-			for end := time.Now().Add(e2e.Patience); lostOf(flows) != "" && time.Now().Before(end); {
-				time.Sleep(10 * time.Millisecond)
-			}
-			for _, f := range flows {
-				t.Logf("%s: %d takeovers, %d packets sent, %d arrived", f.name, takeovers, f.sent.Load(), f.arrived.Load())
-			}
-			if lost := lostOf(flows); lost != "" {
-				t.Errorf("lost:%s", lost)
-			}
+			allArrived(t, fmt.Sprintf("%d takeovers", takeovers), flows...)
 			if now := hasFastPath(t, daemons[0]); now != fast || strings.Contains(e2e.LogOf(t, daemons[0]), "is of no use") {
 				t.Errorf("the fast path was on: %t, and is now: %t, or another was attached", fast, now)
 			}
@@ -128,13 +118,7 @@ func TestIntegrationTakeoverFails(t *testing.T) {
 	e2e.ExpectState(t, kb21, state, "after all that failed")
 	takeOver(t, w, d)
 	pings.goesOn(t)
-	pings.finish()
-	for end := time.Now().Add(e2e.Patience); lostOf([]*numbered{pings}) != "" && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if lost := lostOf([]*numbered{pings}); lost != "" {
-		t.Errorf("lost:%s", lost)
-	}
+	allArrived(t, "failed takeovers and one that works", pings)
 }
 
 // A daemon that is told to stop while another is about to take over goes on until that
