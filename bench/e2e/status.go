@@ -125,6 +125,7 @@ type Status struct {
 	Traffic  *struct {
 		Sent   struct{ Packets uint64 }
 		Direct uint64
+		Drops  map[string]uint64
 	}
 }
 

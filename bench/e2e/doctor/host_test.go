@@ -92,6 +92,10 @@ func TestIntegrationDestination(t *testing.T) {
 			t.Errorf("%s: %+v", destination, r.Findings)
 		}
 	}
+	nobody := doctor(t, d, kb22.Container.Address.Next().String())
+	if f := nobody.find(t, "container-silent"); f.Severity != "warning" {
+		t.Errorf("an address without a container: %+v", f)
+	}
 	// An IPv6 underlay's trouble isn't that of the IPv4 one.
 	e2e.Shell(t, kb22.Node, "ip6tables -A INPUT -p udp --dport 4789 -j DROP")
 	e2e.Await(t, "the fast path of the peer is off", func() bool { return !e2e.AskStatus(t, daemons[1]).FastPath.On })

@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"uvxlan/encap"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
+	"uvxlan/tunnel"
 )
 
 // ward is kb21 with a daemon and a router beyond which each peer has something else
@@ -24,6 +26,7 @@ type ward struct {
 	registry *etcd.Registry
 	daemon   *cluster.Daemon
 	ours     lease.Lease
+	leases   int      // those of other hosts
 	forward  []string // nftables' rules of the router
 	source   []string // those of its source NAT
 }
@@ -52,6 +55,7 @@ func (w *ward) lease(l lease.Lease) {
 	if _, err := w.registry.Create(w.Context(), l, time.Hour); err != nil {
 		w.T.Fatal(err)
 	}
+	w.leases++
 }
 
 // ghost is a lease whose host isn't there.
@@ -100,11 +104,19 @@ var troubles = []trouble{
 		w.peer(h, lease.DefaultPort)
 		w.forward = append(w.forward, "ip daddr "+h.Address.String()+" "+frames+" reject with icmp type admin-prohibited")
 	}},
+	{"no-way", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.forward = append(w.forward, "ip daddr "+h.Address.String()+" "+frames+" reject with icmp type host-unreachable")
+	}},
 	{"daemon-stopped", "fault", func(w *ward, h *lab.Host) { w.peer(h, lease.DefaultPort).Remove() }},
 	{"port-differs", "fault", func(w *ward, h *lab.Host) { w.peer(h, 8472) }},
 	{"nat", "fault", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)
 		w.source = append(w.source, "ip saddr "+h.Address.String()+" "+frames+" masquerade")
+	}},
+	{"wrong-public-ip", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.source = append(w.source, "ip saddr "+h.Address.String()+" "+frames+" snat ip to "+spec(0).Underlay.Addr().String())
 	}},
 	{"stale-mac", "fault", func(w *ward, h *lab.Host) {
 		p := w.peer(h, lease.DefaultPort)
@@ -117,6 +129,14 @@ var troubles = []trouble{
 	{"mtu", "warning", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)
 		e2e.Shell(w.T, w.Router(), "ip link set "+h.Name+" mtu 1400")
+	}},
+	{"fragments-in", "warning", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		e2e.Shell(w.T, h.Node, "ip route replace default via "+h.Gateway.String()+" mtu lock 1400")
+	}},
+	{"mtu-differs", "warning", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		e2e.Shell(w.T, h.Node, "ip link set flannel.1 mtu 1300")
 	}},
 	{"loss", "fault", network("ip daddr PEER " + frames + " numgen inc mod 3 == 0")},
 	{"segmentation", "fault", network("ip daddr PEER " + frames + " ip length > 1600")},
@@ -152,6 +172,20 @@ var troubles = []trouble{
 		l.Attrs.BackendType, l.Attrs.BackendData = lease.TypeHostGW, nil
 		w.lease(l)
 	}},
+	// A reservation is no fault, and what a host sends without a lease isn't a peer's.
+	{"", "", func(w *ward, h *lab.Host) {
+		w.lease(lease.Lease{Subnet: h.Subnet, Permanent: true, Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.168.14.97")}})
+		e2e.NewKernelPeer(w.T, h).Learn(w.ours)
+		pings := h.Command(w.Context(), "ping", "-q", "-i", "0.05", w.ours.Subnet.Addr().String())
+		if err := pings.Start(); err != nil {
+			w.T.Fatal(err)
+		}
+		w.T.Cleanup(func() { _ = pings.Stop(context.Background()) })
+	}},
+	{"damaged-lease", "warning", func(w *ward, h *lab.Host) {
+		key := "/coreos.com/network/subnets/" + strings.ReplaceAll(h.Subnet.String(), "/", "-")
+		e2e.Shell(w.T, w.Host("kb21").Node, "ETCDCTL_API=3 etcdctl --endpoints "+w.Cluster.Endpoint+" put "+key+" '{'")
+	}},
 	{"duplicate-public-ip", "fault", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)
 		w.lease(ghost("172.7.201.0/24", h.Address.String(), 1, "0e:00:00:00:00:04"))
@@ -176,8 +210,9 @@ func TestIntegrationPeers(t *testing.T) {
 	}
 	rules(t, w.Router(), "forward", "filter hook forward priority 0", w.forward...)
 	rules(t, w.Router(), "source", "nat hook postrouting priority 100", w.source...)
+	e2e.Await(t, "frames of nobody's are dropped", func() bool { return e2e.AskStatus(t, w.daemon).Traffic.Drops[tunnel.DropUnknownPeer.String()] > 0 })
 	// A kernel that has had no packet to a peer yet asks for the gateway first.
-	e2e.Await(t, "all leases are known", func() bool { return len(e2e.AskPeers(t, w.daemon)) == len(troubles)+2 })
+	e2e.Await(t, "all leases are known", func() bool { return len(e2e.AskPeers(t, w.daemon)) == w.leases })
 	r := doctor(t, w.daemon)
 	if r.Daemon != "ready" {
 		t.Errorf("the daemon is %s", r.Daemon)
@@ -196,7 +231,8 @@ func TestIntegrationPeers(t *testing.T) {
 	for kind, words := range map[string]string{
 		"nat": "come from 192.168.14.1, its lease says", "port-differs": "8472", "mtu": "1350", "loss": "were lost",
 		"no-host": "nobody answers ARP for 192.168.14.99", "duplicate-public-ip": "172.7.201.0/24 gets no answer", "clock": "1h0m",
-		"port-rejected": "192.168.14.1 says: administratively prohibited",
+		"port-rejected": "192.168.14.1 says: administratively prohibited", "no-way": "192.168.14.1 says",
+		"wrong-public-ip": "come from 192.168.100.2, its lease says", "unknown-source": "the daemon dropped",
 	} {
 		if f := r.find(t, kind); !strings.Contains(f.Evidence, words) {
 			t.Errorf("%s: the evidence is %q, without %q", kind, f.Evidence, words)
@@ -206,7 +242,8 @@ func TestIntegrationPeers(t *testing.T) {
 }
 
 // checksums has checksums filled in before the frames leave, as on most machines, and
-// spoils them on the way: those of the daemon's host, and those of a peer.
+// spoils them on the way: those of the daemon's host, and those of a peer. The host's own
+// firewall drops what goes to another peer, and what comes from a third.
 func (w *ward) checksums() {
 	for _, node := range []*lab.Node{w.Host("kb21").Node, w.Host("kp0").Node} {
 		if err := node.SetFeatures("eth0", map[string]bool{"tx-checksum-ip-generic": false}); err != nil {
@@ -225,8 +262,11 @@ func (w *ward) checksums() {
 	kp0.Learn(w.ours)
 	rules(w.T, w.Router(), "forward", "filter hook forward priority 0",
 		spoil("ip saddr "+w.Host("kp0").Address.String()), spoil("ip daddr "+w.Host("kp1").Address.String()))
+	rules(w.T, w.Host("kb21").Node, "own_out", "filter hook output priority 0", "ip daddr "+w.Host("kp2").Address.String()+" "+frames+" drop")
+	rules(w.T, w.Host("kb21").Node, "own_in", "filter hook input priority 0", "ip saddr "+w.Host("kp3").Address.String()+" "+frames+" drop")
+	e2e.Await(w.T, "the daemon has noticed the rules", func() bool { return !e2e.AskStatus(w.T, w.daemon).FastPath.On })
 	r := doctor(w.T, w.daemon)
-	for n, kind := range []string{"checksum-in", "checksum-out"} {
+	for n, kind := range []string{"checksum-in", "checksum-out", "own-firewall-out", "own-firewall-in"} {
 		if got := r.kinds(spec(n).Subnet); !slices.Equal(got, []string{kind}) {
 			w.T.Errorf("%s: found %v, want %s", spec(n).Name, got, kind)
 		}
