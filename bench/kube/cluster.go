@@ -22,8 +22,12 @@ const (
 	serviceAddress = "10.96.0.1" // of the API server
 )
 
-// interval is how often a condition is looked at.
-const interval = 100 * time.Millisecond
+const (
+	// interval is how often a condition is looked at.
+	interval = 100 * time.Millisecond
+	// startTimeout bounds how long a cluster takes to start, on a loaded machine.
+	startTimeout = 5 * time.Minute
+)
 
 // Options say how a cluster is made. All of it is required.
 type Options struct {
@@ -49,12 +53,15 @@ type Cluster struct {
 }
 
 // Start makes a cluster whose nodes have registered. They become ready once a
-// network is installed. Close ends it.
+// network is installed. It waits while another lab is in use on the machine, until ctx
+// ends. Close ends the cluster.
 func Start(ctx context.Context, o Options) (*Cluster, error) {
 	l, err := lab.New(ctx, lab.Options{Hosts: lab.DefaultHosts()[:2], Bare: true, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	c := &Cluster{Lab: l, opts: o}
 	if err := c.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the cluster: %w", err), c.Close())

@@ -77,7 +77,7 @@ func start(t *testing.T) *clusterTest {
 	c.losses, err = os.Create(filepath.Join(logs, "losses"))
 	c.must(err)
 	t.Cleanup(func() { c.losses.Close() })
-	cluster, err := kube.Start(c.ctx(), kube.Options{Programs: dir, Dir: t.TempDir(), Logs: logs, Logger: slog.New(slog.DiscardHandler)})
+	cluster, err := kube.Start(t.Context(), kube.Options{Programs: dir, Dir: t.TempDir(), Logs: logs, Logger: slog.New(slog.DiscardHandler)})
 	c.must(err)
 	t.Cleanup(func() {
 		if err := cluster.Close(); err != nil {
@@ -85,8 +85,27 @@ func start(t *testing.T) *clusterTest {
 		}
 	})
 	c.Cluster = cluster
+	t.Cleanup(func() {
+		if t.Failed() {
+			c.explain()
+		}
+	})
 	c.must(c.LoadUvxlan(c.ctx(), os.Getenv(own)))
 	return c
+}
+
+// explain has the log tell what there is when a test has failed.
+func (c *clusterTest) explain() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), patience)
+	defer cancel()
+	for _, line := range []string{
+		"get nodes,pods,daemonsets,services --all-namespaces -o wide",
+		"get events --all-namespaces --sort-by=.lastTimestamp",
+		"-n uvxlan logs -l app=uvxlan --tail=100 --prefix",
+	} {
+		said, err := c.Kubectl(ctx, strings.Fields(line)...)
+		c.Logf("kubectl %s: %v\n%s", line, err, said)
+	}
 }
 
 // startPods waits until the nodes are ready and starts a pod on each, afresh.
@@ -184,6 +203,7 @@ func (c *clusterTest) show() {
 // a service, and by its node's port.
 func (c *clusterTest) reach() {
 	c.Helper()
+	ctx := c.ctx()
 	for i, p := range c.pods {
 		service, err := p.Expose(c.ctx())
 		c.must(err)
@@ -193,8 +213,8 @@ func (c *clusterTest) reach() {
 				"address": netip.AddrPortFrom(p.Address, 80), "ClusterIP": service,
 				"hostPort": netip.AddrPortFrom(p.Node.Address, uint16(8080+i)),
 			} {
-				err := kube.Await(c.ctx(), func() error {
-					name, err := kube.Ask(c.ctx(), from, at)
+				err := kube.Await(ctx, func() error {
+					name, err := kube.Ask(ctx, from, at)
 					if err == nil && name != p.Name {
 						err = fmt.Errorf("%s answers", name)
 					}
@@ -262,19 +282,27 @@ func (c *clusterTest) addFastPath() {
 	c.must(c.InstallUvxlan(c.ctx(), "fast-path"))
 	c.kubectl("-n uvxlan rollout status daemonset uvxlan --timeout=150s")
 	for _, n := range c.Nodes {
-		said, err := n.Uvxlan(c.ctx(), "status", "-o", "json")
-		c.must(err)
-		var status struct {
-			FastPath struct {
-				On     bool   `json:"on"`
-				Reason string `json:"reason"`
-			} `json:"fast_path"`
-		}
-		c.must(json.Unmarshal([]byte(said), &status))
-		if !status.FastPath.On {
-			c.Errorf("the fast path of %s is off: %s", n.Name, status.FastPath.Reason)
-		}
+		c.must(kube.Await(c.ctx(), func() error { return fastPath(c.ctx(), n) }))
 	}
+}
+
+// fastPath is why a node has no fast path, nil if it has.
+func fastPath(ctx context.Context, n *kube.Node) error {
+	said, err := n.Uvxlan(ctx, "status", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var status struct {
+		FastPath struct {
+			On     bool   `json:"on"`
+			Reason string `json:"reason"`
+		} `json:"fast_path"`
+	}
+	err = json.Unmarshal([]byte(said), &status)
+	if err == nil && !status.FastPath.On {
+		err = fmt.Errorf("the fast path of %s is off: %s", n.Name, status.FastPath.Reason)
+	}
+	return err
 }
 
 // recreateNode deletes a node and has its kubelet register it anew, with another
@@ -294,6 +322,7 @@ func (c *clusterTest) recreateNode() {
 		return err
 	}))
 	c.must(n.AwaitDaemon(c.ctx(), "uvxlan", "uvxlan"))
+	c.must(n.AwaitNetwork(c.ctx(), after))
 	// A pod that outlived the Node has an address of the old subnet.
 	c.must(c.pods[1].Delete(c.ctx()))
 	c.startPods()

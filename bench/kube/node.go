@@ -20,8 +20,8 @@ const plugins = "/usr/lib/cni"
 const socket = "/run/containerd/containerd.sock"
 
 // script makes what a node writes its own and runs containerd. $1 is the node's
-// folder, $2 that for the logs of pods. Mounts that pods make must be seen by the kubelet, and those of the kubelet
-// by pods.
+// folder, $2 that for the logs of pods. Mounts that pods make must be seen by the
+// kubelet, and those of the kubelet by pods.
 const script = `set -eu
 mount -t tmpfs none /run
 mount --bind "$1/var" /var
@@ -31,6 +31,9 @@ mount -t overlay none -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/etc-work" /et
 mount --make-rshared /
 exec containerd --config "$1/containerd.toml"
 `
+
+// again runs a program for ever.
+const again = `while :; do "$@"; sleep 1; done`
 
 // containerdConfig is that of a machine whose processes may not raise their
 // oom_score_adj, as those of a container or of this lab may not.
@@ -197,8 +200,10 @@ func (n *Node) StartKubelet(ctx context.Context) (err error) {
 // StopKubelet stops the kubelet. Pods run on.
 func (n *Node) StopKubelet(ctx context.Context) error { return n.kubelet.Stop(ctx) }
 
+// startProxy keeps kube-proxy running, as its DaemonSet does elsewhere: it ends when its
+// Node is deleted, to begin afresh with the next one.
 func (n *Node) startProxy(ctx context.Context) error {
-	_, err := n.run(ctx, "proxy", n.cluster.program("kube-proxy"), "--config="+n.Path("proxy.json"))
+	_, err := n.run(ctx, "proxy", "sh", "-c", again, "sh", n.cluster.program("kube-proxy"), "--config="+n.Path("proxy.json"))
 	return err
 }
 
@@ -231,6 +236,18 @@ func (n *Node) Annotations(ctx context.Context) (map[string]string, error) {
 	}
 	var all map[string]string
 	return all, json.Unmarshal([]byte(text), &all)
+}
+
+// AwaitNetwork waits until containers get addresses of a subnet by uvxlan's
+// configuration of CNI.
+func (n *Node) AwaitNetwork(ctx context.Context, subnet string) error {
+	return Await(ctx, func() error {
+		text, err := os.ReadFile(n.Path("etc/cni/net.d/10-uvxlan.conflist"))
+		if err == nil && !strings.Contains(string(text), strconv.Quote(subnet)) {
+			err = fmt.Errorf("containers of %s get no addresses of %s yet: %s", n.Name, subnet, text)
+		}
+		return err
+	})
 }
 
 // AwaitReady waits until the node is ready, as it is once it has a network.
