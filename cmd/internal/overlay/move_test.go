@@ -36,14 +36,20 @@ func at(address string) extiface.Interface {
 	return extiface.Interface{Name: "eth0", MTU: 1500, Address: a, PublicIP: a}
 }
 
-// startOverlay is an overlay that is up on a host of its own, which has the addresses
-// 192.0.2.1 and 192.0.2.2. Run isn't called.
-func startOverlay(t *testing.T) *Overlay {
+// enterHost has the test on a host of its own, which has the addresses 192.0.2.1 and
+// 192.0.2.2.
+func enterHost(t *testing.T) {
 	t.Helper()
 	netnstest.RequireRoot(t)
 	netnstest.Enter(t)
 	netnstest.Run(t, "sh", "-c", `ip link set lo up; ip link add eth0 type bridge
 		ip addr add 192.0.2.1/24 dev eth0; ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up`)
+}
+
+// startOverlay is an overlay that is up on a host of its own. Run isn't called.
+func startOverlay(t *testing.T) *Overlay {
+	t.Helper()
+	enterHost(t)
 	v := newOverlayTest(t)
 	err := v.open()
 	t.Cleanup(v.Close)

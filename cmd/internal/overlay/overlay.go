@@ -149,7 +149,8 @@ type Overlay struct {
 }
 
 // Open opens whatever may fail before there is a lease, or takes over what the
-// daemon before had open.
+// daemon before had open. Where flannel's kernel interface carries packets, it leaves
+// that and all that can't be beside it to [Overlay.Start]: a lease may take long.
 func Open(c Config, before *handover.State) (*Overlay, error) {
 	if err := device.Check(); err != nil {
 		return nil, err
@@ -166,6 +167,10 @@ func Open(c Config, before *handover.State) (*Overlay, error) {
 	}
 	if before != nil {
 		return v, v.takeOver(before)
+	}
+	if kind, err := link.Stale(v.name); err == nil && kind == "vxlan" {
+		v.log.Info("an earlier interface stays until there is a lease", "name", v.name, "type", kind)
+		return v, nil
 	}
 	return v, v.open()
 }
@@ -386,6 +391,11 @@ func (v *Overlay) attrs() (lease.Attrs, error) {
 // Start makes the router for our lease. The device stays down, so that nothing
 // is sent into it before the peers are known.
 func (v *Overlay) Start(own lease.Lease) error {
+	if v.device == nil {
+		if err := v.open(); err != nil {
+			return err
+		}
+	}
 	v.own = own
 	if err := v.startRouter(); err != nil {
 		return err
