@@ -99,16 +99,6 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 // Options.Dir stay.
 func (c *Cluster) Close() error { return c.Lab.Close() }
 
-// Node returns the node of that name.
-func (c *Cluster) Node(name string) *Node {
-	for _, n := range c.Nodes {
-		if n.Name == name {
-			return n
-		}
-	}
-	return nil
-}
-
 func (c *Cluster) path(elements ...string) string {
 	return filepath.Join(append([]string{c.opts.Dir}, elements...)...)
 }

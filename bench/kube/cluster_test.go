@@ -355,10 +355,10 @@ func TestIntegrationMigration(t *testing.T) {
 	first, second := c.Nodes[0], c.Nodes[1]
 	for _, s := range []scenario{
 		{name: "both with flannel", do: func(*clusterTest) {}},
-		{name: "kb22 from flannel to uvxlan", lost: 30, do: toUvxlan(second)},
+		{name: "kb22 from flannel to uvxlan", lost: 20, do: toUvxlan(second)},
 		{name: "kb22 back to flannel", lost: 1000, do: to(second, "flannel", "kube-flannel", "flannel")},
-		{name: "kb22 from flannel to uvxlan again", lost: 30, do: toUvxlan(second)},
-		{name: "kb21 from flannel to uvxlan", lost: 30, do: toUvxlan(first)},
+		{name: "kb22 from flannel to uvxlan again", lost: 20, do: toUvxlan(second)},
+		{name: "kb21 from flannel to uvxlan", lost: 20, do: toUvxlan(first)},
 	} {
 		c.run(s)
 	}
