@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -120,8 +121,33 @@ func TestIntegrationDirect(t *testing.T) {
 	kb22 := w.Host("kb22")
 	// The daemon of the peer would mend its own filter, but not what the network does.
 	e2e.Shell(t, kb22.Node, "nft -f - <<'N'\ntable ip doctor {\n chain pre {\n  type filter hook prerouting priority -300;\n  iifname eth0 ip saddr 172.7.21.0/24 drop\n }\n}\nN")
+	// Meanwhile the peer sends datagrams that have nothing to do with the overlay, and whose
+	// checksums something spoils.
+	if err := kb22.SetFeatures("eth0", map[string]bool{"tx-checksum-ip-generic": false}); err != nil {
+		t.Fatal(err)
+	}
+	e2e.Shell(t, kb22.Node, "nft -f - <<'N'\ntable ip spoil {\n chain out {\n  type filter hook output priority 0;\n  udp dport 9 @th,48,16 set 0xdead\n }\n}\nN")
+	others := kb22.Command(t.Context(), "bash", "-c", "while sleep 0.05; do echo >/dev/udp/192.168.14.21/9; done")
+	if err := others.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = others.Stop(context.Background()) })
 	r := doctor(t, daemons[0])
 	if got := r.kinds(kb22.Subnet); !slices.Equal(got, []string{"direct-blocked"}) {
 		t.Errorf("found %v", got)
+	}
+	if f := r.find(t, "checksums"); f.Severity != "warning" || len(f.Peers) > 0 {
+		t.Errorf("datagrams that are no frames: %+v", f)
+	}
+	e2e.Shell(t, kb22.Node, "nft delete table ip doctor")
+	// Rules for marked packets know no way back. The daemon loosens a strict filter, but one
+	// that is loose needs a way back, too.
+	e2e.Shell(t, w.Host("kb21").Node, "sysctl -qw net.ipv4.conf.eth0.rp_filter=2 net.ipv4.conf.eth0.src_valid_mark=1; ip rule add priority 10 fwmark 0x99 to 172.7.22.0/24 unreachable; "+
+		"nft -f - <<'N'\ntable ip doctor {\n chain pre {\n  type filter hook prerouting priority -300;\n  iifname eth0 ip saddr 172.7.22.0/24 meta mark set 0x99\n }\n}\nN")
+	r = doctor(t, daemons[0])
+	if got := r.kinds(kb22.Subnet); !slices.Equal(got, []string{"reverse-path"}) {
+		t.Errorf("without a way back: found %v", got)
+	} else if f := r.find(t, "reverse-path"); !strings.Contains(f.Remedy, "ip rule") {
+		t.Errorf("the remedy of a loose filter is %q", f.Remedy)
 	}
 }

@@ -66,6 +66,17 @@ func ghost(subnet, publicIP string, vni uint32, mac string) lease.Lease {
 	}}
 }
 
+// sourcePorts are the ports that the daemon's frames leave from.
+func (w *ward) sourcePorts() []string {
+	w.T.Helper()
+	out, err := w.Host("kb21").Run(w.Context(), "sh", "-c", "ss -Hun4a | awk '{sub(/.*:/, \"\", $4); print $4}' | sort -u")
+	ports := strings.Fields(string(out))
+	if err != nil || len(ports) == 0 {
+		w.T.Fatalf("look for the daemon's ports: %v: %s", err, out)
+	}
+	return ports
+}
+
 // drop has the router drop what matches.
 func (w *ward) drop(match string) { w.forward = append(w.forward, match+" drop") }
 
@@ -139,6 +150,15 @@ var troubles = []trouble{
 		e2e.Shell(w.T, h.Node, "ip link set flannel.1 mtu 1300")
 	}},
 	{"loss", "fault", network("ip daddr PEER " + frames + " numgen inc mod 3 == 0")},
+	{"damaged", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		rules(w.T, h.Node, "out", "filter hook output priority 0", "oifname flannel.1 icmp type echo-reply numgen inc mod 3 == 0 @th,64,16 set 0xdead")
+	}},
+	// One of several links between the hosts is dead: that which the daemon's frames take.
+	{"carrier", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		w.drop("ip daddr " + h.Address.String() + " " + frames + " udp sport { " + strings.Join(w.sourcePorts(), ", ") + " }")
+	}},
 	{"segmentation", "fault", network("ip daddr PEER " + frames + " ip length > 1600")},
 	{"tcp-checksum-out", "fault", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)
@@ -231,6 +251,7 @@ func TestIntegrationPeers(t *testing.T) {
 	for kind, words := range map[string]string{
 		"nat": "come from 192.168.14.1, its lease says", "port-differs": "8472", "mtu": "1350", "loss": "were lost",
 		"no-host": "nobody answers ARP for 192.168.14.99", "duplicate-public-ip": "172.7.201.0/24 gets no answer", "clock": "1h0m",
+		"damaged": "came back with other bytes", "carrier": "a frame of the doctor's own was answered",
 		"port-rejected": "192.168.14.1 says: administratively prohibited", "no-way": "192.168.14.1 says",
 		"wrong-public-ip": "come from 192.168.100.2, its lease says", "unknown-source": "the daemon dropped",
 	} {

@@ -241,12 +241,17 @@ func (j *judgement) notDelivered() bool {
 	}
 	if n := j.grown(reversePathDrop); n > 0 {
 		j.add(Fault, "reverse-path", "this host's reverse-path filter drops its frames", fmt.Sprintf("%s; the filter dropped %d packets", evidence, n),
-			"sysctl -w net/ipv4/conf/"+j.link()+"/rp_filter=2")
+			j.loosening())
 		return true
 	}
 	j.add(Fault, "own-firewall-in", "its frames come to this host, and don't get to the daemon", evidence,
 		fmt.Sprintf("look for a rule (nft list ruleset, tc filter show) that drops UDP port %d on the way in", j.x.port))
 	return true
+}
+
+// loosening helps against the reverse-path filter. A loose one still wants a route back.
+func (j *judgement) loosening() string {
+	return fmt.Sprintf("sysctl -w net/ipv4/conf/%s/rp_filter=2; if it is 2 already, a rule (ip rule) leaves such packets without a way back: mend the rule, or see that the filter is 0 there and in net/ipv4/conf/all", j.link())
 }
 
 // otherPort: the peer's VXLAN has another port.
@@ -329,7 +334,7 @@ func (j *judgement) deadDirect() bool {
 		if n := j.grown(reversePathDrop); n > 0 {
 			j.add(Fault, "reverse-path", "this host's reverse-path filter drops what comes from it without VXLAN",
 				fmt.Sprintf("%d answers of it came, none was delivered; the filter dropped %d packets", len(came), n),
-				"sysctl -w net/ipv4/conf/"+j.link()+"/rp_filter=2 net/ipv4/conf/all/rp_filter=2")
+				j.loosening())
 			return true
 		}
 		j.add(Fault, "own-firewall-in", "what comes from it without VXLAN is dropped on this host", fmt.Sprintf("%d answers of it came, none was delivered", len(came)),

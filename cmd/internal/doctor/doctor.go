@@ -147,14 +147,10 @@ func (s *session) askLeases(ctx context.Context) {
 
 // judgeLeases returns the subnets of leases that share an address or a MAC.
 func (s *session) judgeLeases() (shared map[netip.Prefix]bool) {
-	var own netip.Prefix
-	if s.status.Lease != nil {
-		own = s.status.Lease.Subnet
-	}
 	silent := func(subnet netip.Prefix) bool {
 		return slices.ContainsFunc(s.peers, func(p *evidence) bool { return p.Subnet == subnet && p.overlay.dead() })
 	}
-	found, shared := judgeLeases(s.leases, own, silent, time.Now())
+	found, shared := judgeLeases(s.leases, silent)
 	s.find(found...)
 	return shared
 }

@@ -5,20 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	"uvxlan/cmd/internal/control"
-	"uvxlan/lease"
 )
 
-// lifetimeSlack is how much longer than a lease lasts its end may be away: clocks
-// aren't read at one moment.
-const lifetimeSlack = time.Minute
-
-// judgeLeases says what is wrong with the cluster's leases, whoever holds them. own is
-// this host's subnet, and silent tells whether a subnet's VTEP was asked and doesn't
-// answer. shared are the subnets of leases that share what each should have for itself.
-func judgeLeases(rows []control.LeaseRow, own netip.Prefix, silent func(netip.Prefix) bool, now time.Time) (found []Finding, shared map[netip.Prefix]bool) {
+// judgeLeases says what is wrong with the cluster's leases, whoever holds them. silent
+// tells whether a subnet's VTEP was asked and doesn't answer. shared are the subnets of
+// leases that share what each should have for itself.
+func judgeLeases(rows []control.LeaseRow, silent func(netip.Prefix) bool) (found []Finding, shared map[netip.Prefix]bool) {
 	shared = map[netip.Prefix]bool{}
 	type claim struct {
 		what string
@@ -59,15 +53,6 @@ func judgeLeases(rows []control.LeaseRow, own netip.Prefix, silent func(netip.Pr
 		found = append(found, duplicate(c.what, c.key, all, silent))
 		for _, r := range all {
 			shared[r.Subnet] = c.what == "PublicIP" || shared[r.Subnet]
-		}
-	}
-	for _, r := range rows {
-		if r.Subnet == own && !r.Expires.IsZero() && r.Expires.Sub(now) > lease.DefaultTTL+lifetimeSlack {
-			found = append(found, Finding{
-				Severity: Warning, Kind: "lease-clock", What: "this host's clock has been set back since its lease was renewed",
-				Evidence: fmt.Sprintf("the lease ends in %s by this clock, and lasts %s", control.Round(r.Expires.Sub(now)), lease.DefaultTTL),
-				Remedy:   "have the host follow a clock: timedatectl set-ntp true",
-			})
 		}
 	}
 	return found, shared
