@@ -11,7 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"uvxlan/cmd/internal/atomicfile"
@@ -134,8 +137,18 @@ func (s *State) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s.unknown); err != nil {
 		return err
 	}
-	for _, name := range []string{"subnetFile", "subnetFileTime", "cniConfig", "device", "sysctls", "networks", "firewallRules", "blackhole", "blackholeV6", "controlSocket"} {
+	for _, name := range known() {
 		delete(s.unknown, name)
 	}
 	return nil
 }
+
+// known are the names of State's fields in JSON.
+var known = sync.OnceValue(func() (names []string) {
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[plain]()) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+})

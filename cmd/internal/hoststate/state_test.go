@@ -1,6 +1,7 @@
 package hoststate
 
 import (
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
@@ -134,5 +135,27 @@ func TestSysctlPaths(t *testing.T) {
 		if inForce || (err != nil) != wantErr {
 			t.Errorf("%s: %t, %v", path, inForce, err)
 		}
+	}
+}
+
+// No field of the manifest is taken for a newer version's, which would be kept for good.
+func TestAllFieldsAreKnown(t *testing.T) {
+	names := map[string]json.RawMessage{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[State]()) {
+		if f.IsExported() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			names[name] = json.RawMessage("null")
+		}
+	}
+	text, err := json.Marshal(names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s State
+	if err := json.Unmarshal(text, &s); err != nil {
+		t.Fatal(err)
+	}
+	if len(names) < 10 || len(s.Unknown()) > 0 {
+		t.Errorf("of %d fields unknown are %q", len(names), s.Unknown())
 	}
 }
