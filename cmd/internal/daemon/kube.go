@@ -53,9 +53,12 @@ func runKube(ctx context.Context, o Options, r *reloader, before *handover.State
 	defer registry.Close()
 	m.set(func(m *monitor) { m.leases, m.skipped, m.node = registry, registry.Skipped, registry.NodeName })
 	if before == nil {
-		if err := nodeAddresses(ctx, &o, m, registry); err != nil {
-			return nil, err
-		}
+		err = nodeAddresses(ctx, &o, m, registry)
+	} else {
+		err = o.takeStored() // as the daemon before knows them
+	}
+	if err != nil {
+		return nil, err
 	}
 	ext, err := chooseInterface(o, before)
 	if err != nil {
@@ -95,10 +98,8 @@ func nodeAddresses(ctx context.Context, o *Options, m *monitor, r *kube.Registry
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-limited.Done():
-			state, err := hoststate.Load(o.StateDir)
-			o.take(state.NodePublicIP, state.NodePublicIPv6)
 			o.patience = shortPatience
-			return err
+			return o.takeStored()
 		case <-time.After(nodeRetry):
 		}
 	}
@@ -108,6 +109,13 @@ func nodeAddresses(ctx context.Context, o *Options, m *monitor, r *kube.Registry
 func hasStoredLease(o Options) bool {
 	s, err := storeOf(o).Load()
 	return err == nil && s != nil && s.Own.Subnet.IsValid()
+}
+
+// takeStored takes the addresses that the Node's annotations named last.
+func (o *Options) takeStored() error {
+	state, err := hoststate.Load(o.StateDir)
+	o.take(state.NodePublicIP, state.NodePublicIPv6)
+	return err
 }
 
 // take takes addresses for those of the flags that aren't given.
