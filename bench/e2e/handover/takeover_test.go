@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -204,7 +205,11 @@ func offered(t *testing.T, d *cluster.Daemon) (net.Conn, map[string]any) {
 		}
 	}
 	t.Cleanup(func() { conn.Close() })
-	hello := `{"format":1}`
+	netns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", d.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello := fmt.Sprintf(`{"format":1,"netns":%q}`, netns)
 	if _, err := conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(hello))), hello...)); err != nil {
 		t.Fatal(err)
 	}

@@ -6,16 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/cmd/internal/control"
 	"uvxlan/cmd/internal/extiface"
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/host"
 	"uvxlan/cmd/internal/hoststate"
 	"uvxlan/cmd/internal/logqueue"
 	"uvxlan/cmd/internal/sysctl"
+	"uvxlan/cmd/internal/version"
 	"uvxlan/lease"
 	"uvxlan/lease/etcd"
 	"uvxlan/lease/etcdserver"
@@ -45,6 +49,8 @@ func Run(t *handover.Termination, o Options) error {
 		return explain(standby(o, before, main))
 	}
 	if handover.IsRetired() {
+		n := notifier{log: o.Logger, source: retired{}}
+		n.run(t, nil) // a service manager may watch it
 		<-t.Done()
 		return nil
 	}
@@ -66,6 +72,9 @@ func Run(t *handover.Termination, o Options) error {
 			continue
 		}
 		switch {
+		case after == nil && errors.Is(err, handover.ErrForsaken):
+			o.Logger.Error("starting again: nobody carries the packets", "error", err)
+			return ignoreCanceled(t, startAgain(t, o))
 		case after == nil && errors.Is(err, errUnlike):
 			return ignoreCanceled(t, startInPlace(t, o, before, err))
 		case after == nil && !errors.Is(err, handover.ErrDismissed):
@@ -75,9 +84,7 @@ func Run(t *handover.Termination, o Options) error {
 		case after.Given():
 			return retire(t, o, "another program has taken over")
 		}
-		if o.LogQueue != nil {
-			o.LogQueue.Flush(logqueue.LastWords) // what is left then is lost
-		}
+		flushLog(o)
 		if err = after.Exec(t, program, hoststate.Pending(o.StateDir)); t.Err() == nil {
 			o.Logger.Error("reload failed, this program goes on", "error", err)
 		}
@@ -97,10 +104,33 @@ func retire(t *handover.Termination, o Options, why string) error {
 	if !o.TakeOver {
 		return nil
 	}
+	flushLog(o)
+	return handover.Retire(t)
+}
+
+// retired is the state of a daemon whose place was taken.
+type retired struct{}
+
+// Status implements [control.Source].
+func (retired) Status() control.Status {
+	return control.Status{Version: version.String(), PID: os.Getpid(), Now: time.Now(), Reasons: []string{"another daemon has taken this one's place"}}
+}
+
+// Peers implements [control.Source].
+func (retired) Peers() []control.Peer { return nil }
+
+// startAgain makes this process the same program, as it was started by hand.
+func startAgain(t *handover.Termination, o Options) error {
+	flushLog(o)
+	return handover.StartAgain(t)
+}
+
+// flushLog writes what the log has before the process becomes another. What is left
+// after a moment is lost.
+func flushLog(o Options) {
 	if o.LogQueue != nil {
 		o.LogQueue.Flush(logqueue.LastWords)
 	}
-	return handover.Retire(t)
 }
 
 // ignoreCanceled passes over an error that is ctx's end.

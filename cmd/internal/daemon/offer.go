@@ -13,7 +13,6 @@ import (
 
 	"uvxlan/cmd/internal/handover"
 	"uvxlan/cmd/internal/hoststate"
-	"uvxlan/cmd/internal/logqueue"
 )
 
 var (
@@ -108,7 +107,7 @@ type offerer struct {
 var _ handover.Giver = (*offerer)(nil)
 
 // offer returns what another process has taken over, nil when ctx ends. The error is
-// a [handover.ErrDismissed].
+// a [handover.ErrDismissed] or a [handover.ErrForsaken].
 func (s *service) offer(ctx context.Context, r *reloader) (*handover.State, error) {
 	select {
 	case <-r.monitor.isReady:
@@ -197,10 +196,7 @@ func startInPlace(t *handover.Termination, o Options, before *handover.State, wh
 	if err := before.Dismiss(t); err != nil {
 		return err
 	}
-	if o.LogQueue != nil {
-		o.LogQueue.Flush(logqueue.LastWords)
-	}
-	return handover.StartAgain(t)
+	return startAgain(t, o)
 }
 
 // checkConfig returns an [errUnlike] if the configuration has changed since the daemon

@@ -57,11 +57,16 @@ type Giver interface {
 // another way.
 var ErrDismissed = errors.New("another program starts in this one's place")
 
+// ErrForsaken says that the process that took over has ended before it worked. Nobody
+// works.
+var ErrForsaken = errors.New("the program that took over has ended")
+
 // Run serves takers, one after the other, and returns the state that was given once
-// one of them has taken over; nil when ctx ends. The error is an [ErrDismissed].
+// one of them has taken over; nil when ctx ends. The error is an
+// [ErrDismissed] or an [ErrForsaken].
 func (o *Offer) Run(ctx context.Context, g Giver) (*State, error) {
-	stop := context.AfterFunc(ctx, func() { _ = o.listener.Close() })
-	defer stop()
+	defer context.AfterFunc(ctx, func() { _ = o.listener.Close() })()
+	told := "" // takers try again and again
 	for ctx.Err() == nil {
 		conn, err := o.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -75,15 +80,19 @@ func (o *Offer) Run(ctx context.Context, g Giver) (*State, error) {
 			}
 			continue
 		}
-		e, err := o.serve(ctx, wire{conn.(*net.UnixConn)}, g)
+		w := wire{conn.(*net.UnixConn)}
+		e, err := o.serve(ctx, w, g)
 		switch {
-		case err == nil:
-			return e, nil // the connection ends with this process
+		case err == nil, errors.Is(err, ErrDismissed):
+			w.keepOpen() // until then the taker waits
+			return e, err
+		case errors.Is(err, ErrForsaken):
+			return nil, err
 		case ctx.Err() != nil:
-			return nil, nil // likewise: the taker must not work before this daemon has ended
-		case errors.Is(err, ErrDismissed):
-			return nil, err // likewise
-		case !errors.Is(err, errNobody):
+			w.keepOpen()
+			return nil, nil
+		case !errors.Is(err, errNobody) && err.Error() != told:
+			told = err.Error()
 			o.log.Error("another program could not take over, this one goes on", "error", err)
 		}
 		conn.Close()
@@ -96,13 +105,18 @@ var errNobody = errors.New("nobody takes over")
 
 // serve gives the daemon's place to one taker.
 func (o *Offer) serve(ctx context.Context, w wire, g Giver) (given *State, err error) {
-	hello, fds, err := w.receive(time.Now().Add(messageTime))
+	hello, fds, err := w.receive(ctx, messageTime)
 	closeAll(fds)
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
 		return nil, errNobody
-	}
-	if err != nil {
-		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("hear of it: %w", err)
+	case hello.Format != stateFormat:
+		return nil, o.refuse(w, fmt.Errorf("it (version %s) takes states of format %d, and this is version %s with format %d: stop this one first",
+			hello.Version, hello.Format, version.String(), stateFormat))
+	case hello.Netns != netns():
+		return nil, o.refuse(w, fmt.Errorf("it has another network namespace (%s, not %s)", hello.Netns, netns()))
 	}
 	e, err := g.Describe()
 	if err != nil {
@@ -118,15 +132,17 @@ func (o *Offer) serve(ctx context.Context, w wire, g Giver) (given *State, err e
 		return nil, err
 	}
 	o.log.Info("another program is about to take over", "pid", hello.PID, "version", hello.Version)
-	interrupt := context.AfterFunc(ctx, func() { _ = w.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer interrupt()
-	order, fds, err := w.receive(time.Time{})
-	if err != nil {
-		return nil, fmt.Errorf("it ended before it could work: %w", err)
-	}
+	order, fds, err := w.receive(ctx, 0)
 	closeAll(fds)
-	if order.Quit {
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("it ended before it could work: %w", err)
+	case w.hasEnded():
+		return nil, errors.New("it ended before it was heard")
+	case order.Quit:
 		return nil, ErrDismissed
+	case !order.Stop:
+		return nil, o.refuse(w, errors.New("it orders what this program doesn't know"))
 	}
 	if err := g.Release(e); err != nil {
 		return nil, o.refuse(w, err)
@@ -135,7 +151,11 @@ func (o *Offer) serve(ctx context.Context, w wire, g Giver) (given *State, err e
 	if err := o.listener.Close(); err != nil {
 		o.log.Warn("withdraw the offer", "error", err)
 	}
-	if err := w.send(message{FastPath: e.FastPath}, e.FastPath.All()...); err != nil {
+	err = w.send(message{FastPath: e.FastPath}, e.FastPath.All()...)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil, fmt.Errorf("%w: %w", ErrForsaken, err)
+	}
+	if err != nil {
 		o.log.Error("packets wait until the other program finds out that this one has ended", "error", err)
 	}
 	return e, nil
@@ -156,8 +176,5 @@ func (o *Offer) give(w wire, e *State) error {
 		return err
 	}
 	defer unix.Close(file)
-	if err := w.conn.SetWriteDeadline(time.Now().Add(messageTime)); err != nil {
-		return err
-	}
 	return w.send(message{Format: e.Format, Version: version.String(), PID: os.Getpid()}, append([]int{file}, e.Descriptors()...)...)
 }

@@ -121,8 +121,11 @@ func (e *State) TunnelDescriptors() []int {
 	return slices.Compact(fds)
 }
 
-// Descriptors returns all descriptors of the state.
+// Descriptors returns all descriptors of the state; nil has none.
 func (e *State) Descriptors() []int {
+	if e == nil {
+		return nil
+	}
 	fds := e.TunnelDescriptors()
 	for _, fd := range []int{e.Lock, e.Health, e.Control} {
 		if fd != None {

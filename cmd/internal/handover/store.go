@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -143,28 +142,33 @@ func receiveStored() (*State, error) {
 	}
 	const first = 3 // SD_LISTEN_FDS_START
 	here, state := map[int]int{}, None
+	var ours []int
+	var err error
 	for i, name := range names {
 		fd := first + i
 		unix.CloseOnExec(fd)
-		number, err := strconv.Atoi(strings.TrimPrefix(name, storedLead))
+		number, wrong := strconv.Atoi(strings.TrimPrefix(name, storedLead))
 		switch {
 		case name == storedState:
 			state = fd
-		case strings.HasPrefix(name, storedLead) && err == nil:
+		case strings.HasPrefix(name, storedLead) && wrong == nil:
 			here[number] = fd
 		default:
 			continue
 		}
-		if err := notify("FDSTOREREMOVE=1\nFDNAME=" + name); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrStored, err)
-		}
+		ours = append(ours, fd)
+		err = errors.Join(err, notify("FDSTOREREMOVE=1\nFDNAME="+name))
 	}
-	if state == None && len(here) == 0 {
+	if len(ours) == 0 {
 		return nil, nil
 	}
-	e, err := readStored(state, here)
+	var e *State
+	if err == nil {
+		e, err = readStored(state, here)
+	}
+	used := e.Descriptors()
+	closeAll(slices.DeleteFunc(ours, func(fd int) bool { return slices.Contains(used, fd) }))
 	if err != nil {
-		closeAll(slices.Collect(maps.Values(here)))
 		return nil, fmt.Errorf("%w: %w", ErrStored, err)
 	}
 	return e, nil
@@ -175,7 +179,11 @@ func readStored(state int, here map[int]int) (*State, error) {
 	if state == None {
 		return nil, errors.New("the state is missing")
 	}
-	text, err := readMemoryFile(state)
+	own, err := unix.FcntlInt(uintptr(state), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	text, err := readMemoryFile(own)
 	if err != nil {
 		return nil, err
 	}

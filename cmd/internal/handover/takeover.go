@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -48,25 +47,23 @@ func TakeOver(ctx context.Context, dir string, log *slog.Logger) (*State, error)
 func takeOver(ctx context.Context, dir string) (*State, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", hoststate.HandoverPath(dir))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil, awaitNobody(dir)
-	}
 	if err != nil {
-		return nil, err
+		return nil, awaitNobody(dir, err)
 	}
 	w := wire{conn.(*net.UnixConn)}
-	e, err := ask(w)
+	e, err := ask(ctx, w)
 	if err != nil {
 		return nil, inLine(err, conn.Close())
 	}
 	return e, nil
 }
 
-// awaitNobody returns an error as long as a daemon runs that offers nothing.
-func awaitNobody(dir string) error {
+// awaitNobody returns an error as long as a daemon runs that offers nothing, as cause
+// says.
+func awaitNobody(dir string, cause error) error {
 	switch lock, err := hoststate.Acquire(dir); {
 	case errors.Is(err, hoststate.ErrRunning):
-		return fmt.Errorf("it offers nothing: it isn't ready yet, or is too old a version, which must be stopped: %w", err)
+		return fmt.Errorf("it offers nothing: it isn't ready yet, or is too old a version, which must be stopped: %w (%w)", err, cause)
 	case err == nil:
 		return lock.Close()
 	}
@@ -74,15 +71,11 @@ func awaitNobody(dir string) error {
 }
 
 // ask has the daemon give its state.
-func ask(w wire) (*State, error) {
-	until := time.Now().Add(messageTime)
-	if err := w.conn.SetWriteDeadline(until); err != nil {
+func ask(ctx context.Context, w wire) (*State, error) {
+	if err := w.send(message{Format: stateFormat, Version: version.String(), PID: os.Getpid(), Netns: netns()}); err != nil {
 		return nil, err
 	}
-	if err := w.send(message{Format: stateFormat, Version: version.String(), PID: os.Getpid()}); err != nil {
-		return nil, err
-	}
-	m, fds, err := w.receive(until)
+	m, fds, err := w.receive(ctx, messageTime)
 	if err != nil {
 		return nil, err
 	}
@@ -102,10 +95,6 @@ func ask(w wire) (*State, error) {
 	if err != nil {
 		closeAll(fds)
 		return nil, err
-	}
-	if here := netns(); e.Netns != here {
-		closeAll(fds)
-		return nil, fmt.Errorf("it has another network namespace (%s, not %s)", e.Netns, here)
 	}
 	e.donor = &donor{wire: w}
 	return e, nil
@@ -156,15 +145,11 @@ var errRefusedStop = errors.New("the daemon that runs goes on")
 // stop ends the daemon's work. It returns the descriptors by which a fast path stays
 // attached.
 func (d *donor) stop() (*fastpath.Descriptors, error) {
-	until := time.Now().Add(messageTime)
-	err := d.wire.conn.SetWriteDeadline(until)
-	if err == nil {
-		err = d.wire.send(message{Stop: true})
-	}
+	err := d.wire.send(message{Stop: true})
 	var m message
 	var fds []int
 	if err == nil {
-		m, fds, err = d.wire.receive(until)
+		m, fds, err = d.wire.receive(context.Background(), messageTime)
 	}
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
@@ -188,15 +173,10 @@ func (e *State) Dismiss(ctx context.Context) error {
 		return nil
 	}
 	w := e.donor.wire
-	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err := w.conn.SetWriteDeadline(time.Now().Add(messageTime))
-	if err == nil {
-		err = w.send(message{Quit: true})
-	}
+	err := w.send(message{Quit: true})
 	var fds []int
 	if err == nil {
-		_, fds, err = w.receive(time.Now().Add(quitTime))
+		_, fds, err = w.receive(ctx, quitTime)
 	}
 	closeAll(fds)
 	switch {

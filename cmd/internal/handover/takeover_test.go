@@ -1,11 +1,16 @@
 package handover
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -22,12 +27,37 @@ type donorOf struct {
 	t         *testing.T
 	state     func() *State
 	refuse    error // of Release
+	released  func()
 	abandoned chan struct{}
+}
+
+// gatewayDonor gives a state without descriptors.
+func gatewayDonor(t *testing.T) *donorOf {
+	return &donorOf{t: t, abandoned: make(chan struct{}, 9), state: func() *State {
+		e := testState(t)
+		e.FastPath, e.Tunnel, e.Health, e.Control, e.Lock = nil, nil, None, None, None
+		e.Config.Backend.Type = "host-gw"
+		return e
+	}}
+}
+
+// taker is what connects to an offer, as the taker's side says it.
+func taker(t *testing.T, dir string) wire {
+	t.Helper()
+	conn, err := net.Dial("unix", hoststate.HandoverPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return wire{conn.(*net.UnixConn)}
 }
 
 func (d *donorOf) Describe() (*State, error) { return d.state(), nil }
 
 func (d *donorOf) Release(e *State) error {
+	if d.released != nil {
+		d.released()
+	}
 	if d.refuse == nil {
 		e.FastPath = &fastpath.Descriptors{Maps: map[string]int{"a": named(d.t, "map a"), "b": named(d.t, "map b")}, Links: []int{named(d.t, "link")}, Layout: "1"}
 	}
@@ -60,17 +90,24 @@ func nameOf(t *testing.T, fd int) string {
 // offerIn runs an offer in the state directory. It returns what is given.
 func offerIn(t *testing.T, dir string, d *donorOf) <-chan *State {
 	t.Helper()
-	o, err := OpenOffer(t.Context(), dir, slog.New(slog.DiscardHandler))
+	given, _ := offerUntil(t.Context(), t, dir, d, slog.New(slog.DiscardHandler))
+	return given
+}
+
+func offerUntil(ctx context.Context, t *testing.T, dir string, d *donorOf, log *slog.Logger) (<-chan *State, <-chan error) {
+	t.Helper()
+	o, err := OpenOffer(ctx, dir, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	given := make(chan *State, 1)
+	given, ended := make(chan *State, 1), make(chan error, 1)
 	go func() {
-		e, _ := o.Run(t.Context(), d)
+		e, err := o.Run(ctx, d)
 		given <- e
+		ended <- err
 	}()
 	t.Cleanup(func() { o.Close() })
-	return given
+	return given, ended
 }
 
 // Every descriptor arrives where it belongs, even if there are more than one message
@@ -139,12 +176,8 @@ func TestTakeOver(t *testing.T) {
 // A daemon that won't stop goes on, and can be asked again.
 func TestTakeOverRefused(t *testing.T) {
 	dir := t.TempDir()
-	d := &donorOf{t: t, abandoned: make(chan struct{}, 9), refuse: errors.New("made again meanwhile"), state: func() *State {
-		e := testState(t)
-		e.FastPath, e.Tunnel, e.Health, e.Control, e.Lock = nil, nil, None, None, None
-		e.Config.Backend.Type = "host-gw"
-		return e
-	}}
+	d := gatewayDonor(t)
+	d.refuse = errors.New("made again meanwhile")
 	given := offerIn(t, dir, d)
 	for range 2 {
 		e, err := TakeOver(t.Context(), dir, slog.New(slog.DiscardHandler))
@@ -182,5 +215,158 @@ func TestTakeOverNobody(t *testing.T) {
 	time.AfterFunc(20*time.Millisecond, func() { held.Close() })
 	if e, err := TakeOver(t.Context(), dir, log); e != nil || err != nil {
 		t.Errorf("after it has ended: %v, %v", e, err)
+	}
+}
+
+// gate holds up an offer when it has given the state, until the test goes on.
+type gate struct {
+	slog.Handler
+	open chan struct{}
+}
+
+func (g gate) Handle(ctx context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "about to take over") {
+		<-g.open
+	}
+	return g.Handler.Handle(ctx, r)
+}
+
+// What isn't "stop", or comes from a process that has ended, doesn't stop the daemon.
+// Neither is told twice.
+func TestOfferGoesOn(t *testing.T) {
+	dir, d := t.TempDir(), gatewayDonor(t)
+	d.released = func() { t.Error("the daemon was stopped") }
+	var log bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	g := gate{slog.NewTextHandler(&log, nil), make(chan struct{})}
+	_, ended := offerUntil(ctx, t, dir, d, slog.New(g))
+	hello := message{Format: stateFormat, Netns: netns()}
+	for _, c := range []struct {
+		hello, order message
+		words        string
+		closes       bool
+	}{
+		{hello, message{Version: "of a later kind"}, "orders what this program doesn't know", false},
+		{hello, message{Version: "of a later kind"}, "orders what this program doesn't know", false},
+		{hello, message{Stop: true}, "", true},
+		{message{Format: stateFormat, Netns: "net:[1]"}, message{}, "another network namespace", false},
+		{message{Format: 99, Netns: netns()}, message{}, "format 99", false},
+	} {
+		w := taker(t, dir)
+		if err := w.send(c.hello); err != nil {
+			t.Fatal(err)
+		}
+		answer, fds, err := w.receive(t.Context(), messageTime)
+		closeAll(fds)
+		if err == nil && answer.Error == "" {
+			err = w.send(c.order)
+			if c.closes {
+				w.conn.Close()
+			}
+			g.open <- struct{}{}
+			if err == nil && !c.closes {
+				answer, fds, err = w.receive(t.Context(), messageTime)
+				closeAll(fds)
+			}
+			<-d.abandoned
+		}
+		if err != nil || !strings.Contains(answer.Error, c.words) {
+			t.Errorf("%+v: answered %q, %v", c.order, answer.Error, err)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(log.String(), "doesn't know"); n != 1 {
+		t.Errorf("it is told %d times: %s", n, log.String())
+	}
+}
+
+// A taker that ends after the daemon has stopped, and before it is told so, leaves
+// nobody at work. The daemon is told.
+func TestOfferForsaken(t *testing.T) {
+	dir, d := t.TempDir(), gatewayDonor(t)
+	w := wire{}
+	d.released = func() { w.conn.Close() }
+	_, ended := offerUntil(t.Context(), t, dir, d, slog.New(slog.DiscardHandler))
+	w = taker(t, dir)
+	if err := w.send(message{Format: stateFormat, Netns: netns()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, fds, err := w.receive(t.Context(), messageTime); err != nil || len(fds) != 1 {
+		t.Fatalf("%d descriptors, %v", len(fds), err)
+	}
+	if err := w.send(message{Stop: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, ErrForsaken) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// An offer ends with its context, whoever is connected. A taker hears no end as long as
+// the process is there, or both would remove and make the same things.
+func TestOfferEnds(t *testing.T) {
+	for name, says := range map[string]func(w wire) error{
+		"silent": func(wire) error { return nil },
+		"about to take over": func(w wire) error {
+			if err := w.send(message{Format: stateFormat, Netns: netns()}); err != nil {
+				return err
+			}
+			_, fds, err := w.receive(t.Context(), messageTime)
+			closeAll(fds)
+			return err
+		},
+	} {
+		dir, d := t.TempDir(), gatewayDonor(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, ended := offerUntil(ctx, t, dir, d, slog.New(slog.DiscardHandler))
+		w := taker(t, dir)
+		if err := says(w); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		cancel()
+		if err := <-ended; err != nil || time.Since(begin) >= messageTime {
+			t.Errorf("%s: %v, or the end waits for a message", name, err)
+		}
+		for range 3 {
+			runtime.GC()
+		}
+		if name != "silent" && w.hasEnded() {
+			t.Error("it hears of an end")
+		}
+	}
+}
+
+// A state directory whose socket can't have a name has no daemon that could be replaced.
+func TestTakeOverLongDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 120))
+	if e, err := TakeOver(t.Context(), dir, slog.New(slog.DiscardHandler)); e != nil || err != nil {
+		t.Errorf("%v, %v", e, err)
+	}
+}
+
+// Descriptors of systemd's that are of no use don't stay open: one may be a lock.
+func TestReceiveStoredOfNoUse(t *testing.T) {
+	if os.Getenv("LISTEN_FDS") == "" {
+		c := exec.CommandContext(t.Context(), "sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run '^TestReceiveStoredOfNoUse$'`, os.Args[0])
+		c.Env = append(os.Environ(), "LISTEN_FDS=3", "LISTEN_FDNAMES=uvxlan-7:uvxlan-7:uvxlan-8", "NOTIFY_SOCKET=")
+		for range 3 {
+			c.ExtraFiles = append(c.ExtraFiles, os.NewFile(uintptr(named(t, "file")), "file"))
+		}
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	if e, err := receiveStored(); e != nil || !errors.Is(err, ErrStored) {
+		t.Errorf("%v, %v", e, err)
+	}
+	for fd := 3; fd < 6; fd++ {
+		if target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil && strings.Contains(target, "memfd:test") {
+			t.Errorf("descriptor %d is %s", fd, target)
+		}
 	}
 }

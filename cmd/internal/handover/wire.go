@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ type message struct {
 	Format  int    `json:"format,omitempty"`
 	Version string `json:"version,omitempty"`
 	PID     int    `json:"pid,omitempty"`
+	Netns   string `json:"netns,omitempty"` // of a hello
 	// Of the answer to stop: the descriptors by which a fast path stays attached.
 	FastPath *fastpath.Descriptors `json:"fast_path,omitempty"`
 	Stop     bool                  `json:"stop,omitempty"`
@@ -49,6 +51,9 @@ var errTooLong = fmt.Errorf("a message of more than %d bytes", maxMessage)
 
 // send sends a message with copies of the descriptors.
 func (w wire) send(m message, fds ...int) error {
+	if err := w.conn.SetWriteDeadline(time.Now().Add(messageTime)); err != nil {
+		return err
+	}
 	for {
 		part := fds[:min(len(fds), maxRights)]
 		fds = fds[len(part):]
@@ -77,13 +82,18 @@ func (w wire) send(m message, fds ...int) error {
 	}
 }
 
-// receive waits for a message until the time, or without a limit if it is zero. The
-// descriptors are the caller's, unless there is an error. io.EOF means that the other
-// process has ended.
-func (w wire) receive(until time.Time) (m message, fds []int, err error) {
+// receive waits for a message until ctx ends. The limit is for the whole of it; 0 is
+// none. The descriptors are the caller's, unless there is an error. io.EOF means that
+// the other process has ended.
+func (w wire) receive(ctx context.Context, limit time.Duration) (m message, fds []int, err error) {
+	var until time.Time
+	if limit > 0 {
+		until = time.Now().Add(limit)
+	}
 	if err := w.conn.SetReadDeadline(until); err != nil {
 		return m, nil, err
 	}
+	defer context.AfterFunc(ctx, func() { _ = w.conn.SetReadDeadline(time.Unix(1, 0)) })()
 	defer func() {
 		if err != nil {
 			closeAll(fds)
@@ -134,6 +144,29 @@ func (w wire) receiveOne() (m message, fds []int, err error) {
 		return m, fds, err
 	}
 	return m, fds, json.Unmarshal(text, &m)
+}
+
+// hasEnded tells whether the other process has, whatever it has sent before.
+func (w wire) hasEnded() bool {
+	raw, err := w.conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	ended := true
+	err = raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(fds, 0)
+		ended = err == nil && fds[0].Revents&unix.POLLHUP != 0
+	})
+	return err != nil || ended
+}
+
+// keepOpen has the connection end with this process, and no earlier: the collector
+// closes what nobody uses.
+func (w wire) keepOpen() {
+	if raw, err := w.conn.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	}
 }
 
 func parseRights(oob []byte) (fds []int, err error) {
