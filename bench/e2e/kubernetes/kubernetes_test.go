@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"uvxlan/bench/cluster"
 	"uvxlan/bench/e2e"
 	"uvxlan/bench/lab"
 	"uvxlan/lease/kube/kubetest"
@@ -110,6 +111,36 @@ func TestIntegrationTrafficGoesOn(t *testing.T) {
 	if n := w.api.Count("list") - lists; n != 1 {
 		t.Errorf("after the outage there were %d lists, want that of the daemon that was started again", n)
 	}
+}
+
+// What a Node's annotation says of its public address holds for the daemons that come
+// after the first, too.
+func TestIntegrationNodePublicIP(t *testing.T) {
+	w := newWorld(t, "kb21")
+	w.api.Annotate(t, "kb21", map[string]any{"node-public-ip": "203.0.113.9"})
+	w.Cluster.Args = []string{"-iface", "eth0"} // which doesn't have that address
+	d := w.Start("kb21")[0]
+	published := func(when string, d *cluster.Daemon) {
+		t.Helper()
+		s := e2e.AwaitStatus(t, d, when, func(s e2e.Status) bool { return s.Ready && s.PID == d.Process.Pid })
+		now := w.api.Node(t, "kb21").Metadata.Annotations[kubetest.Prefix+"public-ip"]
+		if s.PublicIP.String() != "203.0.113.9" || now != "203.0.113.9" {
+			t.Errorf("%s the public address is %s, and the Node says %s", when, s.PublicIP, now)
+		}
+	}
+	published("at first", d)
+	begin := time.Now()
+	if err := d.Process.Signal(unix.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	e2e.AwaitLine(t, d, begin, "took over")
+	published("after a reload", d)
+	next, err := w.Cluster.Restart(t.Context(), w.Host("kb21"), "-takeover")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e2e.AwaitLine(t, next, begin, "this daemon's work is over")
+	published("after a takeover", next)
 }
 
 // Nodes of both families join by both.
