@@ -292,4 +292,9 @@ func (w *ward) checksums() {
 			w.T.Errorf("%s: found %v, want %s", spec(n).Name, got, kind)
 		}
 	}
+	// A rule against one peer isn't what another suffers from.
+	gone := slices.IndexFunc(troubles, func(c trouble) bool { return c.kind == "no-host" })
+	if got := r.kinds(spec(gone).Subnet); !slices.Equal(got, []string{"no-host"}) {
+		w.T.Errorf("%s: found %v, want no-host", spec(gone).Name, got)
+	}
 }

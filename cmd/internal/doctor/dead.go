@@ -129,13 +129,11 @@ func (j *judgement) ownRules() bool {
 	if j.p.refused == nil && len(j.left()) > 0 || j.p.refused == nil && len(j.p.answered) > 0 {
 		return false
 	}
-	for _, r := range j.rules[j.p.PublicIP.Is6()] {
-		if r.Out && r.Drops {
-			if !r.Sure { // otherwise it is the host's
-				j.add(Fault, "own-firewall-out", "this host's firewall drops the frames to it", r.What, r.Remedy)
-			}
-			return true
+	if r, told, dropped := j.firewalled(true); dropped {
+		if told {
+			j.add(Fault, "own-firewall-out", "this host's firewall drops the frames to it", r.What, r.Remedy)
 		}
+		return true
 	}
 	if j.p.refused == nil {
 		return false
@@ -213,13 +211,11 @@ func (j *judgement) notDelivered() bool {
 		return false
 	}
 	evidence := fmt.Sprintf("%d answers of it came to this host's interface, and none to the overlay", len(came))
-	for _, r := range j.rules[j.p.PublicIP.Is6()] {
-		if !r.Out && r.Drops {
-			if !r.Sure {
-				j.add(Fault, "own-firewall-in", "this host's firewall drops its frames", r.What+"; "+evidence, r.Remedy)
-			}
-			return true
+	if r, told, dropped := j.firewalled(false); dropped {
+		if told {
+			j.add(Fault, "own-firewall-in", "this host's firewall drops its frames", r.What+"; "+evidence, r.Remedy)
 		}
+		return true
 	}
 	inside := j.x.tap.sightings(func(s *sighting) bool {
 		return !s.out && s.link == j.x.device && s.message.isReply() && j.p.Subnet.Contains(s.src)

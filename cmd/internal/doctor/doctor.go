@@ -155,6 +155,31 @@ func (s *session) judgeLeases() (shared map[netip.Prefix]bool) {
 	return shared
 }
 
+// tunnel is what this host's frames to others look like to its firewall.
+func (s *session) tunnel(local netip.Addr, remotes ...netip.Addr) firewall.Tunnel {
+	t := firewall.Tunnel{Local: local, Remotes: remotes, Port: s.status.Port}
+	t.Link.Name, t.Link.Index = s.status.Interface, indexOf(s.status.Interface)
+	return t
+}
+
+// rulesFor are the rules in the way of the frames of one peer. Where all peers' are the
+// same, or they can't be read again, they are those.
+func (s *session) rulesFor(remote netip.Addr) []firewall.Obstacle {
+	all := s.rules[remote.Is6()]
+	local := s.status.Local
+	if remote.Is6() {
+		local = s.status.LocalV6
+	}
+	if !local.IsValid() || !slices.ContainsFunc(all, func(r firewall.Obstacle) bool { return !r.Sure }) {
+		return all
+	}
+	own, err := firewall.Obstacles(s.tunnel(local, remote))
+	if err != nil {
+		return all
+	}
+	return own
+}
+
 // readRules looks for rules of the host's own that are in the way of frames.
 func (s *session) readRules() {
 	s.rules = map[bool][]firewall.Obstacle{}
@@ -162,14 +187,13 @@ func (s *session) readRules() {
 		if s.status.Port == 0 || !local.IsValid() {
 			continue
 		}
-		t := firewall.Tunnel{Local: local, Port: s.status.Port}
-		t.Link.Name, t.Link.Index = s.status.Interface, indexOf(s.status.Interface)
+		var remotes []netip.Addr
 		for _, p := range s.peers {
-			if p.PublicIP.Is4() == local.Is4() && !slices.Contains(t.Remotes, p.PublicIP) {
-				t.Remotes = append(t.Remotes, p.PublicIP)
+			if p.PublicIP.Is4() == local.Is4() && !slices.Contains(remotes, p.PublicIP) {
+				remotes = append(remotes, p.PublicIP)
 			}
 		}
-		rules, err := firewall.Obstacles(t)
+		rules, err := firewall.Obstacles(s.tunnel(local, remotes...))
 		s.rules[local.Is6()], s.rulesErr = rules, errors.Join(s.rulesErr, err)
 		s.find(judgeRules(rules, err)...)
 	}
@@ -343,7 +367,7 @@ func (s *session) explained(p *evidence, more []Finding) bool {
 
 // scene reads once more what is counted.
 func (s *session) scene(ctx context.Context) *scene {
-	sc := &scene{x: s.x, rules: s.rules, known: map[netip.Addr]bool{s.x.local: true}}
+	sc := &scene{x: s.x, rules: s.rules, rulesFor: s.rulesFor, known: map[netip.Addr]bool{s.x.local: true}}
 	for _, p := range s.peers {
 		sc.known[p.PublicIP] = true
 	}

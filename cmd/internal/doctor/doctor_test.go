@@ -239,6 +239,9 @@ func TestJudgeDead(t *testing.T) {
 		if c.set != nil {
 			c.set(j)
 		}
+		if j.rulesFor == nil {
+			j.rulesFor = func(a netip.Addr) []firewall.Obstacle { return j.rules[a.Is6()] }
+		}
 		if got := j.kinds(); got != c.want {
 			t.Errorf("%s: found %q, want %q", name, got, c.want)
 		}

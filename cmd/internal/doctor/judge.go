@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"uvxlan/cmd/internal/control"
@@ -17,7 +18,9 @@ type scene struct {
 	x *examiner
 	// known are all hosts' addresses.
 	known map[netip.Addr]bool
-	rules map[bool][]firewall.Obstacle // by whether they are of IPv6
+	rules map[bool][]firewall.Obstacle // of all frames, by whether they are of IPv6
+	// rulesFor are the rules in the way of one peer's frames.
+	rulesFor func(netip.Addr) []firewall.Obstacle
 	// grown are the kernel's counters that have grown meanwhile, and drops the
 	// daemon's by reason.
 	grown func(name string) uint64
@@ -57,6 +60,21 @@ type judgement struct {
 	*scene
 	p     *evidence
 	found []Finding
+}
+
+// firewalled tells whether this host's firewall drops the peer's frames, out or in, and
+// by which rule. A rule that drops all peers' is told as the host's, and told is false.
+func (j *judgement) firewalled(out bool) (rule firewall.Obstacle, told, dropped bool) {
+	for _, r := range j.rulesFor(j.p.PublicIP) {
+		if r.Out != out || !r.Drops {
+			continue
+		}
+		isHosts := slices.ContainsFunc(j.rules[j.p.PublicIP.Is6()], func(all firewall.Obstacle) bool {
+			return all.Sure && all.Out == r.Out && all.What == r.What
+		})
+		return r, !isHosts, true
+	}
+	return firewall.Obstacle{}, false, false
 }
 
 func (j *judgement) add(s Severity, kind, what, evidence, remedy string) {
