@@ -6,6 +6,9 @@ import (
 	"maps"
 	"os"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pending are the manifests that this process couldn't write, by state
@@ -29,6 +32,7 @@ type unwritten struct {
 func Update(dir string, change func(*State)) error {
 	pending.Lock()
 	defer pending.Unlock()
+	defer exclude(dir)()
 	s, err := load(dir)
 	if err != nil {
 		return err
@@ -36,6 +40,28 @@ func Update(dir string, change func(*State)) error {
 	change(&s)
 	keep(dir, s)
 	return nil
+}
+
+// A process that takes a daemon's place changes the manifest beside it. How long one
+// waits for the other, and how often it looks.
+const (
+	excludeTime     = time.Second
+	excludeInterval = time.Millisecond
+)
+
+// exclude keeps other processes from changing the manifest meanwhile. It gives up on
+// one that stands still.
+func exclude(dir string) (end func()) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return func() {} // the change finds out
+	}
+	for late := time.Now().Add(excludeTime); time.Now().Before(late); time.Sleep(excludeInterval) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+	}
+	return func() { f.Close() }
 }
 
 // keep writes a manifest. If that fails, it keeps the manifest in memory. The

@@ -5,6 +5,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"uvxlan/cmd/internal/atomicfile"
 )
@@ -87,5 +90,39 @@ func TestSetAside(t *testing.T) {
 		if s, err := Load(dir); err != nil || s.Device != "" || SetAside(dir) != nil {
 			t.Errorf("%q: the manifest is %+v, %v", text, s, err)
 		}
+	}
+}
+
+// Two processes may change the manifest at once, and both changes stay.
+func TestUpdateBesideAnother(t *testing.T) {
+	dir := t.TempDir()
+	other, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- Update(dir, func(s *State) { s.Device = "flannel.1" }) }()
+	// The other process reads, changes and writes.
+	for range 20 {
+		if len(done) > 0 {
+			t.Fatal("it doesn't wait")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := (State{CNIConfig: "10-uvxlan.conflist"}).Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Load(dir); err != nil || s.Device != "flannel.1" || s.CNIConfig == "" {
+		t.Errorf("it became %+v, %v", s, err)
 	}
 }
