@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"uvxlan/tunnel/device"
@@ -34,7 +35,8 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 	if err == nil {
 		v.setDown(nil)
 	}
-	if err == nil && !v.before.Borrowed() { // whose fast path is attached
+	borrowed := v.before.Borrowed() // with its fast path attached
+	if err == nil && !borrowed {
 		err = v.useFast(v.before == nil)
 	}
 	if err == nil {
@@ -43,12 +45,22 @@ func (v *Overlay) Run(ctx context.Context, ready func() error) error {
 	if err == nil && v.before != nil {
 		err = v.replaceStandby()
 	}
-	for err == nil && ctx.Err() == nil {
-		if err = v.useFast(false); err != nil {
+	var attaching sync.WaitGroup
+	defer attaching.Wait()
+	if err == nil && borrowed {
+		// Beside the packets, which have waited long enough.
+		attaching.Go(func() { _ = v.useFast(false) })
+	}
+	for first := borrowed; err == nil && ctx.Err() == nil; first = false {
+		if !first {
+			err = v.useFast(false)
+		}
+		if err != nil {
 			return err
 		}
 		router, _ := v.inForce()
 		err = v.ended(router, router.Run(ctx))
+		attaching.Wait()
 		if v.isHanded() {
 			<-ctx.Done()
 			return nil
