@@ -49,6 +49,7 @@ type Loss struct {
 	Gap time.Duration
 }
 
+// String gives the loss in words.
 func (l Loss) String() string {
 	return fmt.Sprintf("%d of %d pings lost, longest gap %d ms", l.Lost, l.Sent, l.Gap.Milliseconds())
 }

@@ -42,11 +42,7 @@ func TestIntegrationReloadLosesNothing(t *testing.T) {
 			daemons := w.Start("kb21", "kb22")
 			w.Mesh("kb21", "kb22")
 			m.Await(t, w, lease.Lease{})
-			one, other := w.Container("kb21"), w.Container("kb22")
-			flows := []*numbered{
-				startPings(t, one.Node, other.Address), startPings(t, other.Node, one.Address),
-				startDatagrams(t, one.Node, other), startDatagrams(t, other.Node, one),
-			}
+			flows := startFlows(t, w)
 			fast := hasFastPath(t, daemons[0])
 			for i := range reloads {
 				pauses := reloadDaemon(t, daemons[i%2])
@@ -62,6 +58,16 @@ func TestIntegrationReloadLosesNothing(t *testing.T) {
 				t.Errorf("the fast path was on: %t, and is now: %t, or another was attached", fast, now)
 			}
 		})
+	}
+}
+
+// startFlows starts pings and datagrams between the containers of both hosts, each way.
+func startFlows(t *testing.T, w *e2e.World) []*numbered {
+	t.Helper()
+	one, other := w.Container("kb21"), w.Container("kb22")
+	return []*numbered{
+		startPings(t, one.Node, other.Address), startPings(t, other.Node, one.Address),
+		startDatagrams(t, one.Node, other), startDatagrams(t, other.Node, one),
 	}
 }
 

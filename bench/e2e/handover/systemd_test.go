@@ -175,11 +175,7 @@ func TestIntegrationSystemdRestart(t *testing.T) {
 	m.run("systemctl", "start", "uvxland")
 	w.Mesh("kb21", "kb22")
 	first := m.run("systemctl", "show", "-P", "MainPID", "uvxland")
-	one, other := w.Container("kb21"), w.Container("kb22")
-	flows := []*numbered{
-		startPings(t, one.Node, other.Address), startPings(t, other.Node, one.Address),
-		startDatagrams(t, one.Node, other), startDatagrams(t, other.Node, one),
-	}
+	flows := startFlows(t, w)
 	const restarts = 3
 	for range restarts {
 		m.run("systemctl", "restart", "uvxland")

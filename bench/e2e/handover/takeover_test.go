@@ -44,11 +44,7 @@ func TestIntegrationTakeoverLosesNothing(t *testing.T) {
 			daemons := w.Start("kb21", "kb22")
 			w.Mesh("kb21", "kb22")
 			m.Await(t, w, lease.Lease{})
-			one, other := w.Container("kb21"), w.Container("kb22")
-			flows := []*numbered{
-				startPings(t, one.Node, other.Address), startPings(t, other.Node, one.Address),
-				startDatagrams(t, one.Node, other), startDatagrams(t, other.Node, one),
-			}
+			flows := startFlows(t, w)
 			fast := hasFastPath(t, daemons[0])
 			const takeovers = 6
 			for i := range takeovers {
