@@ -11,7 +11,7 @@ FUZZTIME ?= 30s
 # Where the programs of Kubernetes are that tests run: see kube-tools.
 KUBEBIN ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/uvxlan/kube
 
-.PHONY: all build demo picture test vet lint unit integration fuzz soak chaos reloads bench bench-quick scale image kube kube-tools generate install dist programs package help tools clean
+.PHONY: all build demo picture test vet lint unit integration integration-lab integration-others fuzz soak chaos reloads bench bench-quick scale image kube kube-tools generate install dist programs package help tools clean
 
 all: build
 
@@ -134,15 +134,23 @@ unit: tools $(if $(CI),$(KUBEBIN)/kube-apiserver)
 	UVXLAN_TEST_ETCD=etcd $(GO) test -count=1 ./lease ./lease/etcd
 	$(GO) test -C $(DEPLOY)/image -race .
 
-# The lab is one to a machine, so packages take turns: those that have integration
-# tests, since linking the others would take its turn too. Those of bench/e2e take
-# the programs from $(BIN). Those where it matters who carries packets run twice: as
-# users have it, by the fast path where it can be, and by the workers alone.
+# Integration tests mostly wait. The lab is one to a machine, so its packages take
+# turns, and the others run beside them: those that have integration tests, since
+# linking more would take turns too. Those of bench/e2e take the programs from $(BIN).
+# Those where it matters who carries packets run twice: as users have it, by the fast
+# path where it can be, and by the workers alone.
 integration: $(BIN)/uvxland $(BIN)/uvxlan tools
-	UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' \
-	  $$(grep -rl --include='*_test.go' '^func TestIntegration' . | xargs -n 1 dirname | sort -u)
-	UVXLAN_TEST_BIN=$(abspath $(BIN)) UVXLAN_TEST_FASTPATH=off $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration' \
-	  $(addprefix ./bench/e2e/,datapath direct flannel handover)
+	$(MAKE) --no-print-directory -j2 integration-lab integration-others
+
+INTEGRATION = UVXLAN_TEST_BIN=$(abspath $(BIN)) $(GO) test -p 1 -count=1 -timeout 12m -run '^TestIntegration'
+PACKAGESIN  = $$(grep -rl --include='*_test.go' '^func TestIntegration' $(1) | xargs -n 1 dirname | sort -u)
+
+integration-lab:
+	$(INTEGRATION) $(call PACKAGESIN,./bench)
+	UVXLAN_TEST_FASTPATH=off $(INTEGRATION) $(addprefix ./bench/e2e/,datapath direct flannel handover)
+
+integration-others:
+	$(INTEGRATION) $(call PACKAGESIN,$(addprefix ./,$(filter-out bench/ bin/ dist/,$(wildcard */))))
 
 ## generate: the fast path's BPF object anew (needs clang)
 generate:
