@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -50,7 +51,8 @@ func startInstalled(tb testing.TB, path, dir, listen string) *Server {
 	return s
 }
 
-// freeURL puts a free port in the place of port 0.
+// freeURL puts a free port in the place of port 0. Until the server listens there, another
+// process may take it: so of 127.0.0.1 it is one of this process's own loopback address.
 func freeURL(tb testing.TB, raw string) string {
 	tb.Helper()
 	u, err := url.Parse(raw)
@@ -61,12 +63,18 @@ func freeURL(tb testing.TB, raw string) string {
 		return raw
 	}
 	var c net.ListenConfig
-	l, err := c.Listen(tb.Context(), "tcp", u.Host)
+	l, err := c.Listen(tb.Context(), "tcp", strings.Replace(u.Host, "127.0.0.1:", OwnLoopback()+":", 1))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer l.Close()
 	return "http://" + l.Addr().String()
+}
+
+// OwnLoopback is a loopback address that other processes leave to this one.
+func OwnLoopback() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
 }
 
 // answers waits until the server has a leader.

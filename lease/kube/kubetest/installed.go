@@ -52,9 +52,10 @@ func StartInstalled(tb testing.TB) *Installed {
 	file := func(name string) string { return filepath.Join(dir, name) }
 	write(tb, file("sa.key"), key(tb))
 	write(tb, file("tokens"), []byte("operator,operator,1,system:masters\nhost,uvxlan,2\n"))
-	port := freePort(tb)
+	address := etcdtest.OwnLoopback()
+	port := freePort(tb, address)
 	s := &Installed{command: []string{
-		path, "--etcd-servers=" + etcdtest.Start(tb).Endpoint(), "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + port,
+		path, "--etcd-servers=" + etcdtest.Start(tb).Endpoint(), "--bind-address=" + address, "--advertise-address=" + address, "--secure-port=" + port,
 		"--cert-dir=" + dir, "--token-auth-file=" + file("tokens"), "--authorization-mode=RBAC",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + file("sa.key"), "--service-account-signing-key-file=" + file("sa.key"),
 		"--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none", "--profiling=false",
@@ -65,7 +66,7 @@ func StartInstalled(tb testing.TB) *Installed {
 	s.await(tb, "its certificate", func() error {
 		ca, err := os.ReadFile(file("apiserver.crt"))
 		if err == nil {
-			s.Cluster, err = newCluster(dir, "https://127.0.0.1:"+port, ca, "kubernetes", "operator", "host", func(f func() error) error { return f() })
+			s.Cluster, err = newCluster(dir, "https://"+net.JoinHostPort(address, port), ca, "kubernetes", "operator", "host", func(f func() error) error { return f() })
 		}
 		return err
 	})
@@ -88,10 +89,10 @@ func key(tb testing.TB) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: text})
 }
 
-func freePort(tb testing.TB) string {
+func freePort(tb testing.TB, address string) string {
 	tb.Helper()
 	var c net.ListenConfig
-	l, err := c.Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	l, err := c.Listen(tb.Context(), "tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		tb.Fatal(err)
 	}
