@@ -139,10 +139,22 @@ func explain(err, memlock error) error {
 	switch {
 	case !errors.Is(err, unix.EPERM):
 		return fmt.Errorf("load the fast path's programs: %w", err)
+	case !mayLoad(): // whatever else the kernel's refusal of the first map may have been for
+		return fmt.Errorf("load the fast path's programs, which takes CAP_BPF and CAP_NET_ADMIN: %w", unix.EPERM)
 	case memlock != nil:
 		err = fmt.Errorf("%w; raise RLIMIT_MEMLOCK: %w", err, memlock)
 	}
 	return fmt.Errorf("load the fast path's programs, which takes CAP_BPF and CAP_NET_ADMIN: %w", err)
+}
+
+// mayLoad tells whether the calling thread has the capabilities that Load needs, or that
+// this can't be told.
+func mayLoad() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	err := unix.Capget(&header, &data[0])
+	return err != nil || has(unix.CAP_NET_ADMIN) && (has(unix.CAP_BPF) || has(unix.CAP_SYS_ADMIN))
 }
 
 // adopt opens the maps that the programs can go on with and closes the others.

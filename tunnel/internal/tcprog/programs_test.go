@@ -38,6 +38,8 @@ func TestLoadWithFewPrivileges(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		case !c.ok && (!errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "takes CAP_BPF")):
 			t.Errorf("%s: error %v, want EPERM and what is missing", c.name, err)
+		case !c.ok && strings.Contains(err.Error(), "MEMLOCK"):
+			t.Errorf("%s: error %v speaks of what isn't at fault", c.name, err)
 		}
 		if err == nil {
 			must(t, p.Close())
