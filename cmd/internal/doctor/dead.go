@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -17,7 +18,7 @@ func (j *judgement) dead() {
 		return
 	}
 	for _, why := range []func() bool{
-		j.duplicate, j.portClosed, j.prohibited, j.masqueraded, j.ownRules, j.translated, j.damagedIn, j.misaddressed, j.notDelivered, j.otherPort, j.damagedOut, j.deaf, j.carrier, j.oneWay,
+		j.duplicate, j.unrouted, j.portClosed, j.prohibited, j.masqueraded, j.ownRules, j.translated, j.damagedIn, j.misaddressed, j.notDelivered, j.otherPort, j.damagedOut, j.deaf, j.carrier, j.oneWay,
 	} {
 		if why() {
 			return
@@ -126,20 +127,22 @@ func (j *judgement) prohibited() bool {
 
 // ownRules: this host's own firewall drops what goes out.
 func (j *judgement) ownRules() bool {
-	if j.p.refused == nil && len(j.left()) > 0 || j.p.refused == nil && len(j.p.answered) > 0 {
+	arrived := slices.ContainsFunc([]test{summed, unsummed, wayOut, question}, func(t test) bool { return j.p.answered[t] })
+	if j.p.refused == nil && (arrived || len(j.left()) > 0) {
 		return false
 	}
-	if r, told, dropped := j.firewalled(true); dropped {
-		if told {
-			j.add(Fault, "own-firewall-out", "this host's firewall drops the frames to it", r.What, r.Remedy)
-		}
+	if j.firewalled(true, "own-firewall-out", "this host's firewall doesn't let the frames to it out as they are", "") {
 		return true
 	}
-	if j.p.refused == nil {
-		return false
+	evidence := "none of them leaves by an interface"
+	switch {
+	case j.p.refused != nil:
+		evidence = "the kernel refuses them: " + words(j.p.refused)
+	case !j.p.sent || j.p.neigh.failed:
+		return false // they wait for a neighbour
 	}
-	j.add(Fault, "own-firewall-out", "this host drops the frames to it", "the kernel refuses them: "+words(j.p.refused),
-		fmt.Sprintf("look for the rule (nft list ruleset, tc filter show) that drops UDP port %d on the way out", j.x.port))
+	j.add(Fault, "own-firewall-out", "this host drops the frames to it", evidence,
+		fmt.Sprintf("look for what drops UDP port %d on the way out (nft list ruleset, tc filter show, ip xfrm policy)", j.x.port))
 	return true
 }
 
@@ -211,10 +214,7 @@ func (j *judgement) notDelivered() bool {
 		return false
 	}
 	evidence := fmt.Sprintf("%d answers of it came to this host's interface, and none to the overlay", len(came))
-	if r, told, dropped := j.firewalled(false); dropped {
-		if told {
-			j.add(Fault, "own-firewall-in", "this host's firewall drops its frames", r.What+"; "+evidence, r.Remedy)
-		}
+	if j.firewalled(false, "own-firewall-in", "this host's firewall doesn't let its frames in as they are", "; "+evidence) {
 		return true
 	}
 	inside := j.x.tap.sightings(func(s *sighting) bool {
@@ -235,14 +235,41 @@ func (j *judgement) notDelivered() bool {
 	if len(reasons) > 0 {
 		evidence += "; the daemon dropped meanwhile: " + strings.Join(reasons, ", ")
 	}
-	if n := j.grown(reversePathDrop); n > 0 {
+	if n := j.filtered(came); n > 0 {
 		j.add(Fault, "reverse-path", "this host's reverse-path filter drops its frames", fmt.Sprintf("%s; the filter dropped %d packets", evidence, n),
 			j.loosening())
 		return true
 	}
 	j.add(Fault, "own-firewall-in", "its frames come to this host, and don't get to the daemon", evidence,
-		fmt.Sprintf("look for a rule (nft list ruleset, tc filter show) that drops UDP port %d on the way in", j.x.port))
+		fmt.Sprintf("look for what drops UDP port %d on the way in (nft list ruleset, tc filter show, ip xfrm policy)", j.x.port))
 	return true
+}
+
+// filtered is how many packets the reverse-path filter has dropped, if those that came
+// are among them. The kernel doesn't say so of packets that a rule has marked since: it
+// is believed of them unless others account for the number.
+func (j *judgement) filtered(came []sighting) uint64 {
+	n := j.grown(reversePathDrop)
+	if n == 0 || filters(&came[0]) {
+		return n
+	}
+	type way struct {
+		src, dst netip.Addr
+		link     int
+	}
+	asked := map[way]bool{}
+	others := j.x.tap.sightings(func(s *sighting) bool {
+		w := way{s.src, s.dst, s.link}
+		if s.out || asked[w] {
+			return false
+		}
+		asked[w] = true
+		return filters(s)
+	})
+	if len(others) > 0 {
+		return 0
+	}
+	return n
 }
 
 // loosening helps against the reverse-path filter. A loose one still wants a route back.
@@ -327,14 +354,14 @@ func (j *judgement) deadDirect() bool {
 		return !s.out && s.frame == nil && s.link != j.x.device && s.message.isReply() && !j.x.isTest(s.message.id) && j.p.Subnet.Contains(s.src)
 	})
 	if len(came) > 0 {
-		if n := j.grown(reversePathDrop); n > 0 {
+		if n := j.filtered(came); n > 0 {
 			j.add(Fault, "reverse-path", "this host's reverse-path filter drops what comes from it without VXLAN",
 				fmt.Sprintf("%d answers of it came, none was delivered; the filter dropped %d packets", len(came), n),
 				j.loosening())
 			return true
 		}
 		j.add(Fault, "own-firewall-in", "what comes from it without VXLAN is dropped on this host", fmt.Sprintf("%d answers of it came, none was delivered", len(came)),
-			"look for a rule that drops packets from "+j.p.Subnet.String()+" (nft list ruleset, tc filter show)")
+			"look for a rule that drops packets from "+j.p.Subnet.String()+" (nft list ruleset, tc filter show, ip xfrm policy)")
 		return true
 	}
 	if !j.p.answered[summed] {

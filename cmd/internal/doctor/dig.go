@@ -37,6 +37,7 @@ func (x *examiner) dig(p *evidence) {
 	if x.sender == nil || !p.vtep().Is4() || !p.PublicIP.Is4() || p.peer.MAC == "" {
 		return
 	}
+	p.sent = true
 	for range tries {
 		x.sendTests(p)
 		x.tap.await(int(question)+1, patience/2, func(s *sighting) bool {

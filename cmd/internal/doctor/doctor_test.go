@@ -214,7 +214,9 @@ func TestJudgeDead(t *testing.T) {
 		"a rule that drops it": {seen: []sighting{out, in}, set: func(j *judgement) {
 			j.rules = map[bool][]firewall.Obstacle{false: {{What: "a rule", Remedy: "accept", Drops: true, Sure: true}}}
 		}},
-		"refused here": {want: "own-firewall-out", set: func(j *judgement) { j.p.refused = errRefused }},
+		"refused here":               {want: "own-firewall-out", set: func(j *judgement) { j.p.refused = errRefused }},
+		"never left, without a word": {want: "own-firewall-out", set: func(j *judgement) { j.p.sent = true }},
+		"no neighbour to leave to":   {want: "blocked", set: func(j *judgement) { j.p.sent = true; j.p.neigh.failed = true }},
 		"never left": {want: "", set: func(j *judgement) {
 			j.rules = map[bool][]firewall.Obstacle{false: {{Out: true, Drops: true, Sure: true}}}
 		}},
@@ -228,7 +230,7 @@ func TestJudgeDead(t *testing.T) {
 		"a reservation":                 {path: control.PathNone, set: func(j *judgement) { j.p.peer.Unclaimed = true }},
 		"host-gw without a route":       {path: control.PathNone, want: "no-route", set: func(j *judgement) { j.x.status.Device = "" }},
 		"host-gw, and nobody there":     {path: control.PathDirect, want: "silent", set: func(j *judgement) { j.x.status.Device = ""; j.p.underlay.Received = 0 }},
-		"no route to its address":       {want: "no-route", seen: []sighting{out}, set: func(j *judgement) { j.p.underlay.Received = 0; j.p.neigh.err = errRefused }},
+		"no route to its address":       {want: "no-route", set: func(j *judgement) { j.p.underlay.Received = 0; j.p.neigh.err = errRefused; j.p.refused = errRefused }},
 		"nothing known":                 {want: "blocked", seen: []sighting{out}},
 		"another lease has its address": {seen: []sighting{out}, set: func(j *judgement) { j.shared = map[netip.Prefix]bool{host(2).Subnet: true} }},
 	} {

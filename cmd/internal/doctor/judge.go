@@ -62,19 +62,26 @@ type judgement struct {
 	found []Finding
 }
 
-// firewalled tells whether this host's firewall drops the peer's frames, out or in, and
-// by which rule. A rule that drops all peers' is told as the host's, and told is false.
-func (j *judgement) firewalled(out bool) (rule firewall.Obstacle, told, dropped bool) {
-	for _, r := range j.rulesFor(j.p.PublicIP) {
-		if r.Out != out || !r.Drops {
+// firewalled tells whether this host's firewall drops the peer's frames, out or in, or
+// else changes them, and adds which rule does. One that does it to all peers' is told as
+// the host's.
+func (j *judgement) firewalled(out bool, kind, what, evidence string) bool {
+	rules := j.rulesFor(j.p.PublicIP)
+	for _, drops := range []bool{true, false} {
+		at := slices.IndexFunc(rules, func(r firewall.Obstacle) bool { return r.Out == out && r.Drops == drops })
+		if at < 0 {
 			continue
 		}
+		r := rules[at]
 		isHosts := slices.ContainsFunc(j.rules[j.p.PublicIP.Is6()], func(all firewall.Obstacle) bool {
 			return all.Sure && all.Out == r.Out && all.What == r.What
 		})
-		return r, !isHosts, true
+		if !isHosts {
+			j.add(Fault, kind, what, r.What+evidence, r.Remedy)
+		}
+		return true
 	}
-	return firewall.Obstacle{}, false, false
+	return false
 }
 
 func (j *judgement) add(s Severity, kind, what, evidence, remedy string) {
@@ -97,6 +104,7 @@ func (j *judgement) leftOut() {
 func (j *judgement) hostGW() {
 	u := j.p.underlay
 	switch {
+	case j.unrouted():
 	case u.dead():
 		j.gone("")
 	case u.lost() > 0:
@@ -122,6 +130,17 @@ func (j *judgement) allowing() string {
 	return fmt.Sprintf("allow UDP port %d and ICMP between the hosts", j.x.port)
 }
 
+// unrouted: this host has no route to its address. One that packets get answers by is
+// for those that do.
+func (j *judgement) unrouted() bool {
+	if j.p.neigh.err == nil || !j.p.underlay.dead() || len(j.left()) > 0 {
+		return false
+	}
+	j.add(Fault, "no-route", "this host has no route to its address", fmt.Sprintf("ip route get %s: %v", j.p.PublicIP, j.p.neigh.err),
+		"add a route to it (ip route add), or give the peer a -public-ip that can be reached from here")
+	return true
+}
+
 // gone tells of a peer whose address doesn't answer beside the overlay.
 func (j *judgement) gone(path string) {
 	p := j.p
@@ -136,9 +155,6 @@ func (j *judgement) gone(path string) {
 	remedy := "start that host, or if it is gone for good: " + releasing(&j.x.status, p.Subnet)
 	var icmp *probe.ICMPError
 	switch {
-	case p.neigh.err != nil:
-		j.add(Fault, "no-route", "this host has no route to its address", fmt.Sprintf("ip route get %s: %v", p.PublicIP, p.neigh.err),
-			"add a route to it (ip route add), or give the peer a -public-ip that can be reached from here")
 	case p.neigh.onLink && p.neigh.failed:
 		j.add(Fault, "no-host", "there is no host behind its lease: nobody on the network has its address",
 			fmt.Sprintf("nobody answers ARP for %s on %s; %s%s", p.PublicIP, p.neigh.link, lost, lease), remedy)

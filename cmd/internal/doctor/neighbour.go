@@ -68,3 +68,13 @@ func neighbourOf(a netip.Addr) (n neighbour) {
 	}
 	return n
 }
+
+// filters tells whether the reverse-path filter drops a packet that came. The kernel
+// takes it for one without a mark.
+func filters(s *sighting) bool {
+	if !s.dst.Is4() || s.link == 0 {
+		return false // there is no such filter
+	}
+	_, err := netlink.RouteGetWithOptions(s.dst.AsSlice(), &netlink.RouteGetOptions{IifIndex: s.link, SrcAddr: s.src.AsSlice()})
+	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL) // the newer kernels' word
+}

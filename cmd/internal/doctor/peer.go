@@ -66,7 +66,8 @@ type evidence struct {
 	bigOut verdict
 
 	// Of a peer that doesn't answer by the overlay.
-	refused  error // by which the kernel refused frames of ours
+	sent     bool  // frames of ours were
+	refused  error // by which the kernel refused them
 	answered map[test]bool
 
 	// Of one that does.
