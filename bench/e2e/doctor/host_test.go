@@ -29,12 +29,12 @@ func TestIntegrationHost(t *testing.T) {
 		}
 	}
 	const table = "nft -f - <<'N'\ntable ip doctor {\n chain c {\n  type "
-	for _, c := range []struct{ fault, undo, kind, remedy string }{
+	for _, c := range []struct{ fault, undo, kinds, remedy string }{
 		{table + "filter hook output priority 0;\n udp dport 4789 drop\n }\n}\nN", "nft delete table ip doctor", "firewall-out", "nft insert rule ip doctor c udp dport 4789 accept"},
 		{"iptables -A INPUT -p udp --dport 4789 -j DROP", "iptables -F INPUT", "firewall-in", "iptables -I INPUT -p udp --dport 4789 -j ACCEPT"},
 		{
 			"ip addr add 192.168.14.77/32 dev eth0; " + table + "nat hook postrouting priority 100;\n udp dport 4789 snat to 192.168.14.77\n }\n}\nN",
-			"nft delete table ip doctor", "masqueraded", "iptables -t nat -I POSTROUTING -p udp --dport 4789 -j ACCEPT",
+			"nft delete table ip doctor", "firewall-changes masqueraded", "iptables -t nat -I POSTROUTING -p udp --dport 4789 -j ACCEPT",
 		},
 		{"sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1", "host-forwarding", "sysctl -w net.ipv4.ip_forward=1"},
 	} {
@@ -44,21 +44,53 @@ func TestIntegrationHost(t *testing.T) {
 			return !s.FastPath.On || !s.Ready
 		})
 		r := doctor(t, d)
-		if f := r.find(t, c.kind); f.Severity != "fault" || !strings.Contains(f.Remedy, c.remedy) {
-			t.Errorf("%s: %+v, without the remedy %q", c.kind, f, c.remedy)
+		kinds := strings.Fields(c.kinds)
+		if got := r.kinds(netip.Prefix{}); !slices.Equal(got, kinds) {
+			t.Errorf("found %v, want %v", got, kinds)
+		}
+		if f := r.find(t, kinds[len(kinds)-1]); f.Severity != "fault" || !strings.Contains(f.Remedy, c.remedy) {
+			t.Errorf("%s: %+v, without the remedy %q", f.Kind, f, c.remedy)
 		}
 		for _, p := range r.Peers {
 			if kinds := r.kinds(p.Subnet); len(kinds) > 0 {
-				t.Errorf("%s: peer %s is blamed: %s", c.kind, p.Subnet, kinds)
+				t.Errorf("%s: peer %s is blamed: %s", c.kinds, p.Subnet, kinds)
 			}
 		}
 		e2e.Shell(t, kb21.Node, c.undo)
 		e2e.AwaitNoFault(t, d)
 	}
+	// Root that may not administer the network, as in a container, can't read the rules.
+	r = doctorBy(t, d, []string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"})
+	if f := r.find(t, "firewall-unread"); f.Severity != "warning" || !strings.Contains(f.Evidence, "not permitted") || !strings.Contains(f.Remedy, "NET_ADMIN") || len(r.Findings) > 1 {
+		t.Errorf("without CAP_NET_ADMIN: %+v", r.Findings)
+	}
+	w.StopEtcd()
+	e2e.Await(t, "the daemon misses etcd", func() bool { return len(e2e.AskStatus(t, d).Notes) > 0 })
+	r = doctor(t, d)
+	if f := r.find(t, "note"); r.Daemon != "ready" || f.Severity != "warning" || !strings.Contains(f.Remedy, "start etcd") || len(r.Findings) > 1 {
+		t.Errorf("without etcd: %s, %+v", r.Daemon, r.Findings)
+	}
 	e2e.End(t, unix.SIGTERM, d)
 	if r := doctor(t, d); r.Daemon != "not running" || !slices.Equal(r.kinds(netip.Prefix{}), []string{"not-running"}) {
 		t.Errorf("without a daemon: %s, %+v", r.Daemon, r.Findings)
 	}
+	// Neither the driver, nor anything else in its place.
+	for put, words := range map[string]string{"true": "no such file", "mkdir /dev/net/tun": "a directory"} {
+		r := doctorBy(t, d, []string{"unshare", "--mount", "sh", "-c", "mount -t tmpfs none /dev/net && " + put + ` && exec "$0" "$@"`})
+		if f := r.find(t, "no-tun"); f.Severity != "fault" || !strings.Contains(f.Evidence, words) {
+			t.Errorf("without the TUN driver: %+v", f)
+		}
+	}
+	d, err := w.Cluster.Start(t.Context(), kb21)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e2e.Await(t, "the daemon answers", func() bool { _, err := e2e.TryStatus(t.Context(), d); return err == nil })
+	r = doctor(t, d)
+	if f := r.find(t, "not-ready"); r.Daemon != "not ready" || f.Severity != "fault" || !strings.Contains(f.Remedy, "start etcd") {
+		t.Errorf("a daemon that waits for etcd: %s, %+v", r.Daemon, r.Findings)
+	}
+	e2e.End(t, unix.SIGTERM, d)
 }
 
 // One destination is followed: by its address, its host's or its subnet.

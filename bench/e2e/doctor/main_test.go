@@ -73,10 +73,16 @@ func (r *report) find(t *testing.T, kind string) finding {
 }
 
 // doctor runs uvxlan doctor on a daemon's host. The exit code must fit what it finds.
-func doctor(t *testing.T, d *cluster.Daemon, args ...string) (r report) {
+func doctor(t *testing.T, d *cluster.Daemon, args ...string) report {
 	t.Helper()
-	words := append([]string{"doctor", "-o", "json", "-control-socket", d.ControlSocket()}, args...)
-	out, err := d.Host.Run(t.Context(), e2e.CommandBinary, words...)
+	return doctorBy(t, d, nil, args...)
+}
+
+// doctorBy has a command run it.
+func doctorBy(t *testing.T, d *cluster.Daemon, by []string, args ...string) (r report) {
+	t.Helper()
+	words := slices.Concat(by, []string{e2e.CommandBinary, "doctor", "-o", "json", "-control-socket", d.ControlSocket()}, args)
+	out, err := d.Host.Run(t.Context(), words[0], words[1:]...)
 	if parseErr := json.Unmarshal(out, &r); parseErr != nil {
 		t.Fatalf("uvxlan doctor: %v, %v:\n%s", err, parseErr, out)
 	}

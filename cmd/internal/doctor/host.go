@@ -104,7 +104,7 @@ func judgeRules(rules []firewall.Obstacle, err error) (found []Finding) {
 	if err != nil {
 		found = append(found, Finding{
 			Severity: Warning, Kind: "firewall-unread", What: "whether this host's firewall lets the overlay's frames pass is not known",
-			Evidence: err.Error(), Remedy: "run the doctor as root",
+			Evidence: err.Error(), Remedy: "run the doctor as root with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)",
 		})
 	}
 	for _, r := range rules {
