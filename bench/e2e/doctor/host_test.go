@@ -2,14 +2,18 @@ package doctor_test
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"uvxlan/bench/e2e"
+	"uvxlan/bench/lab"
+	"uvxlan/lease"
 )
 
 // Nothing is wrong with a cluster that is well, and what is wrong with the host itself
@@ -172,6 +176,12 @@ func TestIntegrationDirect(t *testing.T) {
 		t.Errorf("datagrams that are no frames: %+v", f)
 	}
 	e2e.Shell(t, kb22.Node, "nft delete table ip doctor")
+	rules(t, w.Host("kb21").Node, "pre", "filter hook prerouting priority -300", "iifname eth0 ip saddr 172.7.22.0/24 drop")
+	r = doctor(t, daemons[0])
+	if got := r.kinds(kb22.Subnet); !slices.Equal(got, []string{"own-firewall-in"}) {
+		t.Errorf("with a rule of this host's: found %v", got)
+	}
+	e2e.Shell(t, w.Host("kb21").Node, "nft delete table inet doctor")
 	// Rules for marked packets know no way back. The daemon loosens a strict filter, but one
 	// that is loose needs a way back, too.
 	e2e.Shell(t, w.Host("kb21").Node, "sysctl -qw net.ipv4.conf.eth0.rp_filter=2 net.ipv4.conf.eth0.src_valid_mark=1; ip rule add priority 10 fwmark 0x99 to 172.7.22.0/24 unreachable; "+
@@ -181,5 +191,45 @@ func TestIntegrationDirect(t *testing.T) {
 		t.Errorf("without a way back: found %v", got)
 	} else if f := r.find(t, "reverse-path"); !strings.Contains(f.Remedy, "ip rule") {
 		t.Errorf("the remedy of a loose filter is %q", f.Remedy)
+	}
+}
+
+// Without an overlay, the hosts themselves are looked at.
+func TestIntegrationHostGW(t *testing.T) {
+	hosts := lab.DefaultHosts()
+	for n := byte(23); n <= 25; n++ {
+		hosts = append(hosts, lab.HostSpec{
+			Name: fmt.Sprintf("kb%d", n), Underlay: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 14, n}), 24), Gateway: hosts[0].Gateway,
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 7, n, 0}), 24),
+		})
+	}
+	w := e2e.NewWorldOf(t, lab.Options{Hosts: hosts}, e2e.HostGWConfig)
+	d := w.Start("kb21")[0]
+	registry := w.Registry()
+	want := map[string]string{"kb22": "loss", "kb23": "silent", "kb24": "no-host", "kb25": "no-route", "kb31": "no-route"}
+	for name := range want {
+		h := w.Host(name)
+		l := lease.Lease{Subnet: h.Subnet, Attrs: lease.Attrs{PublicIP: h.Address, BackendType: lease.TypeHostGW}}
+		if _, err := registry.Create(w.Context(), l, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rules(t, w.Host("kb22").Node, "in", "filter hook input priority 0", "icmp type echo-request numgen inc mod 3 == 0 drop")
+	rules(t, w.Host("kb23").Node, "in", "filter hook input priority 0", "icmp type echo-request drop")
+	if err := w.Host("kb24").Unplug(); err != nil {
+		t.Fatal(err)
+	}
+	e2e.Shell(t, w.Host("kb21").Node, "ip route add unreachable "+w.Host("kb25").Address.String())
+	e2e.Await(t, "all leases are known", func() bool { return len(e2e.AskPeers(t, d)) == len(want) })
+	r := doctor(t, d)
+	for name, kind := range want {
+		if got := r.kinds(w.Host(name).Subnet); !slices.Equal(got, []string{kind}) {
+			t.Errorf("%s: found %v, want %s", name, got, kind)
+		}
+	}
+	for _, words := range []string{"no route to host", "via gateway 192.168.14.1"} {
+		if !slices.ContainsFunc(r.Findings, func(f finding) bool { return f.Kind == "no-route" && strings.Contains(f.Evidence, words) }) {
+			t.Errorf("no route is missing %q in %+v", words, r.Findings)
+		}
 	}
 }

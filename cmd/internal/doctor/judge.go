@@ -91,7 +91,10 @@ func (j *judgement) add(s Severity, kind, what, evidence, remedy string) {
 // leftOut is for a lease that the daemon doesn't take as a peer's, or a peer that
 // host-gw has no route to.
 func (j *judgement) leftOut() {
-	if j.x.status.Device == "" {
+	switch {
+	case j.x.status.Device == "" && j.unrouted():
+		return
+	case j.x.status.Device == "":
 		j.add(Fault, "no-route", "host-gw has no route to it", j.p.peer.Reason,
 			`host-gw needs all hosts on one layer-2 network: use {"Type":"vxlan"} in the network config (`+configuring(&j.x.status)+`), or join their networks`)
 		return
