@@ -138,8 +138,8 @@ func (j *judgement) ownRules() bool {
 	switch {
 	case j.p.refused != nil:
 		evidence = "the kernel refuses them: " + words(j.p.refused)
-	case !j.p.sent || j.p.neigh.failed:
-		return false // they wait for a neighbour
+	case !j.p.sent, j.p.neigh.failed, mayEncrypt():
+		return false // they wait for a neighbour, or leave and can't be told
 	}
 	j.add(Fault, "own-firewall-out", "this host drops the frames to it", evidence,
 		fmt.Sprintf("look for what drops UDP port %d on the way out (nft list ruleset, tc filter show, ip xfrm policy)", j.x.port))

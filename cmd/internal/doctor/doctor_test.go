@@ -214,9 +214,8 @@ func TestJudgeDead(t *testing.T) {
 		"a rule that drops it": {seen: []sighting{out, in}, set: func(j *judgement) {
 			j.rules = map[bool][]firewall.Obstacle{false: {{What: "a rule", Remedy: "accept", Drops: true, Sure: true}}}
 		}},
-		"refused here":               {want: "own-firewall-out", set: func(j *judgement) { j.p.refused = errRefused }},
-		"never left, without a word": {want: "own-firewall-out", set: func(j *judgement) { j.p.sent = true }},
-		"no neighbour to leave to":   {want: "blocked", set: func(j *judgement) { j.p.sent = true; j.p.neigh.failed = true }},
+		"refused here":             {want: "own-firewall-out", set: func(j *judgement) { j.p.refused = errRefused }},
+		"no neighbour to leave to": {want: "blocked", set: func(j *judgement) { j.p.sent = true; j.p.neigh.failed = true }},
 		"never left": {want: "", set: func(j *judgement) {
 			j.rules = map[bool][]firewall.Obstacle{false: {{Out: true, Drops: true, Sure: true}}}
 		}},

@@ -78,3 +78,10 @@ func filters(s *sighting) bool {
 	_, err := netlink.RouteGetWithOptions(s.dst.AsSlice(), &netlink.RouteGetOptions{IifIndex: s.link, SrcAddr: s.src.AsSlice()})
 	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL) // the newer kernels' word
 }
+
+// mayEncrypt tells whether this host may send frames in IPsec, so that nobody sees them
+// leave.
+func mayEncrypt() bool {
+	states, err := netlink.XfrmStateList(netlink.FAMILY_ALL)
+	return len(states) > 0 || err != nil && !errors.Is(err, unix.EPROTONOSUPPORT)
+}
