@@ -136,6 +136,17 @@ func network(match string) func(w *ward, h *lab.Host) {
 	}
 }
 
+// clock has a host say another time than it is, as ICMP counts it.
+func clock(ahead time.Duration) func(w *ward, h *lab.Host) {
+	return func(w *ward, h *lab.Host) {
+		const day = 24 * time.Hour
+		w.peer(h, lease.DefaultPort)
+		now := time.Now().UTC()
+		says := (now.Sub(now.Truncate(day)) + day + ahead) % day
+		rules(w.T, h.Node, "out", "filter hook output priority 0", fmt.Sprintf("icmp type timestamp-reply @th,96,32 set %d", says.Milliseconds()))
+	}
+}
+
 var troubles = []trouble{
 	{"", "", network("ip daddr 10.0.0.1")},
 	{"port-blocked-out", "fault", network("ip daddr PEER " + frames)},
@@ -152,6 +163,11 @@ var troubles = []trouble{
 	{"no-way", "fault", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)
 		w.forward = append(w.forward, "ip daddr "+h.Address.String()+" "+frames+" reject with icmp type host-unreachable")
+	}},
+	// A firewall that says no more than that nobody listens, as iptables' REJECT does.
+	{"port-rejected", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		rules(w.T, h.Node, "in", "filter hook input priority 0", frames+" reject")
 	}},
 	{"daemon-stopped", "fault", func(w *ward, h *lab.Host) { w.peer(h, lease.DefaultPort).Remove() }},
 	{"port-differs", "fault", func(w *ward, h *lab.Host) { w.peer(h, 8472) }},
@@ -211,12 +227,8 @@ var troubles = []trouble{
 		}
 		rules(w.T, h.Node, "out", "filter hook output priority 0", "tcp sport 1 @th,128,16 set 0xdead")
 	}},
-	{"clock", "warning", func(w *ward, h *lab.Host) {
-		w.peer(h, lease.DefaultPort)
-		now := time.Now().UTC()
-		ahead := (now.Sub(now.Truncate(24*time.Hour)) + time.Hour + time.Minute).Milliseconds() % (24 * time.Hour).Milliseconds()
-		rules(w.T, h.Node, "out", "filter hook output priority 0", fmt.Sprintf("icmp type timestamp-reply @th,96,32 set %d", ahead))
-	}},
+	{"clock", "warning", clock(time.Hour + time.Minute)},
+	{"clock", "warning", clock(-time.Hour)},
 	{"echo-dropped-there", "warning", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)
 		rules(w.T, h.Node, "in", "filter hook input priority 0", "iifname flannel.1 ip saddr 172.7.0.0/16 drop")
@@ -333,6 +345,12 @@ func TestIntegrationPeers(t *testing.T) {
 	} {
 		if f := r.find(t, kind); !strings.Contains(f.Evidence, words) {
 			t.Errorf("%s: the evidence is %q, without %q", kind, f.Evidence, words)
+		}
+	}
+	// What is alike and yet not the same isn't put together.
+	for _, what := range []string{"the peer itself rejects", "192.168.14.1, rejects", "clock is ahead", "clock is behind"} {
+		if !slices.ContainsFunc(r.Findings, func(f finding) bool { return strings.Contains(f.What, what) && len(f.Peers) == 1 }) {
+			t.Errorf("no finding of one peer says %q", what)
 		}
 	}
 	w.checksums()

@@ -83,7 +83,8 @@ func (j *judgement) masqueraded() bool {
 	return slices.ContainsFunc(j.left(), func(s sighting) bool { return s.src != j.x.localOf(s.src) })
 }
 
-// portClosed: the host says that nobody listens.
+// portClosed: the host says that nobody listens. A firewall of its own may say so as
+// well, but then it sends frames.
 func (j *judgement) portClosed() bool {
 	for _, s := range j.refusals() {
 		if s.message.code != codePort || s.src != j.p.PublicIP {
@@ -92,9 +93,12 @@ func (j *judgement) portClosed() bool {
 		if j.otherPort() {
 			return true
 		}
+		if len(j.ofPeer(func(s *sighting) bool { return s.src == j.p.PublicIP })) > 0 {
+			return false
+		}
 		j.add(Fault, "daemon-stopped", "its daemon doesn't run: nobody listens on its VXLAN port",
 			fmt.Sprintf("%s answers frames with ICMP port unreachable (UDP %d)", s.src, j.x.port),
-			"on the peer: systemctl start uvxland (or flanneld), then look at its log; if it runs, give all hosts the same Port in the network config")
+			"on the peer: systemctl start uvxland (or flanneld), then look at its log; if it runs, see that no rule there rejects the port, and give all hosts the same Port in the network config")
 		return true
 	}
 	return false
@@ -103,19 +107,19 @@ func (j *judgement) portClosed() bool {
 // prohibited: somebody says that his rules refuse frames.
 func (j *judgement) prohibited() bool {
 	for _, s := range j.refusals() {
-		who := "the peer itself"
+		who, at, chain := "the peer itself", "the peer", "INPUT"
 		if s.src != j.p.PublicIP {
-			who = "a router or firewall on the way, " + s.src.String() + ","
+			who, at, chain = "a router or firewall on the way, "+s.src.String()+",", s.src.String(), "FORWARD"
 		}
 		e := &probe.ICMPError{From: s.src, Type: s.message.kind, Code: s.message.code}
 		switch {
-		case e.TooBig(), s.message.code == codePort && s.src == j.p.PublicIP:
+		case e.TooBig():
 			continue
 		case !e.Prohibited() && j.p.underlay.dead():
 			continue // it is gone
 		case e.Prohibited(), s.message.code == codePort:
 			j.add(Fault, "port-rejected", "the VXLAN port is blocked on the way out: "+who+" rejects the frames", fmt.Sprintf("frames to UDP port %d were answered: %v", j.x.port, e),
-				"there: iptables -I INPUT -p udp --dport "+fmt.Sprint(j.x.port)+" -j ACCEPT (on a router: FORWARD)")
+				fmt.Sprintf("on %s: iptables -I %s -p udp --dport %d -j ACCEPT", at, chain, j.x.port))
 		default:
 			j.add(Fault, "no-way", "there is no way to it: "+who+" says so", fmt.Sprintf("frames to UDP port %d were answered: %v", j.x.port, e),
 				"mend the route on "+s.src.String()+", or start the peer")

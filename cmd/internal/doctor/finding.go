@@ -117,13 +117,13 @@ const named = 3
 // are alike but for the peer become one.
 func arrange(all []Finding) []Finding {
 	type likeness struct {
-		severity     Severity
-		kind, remedy string
+		severity           Severity
+		kind, what, remedy string
 	}
 	var out []Finding
 	at, several := map[likeness]int{}, map[int]bool{}
 	for _, f := range all {
-		key := likeness{f.Severity, f.Kind, f.Remedy}
+		key := likeness{f.Severity, f.Kind, f.What, f.Remedy}
 		i, known := at[key]
 		if known && len(f.Peers) > 0 && len(out[i].Peers) > 0 {
 			for _, p := range f.Peers {
