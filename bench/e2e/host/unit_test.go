@@ -74,6 +74,10 @@ exec unshare --mount sh -ec '
 		w.Mesh("kb21", "kb22")
 		e2e.AwaitDirect(t, daemons...)
 		e2e.AwaitStatus(t, d, "the fast path is on", func(s e2e.Status) bool { return s.FastPath != nil && s.FastPath.On })
+		e2e.Await(t, "the peer answers probes", func() bool {
+			peers := e2e.AskPeers(t, d)
+			return len(peers) == 1 && peers[0].Health != nil && peers[0].Health.State == "answers"
+		})
 		rules := e2e.Shell(t, d.Host.Node, "iptables -t nat -S; iptables -S")
 		if !strings.Contains(rules, "FLANNEL-POSTRTG") || !strings.Contains(rules, "FLANNEL-FWD") {
 			t.Errorf("the firewall rules are %s", rules)
