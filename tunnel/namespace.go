@@ -1,12 +1,12 @@
 package tunnel
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"uvxlan/tunnel/internal/osthread"
 )
 
 // Inside runs f in the network namespace that ns is open at, such as
@@ -15,21 +15,10 @@ import (
 // starts are outside. It needs CAP_SYS_ADMIN in the caller's user namespace and in
 // the one that the network namespace belongs to.
 func Inside(ns *os.File, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		defer close(done)
-		// Never unlocked: the thread ends with the goroutine, so that nobody else
-		// finds himself in the namespace.
-		runtime.LockOSThread()
+	return osthread.Run(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
-			return
+			return fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
 		}
-		done <- f()
-	}()
-	err, ok := <-done
-	if !ok {
-		return errors.New("the function ended its goroutine")
-	}
-	return err
+		return f()
+	})
 }
