@@ -28,7 +28,7 @@ const MaxSourcePorts = 64
 const FlowGuard = 2 * time.Second
 
 // Settings are what the programs must know besides the peers. All are required but one
-// of IPv4 and IPv6, MTU and Bulk.
+// of IPv4 and IPv6, MTU, Bulk and Relay.
 type Settings struct {
 	// On has packets carried at all.
 	On bool
@@ -54,6 +54,9 @@ type Settings struct {
 	// Bulk is the length in bytes from which TCP packets that arrive one by one are
 	// left to the workers, who join them; 0 means never.
 	Bulk int
+	// Relay is the interface that leads to the relay, of which [Programs.DeliverRelay]
+	// tells the rest; 0 if there is none.
+	Relay int
 }
 
 // Local is an address of ours on the underlay.
@@ -90,7 +93,7 @@ type Peer struct {
 	Direct *Direct
 }
 
-// Programs are the two programs with their maps. Its methods may be called from any
+// Programs are the programs with their maps. Its methods may be called from any
 // goroutine.
 type Programs struct {
 	objects vxlanObjects
@@ -250,7 +253,7 @@ func (p *Programs) Configure(s Settings) error {
 		Device: uint32(s.Device), Underlay: uint32(s.Underlay),
 		Vni: order32(uint32(s.VNI) << 8), Guard: uint64(s.Guard), Options: p.options, Bulk: uint32(s.Bulk),
 		Port: order16(s.Port), Ports4: uint16(len(s.IPv4.SourcePorts)), Ports6: uint16(len(s.IPv6.SourcePorts)),
-		Mac: s.MAC, Mtu: uint32(s.MTU),
+		Mac: s.MAC, Mtu: uint32(s.MTU), Relay: uint32(s.Relay),
 	}
 	if a := s.IPv4.Address; a.IsValid() {
 		v.Has4, v.Local4 = 1, word(a.AsSlice())
@@ -488,6 +491,45 @@ func (p *Programs) Deliver(device int) error {
 	return nil
 }
 
+// NeedsRelay tells that the kernel can rid superpackets of the marks of a UDP tunnel by a
+// relay only.
+func (p *Programs) NeedsRelay() bool {
+	return p.options&(optionDecapL4UDP|optionDecapOther) == optionDecapOther
+}
+
+// RelayAddress is what the relay's route of SRv6 is for.
+var RelayAddress = netip.MustParseAddr("fd00::1")
+
+// RelayOut is the program for the egress of the interface in the relay's namespace that
+// packets come and leave by. It stays the Programs'.
+func (p *Programs) RelayOut() *ebpf.Program { return p.objects.VxlanRelayOut }
+
+// RelayIn is the program for the ingress of that interface's peer, by which packets come
+// back. It stays the Programs'.
+func (p *Programs) RelayIn() *ebpf.Program { return p.objects.VxlanRelayIn }
+
+// DeliverRelay is [Programs.Deliver] for the interface that leads to the relay: one of a
+// pair of veths, whose other one is in another network namespace. There RelayAddress has
+// a route with End.DX2 to that one, which has RelayOut; this one has RelayIn.
+func (p *Programs) DeliverRelay(link int) error {
+	if err := p.objects.Devices.Put(uint32(1), uint32(link)); err != nil {
+		return fmt.Errorf("give the fast path its relay: %w", err)
+	}
+	return nil
+}
+
+// Relayed counts the packets that went to the relay and that came back.
+func (p *Programs) Relayed() (out, back uint64, err error) {
+	var all []struct{ Out, Back uint64 }
+	if err := p.objects.Relayed.Lookup(uint32(0), &all); err != nil {
+		return 0, 0, fmt.Errorf("read what the fast path's relay has had: %w", err)
+	}
+	for _, n := range all {
+		out, back = out+n.Out, back+n.Back
+	}
+	return out, back, nil
+}
+
 // Tolerate makes links the interfaces that may get superpackets of TCP which still
 // bear the marks of a UDP tunnel; it matters before Linux has
 // BPF_F_ADJ_ROOM_DECAP_L4_UDP. Interfaces that segment in software take them.
@@ -524,7 +566,7 @@ func (p *Programs) Descriptors() map[string]int {
 	return map[string]int{
 		vxlanMapConfig: o.Config.FD(), vxlanMapCounters: o.Counters.FD(), vxlanMapDevices: o.Devices.FD(), vxlanMapFlowlets: o.Flowlets.FD(),
 		vxlanMapLeft: o.Left.FD(), vxlanMapPassed: o.Passed.FD(), vxlanMapPeers4: o.Peers4.FD(), vxlanMapPeers6: o.Peers6.FD(),
-		vxlanMapSums: o.Sums.FD(), vxlanMapTolerant: o.Tolerant.FD(),
+		vxlanMapRelayed: o.Relayed.FD(), vxlanMapSums: o.Sums.FD(), vxlanMapTolerant: o.Tolerant.FD(),
 	}
 }
 
@@ -533,8 +575,8 @@ func (p *Programs) Descriptors() map[string]int {
 func (p *Programs) Close() error {
 	var errs []error
 	for _, c := range []interface{ Close() error }{
-		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.Config, p.objects.Counters, p.objects.Devices, p.objects.Flowlets,
-		p.objects.Left, p.objects.Passed, p.objects.Peers4, p.objects.Peers6, p.objects.Scratches, p.objects.Sums, p.objects.Tolerant,
+		p.objects.VxlanEgress, p.objects.VxlanIngress, p.objects.VxlanRelayIn, p.objects.VxlanRelayOut, p.objects.Config, p.objects.Counters, p.objects.Devices, p.objects.Flowlets,
+		p.objects.Left, p.objects.Passed, p.objects.Peers4, p.objects.Peers6, p.objects.Relayed, p.objects.Scratches, p.objects.Sums, p.objects.Tolerant,
 	} {
 		errs = append(errs, c.Close()) // of nil too
 	}

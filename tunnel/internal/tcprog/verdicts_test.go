@@ -366,7 +366,7 @@ func clearFlowlets(tb testing.TB, p *Programs) {
 }
 
 // flowletsOf is how many entries each direction has.
-func flowletsOf(p *Programs) int { return int(p.objects.Flowlets.MaxEntries() / 2) }
+func flowletsOf(p *Programs) int { return int(p.objects.Flowlets.MaxEntries() / 3) }
 
 // The flow's hash is FlowHash: a packet that is left for its flow's sake marks the
 // entry that FlowHash says.

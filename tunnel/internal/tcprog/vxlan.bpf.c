@@ -116,8 +116,9 @@ struct settings {
 	__be16 source_ports6[MAX_PORTS];
 	__be32 local6[4]; /* outer source address over IPv6 */
 	__u32 mtu; /* of the device; 0 if it doesn't matter */
+	__u32 relay; /* index of the interface that leads to the relay; 0 if there is none */
 	__u8 has4, has6; /* there is such a source address */
-	__u8 pad[6];
+	__u8 pad[2];
 };
 
 /* A peer, found by its subnet. */
@@ -196,6 +197,25 @@ enum reason {
 
 enum direction { TX, RX };
 
+/* Behind those of both directions: when packets of a flow were relayed. */
+#define RELAYED 2
+#define RELAYED_FOR 200000000LL /* ns for which its next one is, too */
+
+/* The relay rids superpackets of the marks of a tunnel where no flag of a helper does:
+ * of all that the kernel has without tunnel devices, a route of SRv6 with End.DX2 does
+ * (RFC 8986, section 4.9; Documentation/networking/seg6-sysctl.rst). It is in a network
+ * namespace of its own, so that nobody's firewall and routes have a say. It sends what
+ * is in a segment out by the interface that this came by, a veth, and so back. */
+#define RELAY_MAC { 0x02, 'u', 'v', 'x', 'l', 1 } /* of the interface in this namespace */
+#define RELAY_ADDRESS { bpf_htonl(0xfd000000), 0, 0, bpf_htonl(1) } /* the route's */
+#define RELAY_SOURCE { bpf_htonl(0xfd000000), 0, 0, bpf_htonl(2) }
+#define IPPROTO_ETHERNET_FRAME 143 /* RFC 8986, section 10.1 */
+
+/* The packets that have gone to the relay and that have come back. */
+struct relayed {
+	__u64 out, back;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -242,14 +262,14 @@ struct {
 	__uint(max_entries, 2 * REASONS);
 } left SEC(".maps");
 
-/* When packets were last left to the workers: CLOCK_MONOTONIC, by direction and a
- * hash of what the packets have in common. Those that share an
- * entry by chance only take the long way more often. */
+/* When packets were last left to the workers, and when they were relayed: CLOCK_MONOTONIC,
+ * by direction and a hash of what the packets have in common. Those that share an entry by
+ * chance only take the long way more often. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, __u64);
-	__uint(max_entries, 2 * FLOWLETS);
+	__uint(max_entries, 3 * FLOWLETS);
 } flowlets SEC(".maps");
 
 /* The moment before which packets came to the workers that they have passed on by now. */
@@ -260,14 +280,24 @@ struct {
 	__uint(max_entries, 1);
 } passed SEC(".maps");
 
-/* The TUN, for as long as there is one: the kernel takes an interface that goes out of
- * this kind of map. A filter may outlive it. (Lookups are allowed since Linux 5.3.) */
+/* The TUN and the way to the relay, for as long as there are such: the kernel takes an
+ * interface that goes out of this kind of map. A filter may outlive it. (Lookups are
+ * allowed since Linux 5.3.) */
+#define DEVICE_TUN 0
+#define DEVICE_RELAY 1
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__type(key, __u32);
 	__type(value, __u32);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 } devices SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct relayed);
+	__uint(max_entries, 1);
+} relayed SEC(".maps");
 
 /* Interfaces that take superpackets which still bear the marks of a UDP tunnel. */
 struct {
@@ -314,6 +344,14 @@ struct scratch {
 	struct packet p;
 	struct frame f;
 	struct ethhdr eth;
+	/* A segment's headers, with the fields around them that align them. */
+	struct {
+		__u16 before;
+		struct ethhdr eth; /* SEGMENT_LEN bytes from here */
+		struct header6 ip6;
+		struct ethhdr inner;
+		__u16 after[2];
+	} segment;
 	struct bpf_fib_lookup to;
 	struct bpf_redir_neigh next;
 	struct traffic none; /* all zero */
@@ -1035,22 +1073,96 @@ static __always_inline int is_from(struct frame *f, struct peer *peer, int v6)
 	return !peer->v6 && f->ip4.saddr == peer->address[0];
 }
 
+static __always_inline void count_rx(struct scratch *x, struct traffic *t, __u32 n, __u64 now)
+{
+	struct totals *all = bpf_map_lookup_elem(&sums, &x->zero);
+
+	t->rx_packets += n;
+	t->rx_bytes += x->p.len;
+	t->rx_seen = now;
+	if (all) {
+		all->rx_packets += 1;
+		all->rx_datagrams += n;
+		all->rx_bytes += x->p.len;
+	}
+}
+
+static __always_inline int has_relay(struct settings *s, struct scratch *x)
+{
+	x->key = DEVICE_RELAY;
+	return s->relay && s->options & DECAP_OTHER && bpf_map_lookup_elem(&devices, &x->key) != NULL;
+}
+
+/* Tells whether packets of a packet's flow were relayed just before: it would overtake
+ * them. */
+static __always_inline int follows_relayed(struct scratch *x, __u64 now)
+{
+	__u64 *at = flowlet(x, RELAYED, FLOW);
+
+	return at && (__s64)(now - *at) < RELAYED_FOR;
+}
+
+static __always_inline void note_relayed(struct scratch *x, __u64 now)
+{
+	__u64 *at = flowlet(x, RELAYED, FLOW);
+
+	if (at)
+		*at = now;
+}
+
+#define SEGMENT_LEN (2 * ETH_HLEN + sizeof(struct header6))
+_Static_assert(SEGMENT_LEN == 68, "the headers lie close together");
+
+/* Has a packet leave its frame by the relay. */
+static __always_inline int relay(struct __sk_buff *skb, struct settings *s, struct scratch *x, __u32 room, __u64 flags, __be16 type)
+{
+	const __u8 mac[ETH_ALEN] = RELAY_MAC;
+	const __be32 src[4] = RELAY_SOURCE, dst[4] = RELAY_ADDRESS;
+	struct relayed *n;
+
+	__builtin_memset(&x->segment, 0, sizeof(x->segment));
+	x->segment.eth.h_proto = bpf_htons(ETH_P_IPV6);
+	x->segment.ip6.start = bpf_htonl(6U << 28);
+	x->segment.ip6.len = bpf_htons(x->p.len + ETH_HLEN);
+	x->segment.ip6.proto = IPPROTO_ETHERNET_FRAME;
+	x->segment.ip6.limit = 64;
+	__builtin_memcpy(x->segment.ip6.src, src, sizeof(src));
+	__builtin_memcpy(x->segment.ip6.dst, dst, sizeof(dst));
+	__builtin_memcpy(x->segment.inner.h_dest, mac, ETH_ALEN);
+	x->segment.inner.h_proto = x->p.type;
+	/* In two steps, since only taking away changes the kernel's idea of the protocol. */
+	if (type != bpf_htons(ETH_P_IPV6))
+		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	if (bpf_skb_adjust_room(skb, -(__s32)room, BPF_ADJ_ROOM_MAC, flags) < 0)
+		return leave_flow(x, RX, LEFT_ERROR);
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	if (bpf_skb_adjust_room(skb, SEGMENT_LEN - ETH_HLEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) < 0 ||
+	    bpf_skb_store_bytes(skb, 0, &x->segment.eth, SEGMENT_LEN, 0) < 0) {
+		count(x, RX, LOST);
+		return TC_ACT_SHOT;
+	}
+	n = bpf_map_lookup_elem(&relayed, &x->zero);
+	if (n)
+		n->out += 1;
+	return bpf_redirect_peer(s->relay, 0);
+}
+
 static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, struct scratch *x, int v6)
 {
 	struct packet *p = &x->p;
 	struct frame *f = &x->f;
 	struct traffic *t;
-	struct totals *all;
 	struct peer *peer;
 	enum reason why;
-	__u32 gso = skb->gso_size, room = v6 ? ROOM6 : ROOM4, n;
+	__u32 gso = skb->gso_size, room = v6 ? ROOM6 : ROOM4;
+	int action, relayed = 0;
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET, now;
 	__be16 type = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	enum sort is;
 	__u8 ecn;
 
 	is = v6 ? read6(skb, s, x) : read4(skb, s, x);
-	if (is == FOREIGN || !bpf_map_lookup_elem(&devices, &x->zero))
+	if (is == FOREIGN || !bpf_map_lookup_elem(&devices, &x->zero)) /* DEVICE_TUN */
 		return TC_ACT_UNSPEC;
 	if (is == FIRST)
 		return leave_kin(x, RX, WAY, LEFT_FRAGMENT);
@@ -1080,6 +1192,9 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 		return leave_flow(x, RX, LEFT_ECN);
 	if (!v6 && fold(sum_ip(&f->ip4)) != 0xffff)
 		return leave_flow(x, RX, LEFT_CHECKSUM);
+	now = bpf_ktime_get_ns();
+	if (p->proto == IPPROTO_TCP && has_relay(s, x))
+		relayed = follows_relayed(x, now);
 	if (gso) {
 		if (p->proto != IPPROTO_TCP)
 			return leave_flow(x, RX, LEFT_UDP_SUPERPACKET);
@@ -1089,8 +1204,11 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 			return leave_flow(x, RX, LEFT_CHECKSUM);
 		if (s->options & DECAP_L4_UDP)
 			flags |= BPF_F_ADJ_ROOM_DECAP_L4_UDP;
-		else if (!is_tolerant(skb, s, x))
-			return leave_flow(x, RX, LEFT_SUPERPACKET);
+		else if (!relayed && !is_tolerant(skb, s, x)) {
+			if (!has_relay(s, x))
+				return leave_flow(x, RX, LEFT_SUPERPACKET);
+			relayed = 1;
+		}
 	} else {
 		/* Before Linux 5.12 redirection drops it. */
 		if (s->mtu && p->len > s->mtu)
@@ -1100,13 +1218,19 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 		if (!sum_holds(skb, x, v6))
 			return leave_flow(x, RX, LEFT_CHECKSUM);
 	}
-	now = bpf_ktime_get_ns();
 	if (held(x, RX, now, s, peer))
 		return leave(x, RX, LEFT_FLOWLET);
 	t = traffic_of(x, peer);
 	if (!t)
 		return leave_flow(x, RX, LEFT_ERROR);
 
+	if (relayed) {
+		note_relayed(x, now);
+		action = relay(skb, s, x, room, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET, type);
+		if (action == TC_ACT_REDIRECT)
+			count_rx(x, t, segments(gso, p), now);
+		return action;
+	}
 	if (p->type != type)
 		flags |= v6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
 	if (bpf_skb_adjust_room(skb, -(__s32)room, BPF_ADJ_ROOM_MAC, flags) < 0)
@@ -1116,16 +1240,7 @@ static __always_inline int ingress(struct __sk_buff *skb, struct settings *s, st
 		count(x, RX, LOST);
 		return TC_ACT_SHOT;
 	}
-	n = segments(gso, p);
-	t->rx_packets += n;
-	t->rx_bytes += p->len;
-	t->rx_seen = now;
-	all = bpf_map_lookup_elem(&sums, &x->zero);
-	if (all) {
-		all->rx_packets += 1;
-		all->rx_datagrams += n;
-		all->rx_bytes += p->len;
-	}
+	count_rx(x, t, segments(gso, p), now);
 	return bpf_redirect(s->device, BPF_F_INGRESS);
 }
 
@@ -1177,6 +1292,54 @@ int vxlan_ingress(struct __sk_buff *skb)
 	action = v6 ? ingress6(skb, s, x) : ingress4(skb, s, x);
 	x->busy = 0;
 	return action;
+}
+
+/* Reads the Ethernet header of a frame, and tells whether it is one of the relay's: the
+ * kernel itself sends some by its interfaces. */
+static __always_inline int is_relayed(struct __sk_buff *skb, __u64 *h)
+{
+	const __u8 mac[ETH_ALEN] = RELAY_MAC;
+	__u8 *b = (__u8 *)h;
+
+	if (bpf_skb_load_bytes(skb, 0, h, ETH_HLEN) < 0)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		if (b[i] != mac[i])
+			return 0;
+	return 1;
+}
+
+/* Runs on what the route sends back, before it leaves the relay. The route leaves the
+ * kernel's idea of where the network header begins at the Ethernet header's place, with
+ * which a superpacket would be dropped. Another header before this one, in its place
+ * after it is taken away, sets it right. */
+SEC("tc")
+int vxlan_relay_out(struct __sk_buff *skb)
+{
+	__u64 h[2] = {};
+
+	if (!is_relayed(skb, h) || bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 ||
+	    bpf_skb_adjust_room(skb, -ETH_HLEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) < 0 ||
+	    bpf_skb_store_bytes(skb, 0, h, ETH_HLEN, 0) < 0)
+		return TC_ACT_SHOT;
+	return TC_ACT_OK;
+}
+
+/* Runs on what comes back from the relay. */
+SEC("tc")
+int vxlan_relay_in(struct __sk_buff *skb)
+{
+	__u64 zero = 0, h[2] = {};
+	struct settings *s = bpf_map_lookup_elem(&config, &zero);
+	struct relayed *n;
+
+	if (!s || !is_relayed(skb, h))
+		return TC_ACT_SHOT;
+	n = bpf_map_lookup_elem(&relayed, &zero);
+	if (n)
+		n->back += 1;
+	return bpf_redirect(s->device, BPF_F_INGRESS);
 }
 
 /* bpf_csum_level and others are for GPL-compatible programs only. */

@@ -57,9 +57,10 @@ type vxlanSettings struct {
 	SourcePorts6 [64]uint16
 	Local6       [4]uint32
 	Mtu          uint32
+	Relay        uint32
 	Has4         uint8
 	Has6         uint8
-	Pad          [6]uint8
+	Pad          [2]uint8
 }
 
 type vxlanTotals struct {
@@ -87,19 +88,22 @@ type vxlanTraffic struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	vxlanMapConfig        = "config"
-	vxlanMapCounters      = "counters"
-	vxlanMapDevices       = "devices"
-	vxlanMapFlowlets      = "flowlets"
-	vxlanMapLeft          = "left"
-	vxlanMapPassed        = "passed"
-	vxlanMapPeers4        = "peers4"
-	vxlanMapPeers6        = "peers6"
-	vxlanMapScratches     = "scratches"
-	vxlanMapSums          = "sums"
-	vxlanMapTolerant      = "tolerant"
-	vxlanProgVxlanEgress  = "vxlan_egress"
-	vxlanProgVxlanIngress = "vxlan_ingress"
+	vxlanMapConfig         = "config"
+	vxlanMapCounters       = "counters"
+	vxlanMapDevices        = "devices"
+	vxlanMapFlowlets       = "flowlets"
+	vxlanMapLeft           = "left"
+	vxlanMapPassed         = "passed"
+	vxlanMapPeers4         = "peers4"
+	vxlanMapPeers6         = "peers6"
+	vxlanMapRelayed        = "relayed"
+	vxlanMapScratches      = "scratches"
+	vxlanMapSums           = "sums"
+	vxlanMapTolerant       = "tolerant"
+	vxlanProgVxlanEgress   = "vxlan_egress"
+	vxlanProgVxlanIngress  = "vxlan_ingress"
+	vxlanProgVxlanRelayIn  = "vxlan_relay_in"
+	vxlanProgVxlanRelayOut = "vxlan_relay_out"
 )
 
 // loadVxlan returns the embedded CollectionSpec for vxlan.
@@ -144,8 +148,10 @@ type vxlanSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type vxlanProgramSpecs struct {
-	VxlanEgress  *ebpf.ProgramSpec `ebpf:"vxlan_egress"`
-	VxlanIngress *ebpf.ProgramSpec `ebpf:"vxlan_ingress"`
+	VxlanEgress   *ebpf.ProgramSpec `ebpf:"vxlan_egress"`
+	VxlanIngress  *ebpf.ProgramSpec `ebpf:"vxlan_ingress"`
+	VxlanRelayIn  *ebpf.ProgramSpec `ebpf:"vxlan_relay_in"`
+	VxlanRelayOut *ebpf.ProgramSpec `ebpf:"vxlan_relay_out"`
 }
 
 // vxlanMapSpecs contains maps before they are loaded into the kernel.
@@ -160,6 +166,7 @@ type vxlanMapSpecs struct {
 	Passed    *ebpf.MapSpec `ebpf:"passed"`
 	Peers4    *ebpf.MapSpec `ebpf:"peers4"`
 	Peers6    *ebpf.MapSpec `ebpf:"peers6"`
+	Relayed   *ebpf.MapSpec `ebpf:"relayed"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 	Sums      *ebpf.MapSpec `ebpf:"sums"`
 	Tolerant  *ebpf.MapSpec `ebpf:"tolerant"`
@@ -199,6 +206,7 @@ type vxlanMaps struct {
 	Passed    *ebpf.Map `ebpf:"passed"`
 	Peers4    *ebpf.Map `ebpf:"peers4"`
 	Peers6    *ebpf.Map `ebpf:"peers6"`
+	Relayed   *ebpf.Map `ebpf:"relayed"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
 	Sums      *ebpf.Map `ebpf:"sums"`
 	Tolerant  *ebpf.Map `ebpf:"tolerant"`
@@ -214,6 +222,7 @@ func (m *vxlanMaps) Close() error {
 		m.Passed,
 		m.Peers4,
 		m.Peers6,
+		m.Relayed,
 		m.Scratches,
 		m.Sums,
 		m.Tolerant,
@@ -230,14 +239,18 @@ type vxlanVariables struct {
 //
 // It can be passed to loadVxlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type vxlanPrograms struct {
-	VxlanEgress  *ebpf.Program `ebpf:"vxlan_egress"`
-	VxlanIngress *ebpf.Program `ebpf:"vxlan_ingress"`
+	VxlanEgress   *ebpf.Program `ebpf:"vxlan_egress"`
+	VxlanIngress  *ebpf.Program `ebpf:"vxlan_ingress"`
+	VxlanRelayIn  *ebpf.Program `ebpf:"vxlan_relay_in"`
+	VxlanRelayOut *ebpf.Program `ebpf:"vxlan_relay_out"`
 }
 
 func (p *vxlanPrograms) Close() error {
 	return _VxlanClose(
 		p.VxlanEgress,
 		p.VxlanIngress,
+		p.VxlanRelayIn,
+		p.VxlanRelayOut,
 	)
 }
 
