@@ -20,6 +20,15 @@
 // tcx hooks run before these: if they are attached later, then after a second at most.
 // With classic tc filters of others at the same hooks nothing is carried.
 //
+// TCP superpackets that arrive bear the marks of their tunnel until Linux has
+// BPF_F_ADJ_ROOM_DECAP_L4_UDP, and a bridge doesn't take such packets whole: the kernel
+// would segment them. Where they come, from hosts on the same machine, the fast path has a
+// relay to rid them of the marks: an interface "uvxrelay0" (or another number) that leads to a network namespace
+// without a name, in which there is nothing but a route of SRv6 (End.DX2 of RFC 8986). That
+// takes CAP_SYS_ADMIN, Linux 6.3 and its CONFIG_IPV6_SEG6_LWTUNNEL; without them the
+// workers have superpackets for bridges, and [Report] says why. The relay ends with the
+// process, or goes to its successor.
+//
 // Reverse-path filtering (rp_filter) isn't applied to the frames that are carried:
 // instead, each must come by the underlay's interface, from the address of the peer
 // that owns the inner source.

@@ -70,6 +70,7 @@ type FastPath struct {
 	usedAll  tcprog.Totals
 	used     map[netip.Prefix]uint64 // packets sent to each when Used last looked
 	held     uint64                  // packets left to stay behind others when Waits last looked
+	relay    relaying
 }
 
 // member is a peer of the router's.
@@ -129,7 +130,9 @@ func (f *FastPath) open(inherited *Descriptors) (err error) {
 	if err := f.programs.Deliver(f.device); err != nil {
 		return err
 	}
-	f.apply(f.host.look(f.locals, f.device, f.link))
+	v := f.host.look(f.locals, f.device, f.link)
+	f.haveRelay(v, inherited)
+	f.apply(v)
 	f.router.UseFastPath(f)
 	f.attached, err = attach(f.place(f.link), inherited)
 	return err
@@ -345,6 +348,9 @@ func (f *FastPath) settingsLocked() tcprog.Settings {
 		Device: f.device, MTU: f.wire.MTU, Underlay: f.link.index, Port: f.locals[0].Port(), VNI: f.wire.VNI, MAC: f.wire.MAC,
 		Superpackets: f.view.superpackets, FlowLabels: f.view.flowLabels, Guard: tcprog.FlowGuard,
 	}
+	if f.relay.relay != nil {
+		s.Relay = f.relay.index
+	}
 	for _, local := range f.locals {
 		l := tcprog.Local{Address: local.Addr(), SourcePorts: f.wire.SourcePorts[local.Addr()]}
 		if local.Addr().Is4() {
@@ -364,6 +370,7 @@ func (f *FastPath) Close() error {
 	return f.life.Close(f.waker.Wake, func() error {
 		err := f.attached.detach()
 		f.router.UseFastPath(nil)
+		f.emptyRelay()
 		f.end("it is closed")
 		return errors.Join(err, f.release())
 	})
@@ -378,7 +385,10 @@ func (f *FastPath) end(why string) {
 
 // release closes what Attach opened.
 func (f *FastPath) release() error {
-	var errs []error
+	f.mu.Lock()
+	errs := []error{f.relay.close()}
+	f.relay.relay = nil
+	f.mu.Unlock()
 	if f.programs != nil {
 		errs = append(errs, f.programs.Close())
 	}

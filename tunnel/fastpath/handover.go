@@ -12,7 +12,9 @@ import (
 )
 
 // Descriptors are what another process may go on with: the descriptors of the maps, by
-// name, and of the links.
+// name, and of the links. Among the maps is the network namespace that is the relay, if
+// there is one: versions that know of none close it with the maps, which they can't use
+// either.
 type Descriptors struct {
 	Maps  map[string]int `json:"maps"`
 	Links []int          `json:"links,omitempty"`
@@ -59,6 +61,9 @@ func (d *Descriptors) Close() error {
 	return errors.Join(errs...)
 }
 
+// relayDescriptor is the relay's name among the maps, which no map has.
+const relayDescriptor = "relay"
+
 // takeMaps returns the maps that this version's programs can go on with, for the caller
 // to own.
 func (d *Descriptors) takeMaps() map[string]int {
@@ -67,7 +72,22 @@ func (d *Descriptors) takeMaps() map[string]int {
 	}
 	m := d.Maps
 	d.Maps = nil
+	if fd, ok := m[relayDescriptor]; ok {
+		delete(m, relayDescriptor)
+		d.Maps = map[string]int{relayDescriptor: fd}
+	}
 	return m
+}
+
+// takeRelay returns the relay for the caller to own, if this version's programs go on
+// with the maps.
+func (d *Descriptors) takeRelay() (fd int, ok bool) {
+	if d.Layout != tcprog.Layout() {
+		return -1, false
+	}
+	fd, ok = d.Maps[relayDescriptor]
+	delete(d.Maps, relayDescriptor)
+	return fd, ok
 }
 
 // Release ends the fast path like Close, but leaves the programs attached: packets go
@@ -89,6 +109,10 @@ func (f *FastPath) Release() (d *Descriptors, err error) {
 	for _, l := range f.attached.links {
 		err = errors.Join(err, l.Close())
 	}
+	f.mu.Lock()
+	err = errors.Join(err, f.relay.giveUp())
+	f.relay.relay = nil
+	f.mu.Unlock()
 	f.end("it was handed over")
 	if err = errors.Join(err, f.release()); err != nil {
 		f.log.Warn("release fast path", "error", err)
@@ -115,6 +139,13 @@ func (f *FastPath) copies() (d *Descriptors, err error) {
 			delete(d.Maps, name)
 			return d, err
 		}
+	}
+	if f.relay.relay != nil {
+		fd, err := duplicate(int(f.relay.ns.Fd()))
+		if err != nil {
+			return d, err
+		}
+		d.Maps[relayDescriptor] = fd
 	}
 	for _, l := range f.attached.links {
 		raw, ok := l.(interface{ FD() int })

@@ -191,6 +191,7 @@ type view struct {
 	off          string               // why nothing is carried, empty if that isn't so
 	families     [family.Count]string // likewise for peers of each family
 	superpackets bool
+	virtual      bool  // there may be hosts on this machine beyond the underlay, which send superpackets
 	flowLabels   bool  // the kernel's sockets send them
 	tolerant     []int // links
 	policies     []policy
@@ -315,6 +316,7 @@ func (h *host) badLinks(device int, link underlayLink, v *view) string {
 		return why
 	}
 	v.superpackets = h.passesSuperpackets(underlay, byIndex)
+	v.virtual = slices.Contains([]string{"veth", "macvlan", "tuntap"}, underlay.Type())
 	return ""
 }
 

@@ -435,10 +435,16 @@ func TestIntegrationFastPathLeavesNothingBehind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := newPair(t, onlink.Off, c, nil)
 			ping(t, a.container, b.addr(), 10)
+			if len(relays(t, a.host)) == 0 {
+				t.Error("there is no relay")
+			}
 			testhost.Must(t, a.fast.Close())
 			testhost.Must(t, a.fast.Close())
 			if out := attachedTo(t, a.host); out != "" {
 				t.Errorf("left behind: %s", out)
+			}
+			if names := relays(t, a.host); len(names) > 0 {
+				t.Errorf("left behind: %q", names)
 			}
 			before := a.router.Stats().FastPath
 			ping(t, a.container, b.addr(), 10)

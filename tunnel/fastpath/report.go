@@ -19,6 +19,10 @@ type Report struct {
 	// Superpackets says that TCP superpackets to peers with an IPv4 address pass the
 	// underlay in VXLAN unsplit; all others are the workers'.
 	Superpackets bool
+	// Relay is the interface by which TCP superpackets that arrive by VXLAN for a bridge go
+	// to lose the tunnel's marks, empty if there is none. Where the kernel needs one and
+	// there can't be any, NoRelay says why: such packets are the workers'.
+	Relay, NoRelay string
 	// Peers is how many of the router's peers the programs have, and Excluded how many
 	// they don't have.
 	Peers, Excluded int
@@ -33,7 +37,11 @@ func (f *FastPath) Report() Report {
 	defer f.mu.Unlock()
 	r := Report{
 		On: f.offLocked() == "", Reason: f.offLocked(), Link: f.link.name, Attached: f.attached.kind(),
-		Superpackets: f.view.superpackets && f.locals[0].Addr().Is4(), LeftTx: map[string]uint64{}, LeftRx: map[string]uint64{},
+		Superpackets: f.view.superpackets && f.locals[0].Addr().Is4(), NoRelay: f.relay.why,
+		LeftTx: map[string]uint64{}, LeftRx: map[string]uint64{},
+	}
+	if f.relay.relay != nil {
+		r.Relay = f.relay.name
 	}
 	for _, m := range f.members {
 		if m.reason == "" {

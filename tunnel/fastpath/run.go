@@ -56,6 +56,7 @@ func (f *FastPath) Run(ctx context.Context) error {
 			if err := poll(fds, checkInterval); err != nil {
 				return err
 			}
+			f.checkRelay()
 			if slices.ContainsFunc(fds, func(p unix.PollFd) bool { return p.Revents != 0 }) || time.Since(looked) >= lookInterval || f.isMisplaced() {
 				break
 			}
@@ -105,7 +106,11 @@ func (f *FastPath) inspect() {
 		return
 	}
 	v := f.host.look(f.locals, f.device, l)
-	if err := f.host.inside(func() error { return f.keep(l) }); err != nil && v.off == "" {
+	err = f.host.inside(func() error {
+		f.haveRelay(v, &Descriptors{})
+		return f.keep(l)
+	})
+	if err != nil && v.off == "" {
 		v.off = err.Error()
 	}
 	f.apply(v)

@@ -399,6 +399,7 @@ func TestIntegrationKilled(t *testing.T) {
 				}
 			}
 			testhost.Await(t, "nothing to be attached", func() bool { return attachedTo(t, hostA) == "" })
+			testhost.Await(t, "the relay to be gone", func() bool { return len(relays(t, hostA)) == 0 })
 		})
 	}
 }
