@@ -160,6 +160,11 @@ type FastPath struct {
 	Link string `json:"link,omitempty"`
 	// Superpackets says that tunnels' superpackets pass this interface whole.
 	Superpackets bool `json:"superpackets"`
+	// Relay is the interface by which superpackets for bridges lose the marks of their
+	// tunnel, if there is one. NoRelay says why there can't be one where there should:
+	// they are the workers'.
+	Relay   string `json:"relay,omitempty"`
+	NoRelay string `json:"no_relay,omitempty"`
 	// Sent and Received are what it has carried.
 	Sent     FastDirection `json:"sent"`
 	Received FastDirection `json:"received"`
@@ -179,6 +184,8 @@ func (f *FastPath) Words() string {
 	switch {
 	case !f.On:
 		return "off: " + f.Reason
+	case f.Superpackets && f.NoRelay != "":
+		return fmt.Sprintf("on (%s, superpackets whole, but for bridges by the workers: %s)", f.Link, f.NoRelay)
 	case f.Superpackets:
 		return fmt.Sprintf("on (%s, superpackets whole)", f.Link)
 	}

@@ -124,7 +124,7 @@ func (a attached) Carries(p tunnel.Peer) (bool, string) { return a.FastPath.Carr
 func (a attached) Describe() control.FastPath {
 	r, s := a.Report(), a.Stats()
 	return control.FastPath{
-		On: r.On, Reason: r.Reason, Link: strings.TrimSpace(a.kind + " " + r.Link), Superpackets: r.Superpackets,
+		On: r.On, Reason: r.Reason, Link: strings.TrimSpace(a.kind + " " + r.Link), Superpackets: r.Superpackets, Relay: r.Relay, NoRelay: r.NoRelay,
 		Sent:     control.FastDirection{Packets: s.TxPackets, Bytes: s.TxBytes, Left: r.LeftTx},
 		Received: control.FastDirection{Packets: s.RxPackets, Bytes: s.RxBytes, Left: r.LeftRx},
 	}
