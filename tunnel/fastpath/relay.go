@@ -50,7 +50,7 @@ type relaying struct {
 	useless bool      // packets didn't come back from it
 	looked  time.Time // at what follows
 	relayed relayed
-	silent  int // looks at which packets had gone to it and none had come back
+	silent  int // looks at which packets had gone to it, since one came back
 }
 
 // relayed counts the packets that have gone to a relay and that have come back.
@@ -148,11 +148,14 @@ func (f *FastPath) silentRelayLocked() *relay {
 	before := f.relay.relayed
 	now.out, now.back, err = f.programs.Relayed()
 	f.relay.relayed, f.relay.looked = now, time.Now()
-	if err != nil || now.out == before.out || now.back != before.back {
+	switch {
+	case err != nil:
+	case now.back != before.back:
 		f.relay.silent = 0
-		return nil
+	case now.out != before.out:
+		f.relay.silent++ // connections send less and less often
 	}
-	if f.relay.silent++; f.relay.silent < 2 {
+	if f.relay.silent < 2 {
 		return nil
 	}
 	return f.relay.relay
