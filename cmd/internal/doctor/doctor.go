@@ -70,7 +70,7 @@ type session struct {
 	x        *examiner // nil if nothing can be sent
 	before   counters
 	rules    map[bool][]firewall.Obstacle // by whether they are of IPv6
-	rulesErr error
+	rulesErr error                        // why they couldn't all be read
 }
 
 // begin asks the daemon, and opens what packets are sent and seen by.
@@ -195,8 +195,23 @@ func (s *session) readRules() {
 		}
 		rules, err := firewall.Obstacles(s.tunnel(local, remotes...))
 		s.rules[local.Is6()], s.rulesErr = rules, errors.Join(s.rulesErr, err)
-		s.find(judgeRules(rules, err)...)
 	}
+}
+
+// harm is how much it does that frames are changed: little where all peers answer, since
+// kernels take frames from any address.
+func (s *session) harm() Severity {
+	harm := Fault
+	for _, p := range s.peers {
+		switch {
+		case p.peer.Unclaimed:
+		case p.overlay.dead():
+			return Fault
+		case p.overlay.Received > 0:
+			harm = Warning
+		}
+	}
+	return harm
 }
 
 // vxlanPorts are those that VXLAN has: IANA's, which is this project's default too,
@@ -314,6 +329,7 @@ func (s *session) finish(ctx context.Context) {
 
 func (s *session) judge(ctx context.Context) {
 	scene := s.scene(ctx)
+	s.find(judgeRules(slices.Concat(s.rules[false], s.rules[true]), s.rulesErr, s.harm())...)
 	scene.shared = s.judgeLeases()
 	if scene.peers != nil { // whose lease went meanwhile is no peer
 		s.peers = slices.DeleteFunc(s.peers, func(p *evidence) bool {
@@ -322,7 +338,7 @@ func (s *session) judge(ctx context.Context) {
 		})
 	}
 	blamed, damaged := map[netip.Addr]bool{}, false
-	s.find(scene.judgeSources()...)
+	s.find(scene.judgeSources(s.harm())...)
 	var found []Finding
 	for _, p := range s.peers {
 		if p.overlay.MTU > 0 {

@@ -249,6 +249,30 @@ func TestJudgeDead(t *testing.T) {
 	}
 }
 
+// Frames that are changed, and answered by all peers all the same, are no fault: kernels
+// take them from any address.
+func TestHarmOfChanges(t *testing.T) {
+	changes := []firewall.Obstacle{{Out: true, Sure: true, What: "a rule"}}
+	drops := []firewall.Obstacle{{Out: true, Sure: true, Drops: true, What: "a rule"}}
+	for _, received := range []int{0, few} {
+		j := bystander(control.PathVXLAN, sighting{out: true, src: host(3).PublicIP, dst: host(2).PublicIP, frame: &frame{port: 4789}})
+		j.p.overlay.Received = received
+		s := &session{x: j.x, peers: []*evidence{j.p}, rules: map[bool][]firewall.Obstacle{false: changes}}
+		want := map[int]Severity{0: Fault, few: Warning}[received]
+		if h := s.harm(); h != want {
+			t.Errorf("with %d answers, the harm is a %s", received, h)
+		}
+		for _, f := range append(judgeRules(changes, nil, s.harm()), j.judgeSources(s.harm())...) {
+			if f.Severity != want {
+				t.Errorf("with %d answers, %s is a %s", received, f.Kind, f.Severity)
+			}
+		}
+		if f := judgeRules(drops, nil, s.harm()); f[0].Severity != Fault {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
 // Whatever arrives, reading it ends well.
 func FuzzSighting(f *testing.F) {
 	e := overlayEcho{vni: 1, src: host(1).Subnet.Addr(), dst: host(2).Subnet.Addr(), id: 5}

@@ -99,8 +99,9 @@ func notRunning(err error, tun error) []Finding {
 	return found
 }
 
-// judgeRules says which of the host's own firewall rules are in the way.
-func judgeRules(rules []firewall.Obstacle, err error) (found []Finding) {
+// judgeRules says which of the host's own firewall rules are in the way. changes is how
+// much harm those do that change frames.
+func judgeRules(rules []firewall.Obstacle, err error, changes Severity) (found []Finding) {
 	if err != nil {
 		found = append(found, Finding{
 			Severity: Warning, Kind: "firewall-unread", What: "whether this host's firewall lets the overlay's frames pass is not known",
@@ -111,14 +112,14 @@ func judgeRules(rules []firewall.Obstacle, err error) (found []Finding) {
 		if !r.Sure {
 			continue // of a peer, if it matters
 		}
-		kind, what := "firewall-in", "this host's firewall doesn't let the other hosts' frames in"
+		severity, kind, what := Fault, "firewall-in", "this host's firewall doesn't let the other hosts' frames in"
 		if r.Out {
 			kind, what = "firewall-out", "this host's firewall doesn't let frames out to the other hosts"
 		}
 		if !r.Drops {
-			kind, what = "firewall-changes", "this host's firewall changes the overlay's frames, so they may not be taken"
+			severity, kind, what = changes, "firewall-changes", "this host's firewall changes the overlay's frames, so they may not be taken"
 		}
-		found = append(found, Finding{Severity: Fault, Kind: kind, What: what, Evidence: r.What, Remedy: r.Remedy})
+		found = append(found, Finding{Severity: severity, Kind: kind, What: what, Evidence: r.What, Remedy: r.Remedy})
 	}
 	return found
 }
@@ -149,7 +150,7 @@ func (s *scene) judgeStrangers(blamed map[netip.Addr]bool) (found []Finding) {
 
 // judgeSources tells of frames of ours that leave by another address than the other
 // hosts know.
-func (s *scene) judgeSources() []Finding {
+func (s *scene) judgeSources(harm Severity) []Finding {
 	left := s.x.tap.sightings(func(f *sighting) bool {
 		return f.out && f.frame != nil && f.frame.port == s.x.port && f.src != s.x.localOf(f.src)
 	})
@@ -157,7 +158,7 @@ func (s *scene) judgeSources() []Finding {
 		return nil
 	}
 	return []Finding{{
-		Severity: Fault, Kind: "masqueraded", What: "frames leave this host by an address that its lease doesn't have, so the other hosts drop them",
+		Severity: harm, Kind: "masqueraded", What: "frames leave this host from an address that its lease doesn't have, so peers that run uvxlan drop them",
 		Evidence: fmt.Sprintf("frames leave from %s, the lease says %s", left[0].src, s.x.status.PublicIP),
 		Remedy:   fmt.Sprintf("exempt them from masquerading: iptables -t nat -I POSTROUTING -p udp --dport %d -j ACCEPT", s.x.port),
 	}}
