@@ -227,7 +227,7 @@ var troubles = []trouble{
 		}
 		rules(w.T, h.Node, "out", "filter hook output priority 0", "tcp sport 1 @th,128,16 set 0xdead")
 	}},
-	{"clock", "warning", clock(time.Hour + time.Minute)},
+	{"clock", "warning", clock(90 * time.Minute)},
 	{"clock", "warning", clock(-time.Hour)},
 	{"echo-dropped-there", "warning", func(w *ward, h *lab.Host) {
 		w.peer(h, lease.DefaultPort)

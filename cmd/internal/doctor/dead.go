@@ -132,18 +132,18 @@ func (j *judgement) prohibited() bool {
 // ownRules: this host's own firewall drops what goes out.
 func (j *judgement) ownRules() bool {
 	arrived := slices.ContainsFunc([]test{summed, unsummed, wayOut, question}, func(t test) bool { return j.p.answered[t] })
-	if j.p.refused == nil && (arrived || len(j.left()) > 0) {
-		return false
+	if j.p.refused == nil && (arrived || len(j.left()) > 0 || j.p.neigh.failed) {
+		return false // without a neighbour, none leaves whatever the rules say
 	}
-	if j.firewalled(true, "own-firewall-out", "this host's firewall doesn't let the frames to it out as they are", "") {
+	if j.firewalled(true, "own-firewall-out", "this host's firewall drops or changes the frames to it", "") {
 		return true
 	}
-	evidence := "none of them leaves by an interface"
+	evidence := "none of them leaves by any interface"
 	switch {
 	case j.p.refused != nil:
 		evidence = "the kernel refuses them: " + words(j.p.refused)
-	case !j.p.sent, j.p.neigh.failed, mayEncrypt():
-		return false // they wait for a neighbour, or leave and can't be told
+	case !j.p.sent, j.missed, mayEncrypt():
+		return false // they may leave unseen
 	}
 	j.add(Fault, "own-firewall-out", "this host drops the frames to it", evidence,
 		fmt.Sprintf("look for what drops UDP port %d on the way out (nft list ruleset, tc filter show, ip xfrm policy)", j.x.port))
@@ -217,10 +217,6 @@ func (j *judgement) notDelivered() bool {
 	if len(came) == 0 {
 		return false
 	}
-	evidence := fmt.Sprintf("%d answers of it came to this host's interface, and none to the overlay", len(came))
-	if j.firewalled(false, "own-firewall-in", "this host's firewall doesn't let its frames in as they are", "; "+evidence) {
-		return true
-	}
 	inside := j.x.tap.sightings(func(s *sighting) bool {
 		return !s.out && s.link == j.x.device && s.message.isReply() && j.p.Subnet.Contains(s.src)
 	})
@@ -228,6 +224,10 @@ func (j *judgement) notDelivered() bool {
 		j.add(Warning, "echo-dropped", "its answers come out of the overlay, and a rule of this host drops them: this host doesn't hear it, its containers may",
 			fmt.Sprintf("%d answers of it came by %s, and none was delivered", len(inside), j.x.status.Device),
 			"look for a rule that drops ICMP on "+j.x.status.Device+" (nft list ruleset)")
+		return true
+	}
+	evidence := fmt.Sprintf("%d answers of it came to this host's interface, and none to the overlay", len(came))
+	if j.firewalled(false, "own-firewall-in", "this host's firewall drops or changes its frames", "; "+evidence) {
 		return true
 	}
 	var reasons []string

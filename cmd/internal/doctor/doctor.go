@@ -383,7 +383,7 @@ func (s *session) explained(p *evidence, more []Finding) bool {
 
 // scene reads once more what is counted.
 func (s *session) scene(ctx context.Context) *scene {
-	sc := &scene{x: s.x, rules: s.rules, rulesFor: s.rulesFor, known: map[netip.Addr]bool{s.x.local: true}}
+	sc := &scene{x: s.x, rules: s.rules, rulesFor: s.rulesFor, known: map[netip.Addr]bool{s.x.local: true}, missed: s.x.tap.missed()}
 	for _, p := range s.peers {
 		sc.known[p.PublicIP] = true
 	}

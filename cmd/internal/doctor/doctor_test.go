@@ -219,6 +219,14 @@ func TestJudgeDead(t *testing.T) {
 		"never left": {want: "", set: func(j *judgement) {
 			j.rules = map[bool][]firewall.Obstacle{false: {{Out: true, Drops: true, Sure: true}}}
 		}},
+		"a rule, but nobody to send to": {want: "no-host", set: func(j *judgement) {
+			j.rules = map[bool][]firewall.Obstacle{false: {{Out: true, What: "a rule"}}}
+			j.p.underlay.Received, j.p.neigh.failed, j.p.neigh.onLink = 0, true, true
+		}},
+		"not all was seen": {want: "blocked", set: func(j *judgement) { j.p.sent, j.missed = true, true }},
+		"inside, past a rule": {want: "echo-dropped", seen: []sighting{out, in, {link: 7, src: host(2).Subnet.Addr()}}, set: func(j *judgement) {
+			j.rules = map[bool][]firewall.Obstacle{false: {{What: "a rule", Drops: true}}}
+		}},
 		"the reverse path":              {want: "reverse-path", seen: []sighting{out, in}, set: func(j *judgement) { j.grown = func(string) uint64 { return 5 } }},
 		"the reverse path, direct":      {path: control.PathDirect, want: "reverse-path", seen: []sighting{plain}, set: func(j *judgement) { j.grown = func(string) uint64 { return 5 } }},
 		"a rule, direct":                {path: control.PathDirect, want: "own-firewall-in", seen: []sighting{plain}},

@@ -29,6 +29,8 @@ type scene struct {
 	shared map[netip.Prefix]bool
 	// peers are the daemon's as they are in the end, nil if it doesn't say.
 	peers map[netip.Prefix]control.Peer
+	// missed says that packets may have passed unseen.
+	missed bool
 }
 
 // judge says what is wrong with a peer.
@@ -133,8 +135,8 @@ func (j *judgement) allowing() string {
 	return fmt.Sprintf("allow UDP port %d and ICMP between the hosts", j.x.port)
 }
 
-// unrouted: this host has no route to its address. One that packets get answers by is
-// for those that do.
+// unrouted: this host has no route to its address. The kernel is asked without a mark or
+// ports: packets that rules route by those may leave all the same.
 func (j *judgement) unrouted() bool {
 	if j.p.neigh.err == nil || !j.p.underlay.dead() || len(j.left()) > 0 {
 		return false

@@ -54,7 +54,10 @@ func (t *tap) listen(fd int, ports []uint16) error {
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
 		return fmt.Errorf("filter packets: %w", err)
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) // less serves too
+	const room = 4 << 20
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, room) // less serves too
+	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
 		return fmt.Errorf("ask for checksums' states: %w", err)
 	}
@@ -122,6 +125,17 @@ func (t *tap) record(s []sighting) {
 	t.seen = append(t.seen, s...)
 	close(t.more)
 	t.more = make(chan struct{})
+}
+
+// missed tells whether packets may have passed unseen since it was asked last.
+func (t *tap) missed() (missed bool) {
+	err := t.conn.Control(func(fd uintptr) {
+		stats, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
+		missed = err != nil || stats.Drops > 0
+	})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return missed || err != nil || len(t.seen) >= most
 }
 
 // sightings are all so far that match.

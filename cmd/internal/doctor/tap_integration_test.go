@@ -115,3 +115,29 @@ func TestIntegrationTap(t *testing.T) {
 		}
 	}
 }
+
+// What the tap has no room for isn't taken for what didn't happen.
+func TestIntegrationTapMisses(t *testing.T) {
+	w := newWire(t)
+	tapped, err := openTap(4789)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tapped.close() })
+	ping := func() { netnstest.Run(t, "ping", "-c", "1", w.other.String()) }
+	if ping(); tapped.missed() {
+		t.Error("one ping is too much for the tap")
+	}
+	// Who reads waits for the lock, and the socket's queue fills.
+	tapped.mu.Lock()
+	if err := setOption(tapped.file, unix.SOL_SOCKET, unix.SO_RCVBUF, 0); err != nil {
+		t.Error(err)
+	}
+	for range 20 {
+		ping()
+	}
+	tapped.mu.Unlock()
+	if !tapped.missed() {
+		t.Error("nothing was missed by a tap without room")
+	}
+}
