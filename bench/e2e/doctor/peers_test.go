@@ -257,6 +257,10 @@ var troubles = []trouble{
 		w.peer(h, lease.DefaultPort)
 		e2e.Shell(w.T, w.Host("kb21").Node, "ip route add unreachable "+h.Address.String())
 	}},
+	{"no-gateway", "fault", func(w *ward, h *lab.Host) {
+		w.peer(h, lease.DefaultPort)
+		e2e.Shell(w.T, w.Host("kb21").Node, "ip route add "+h.Address.String()+" via 192.168.14.96")
+	}},
 	{"no-host", "fault", func(w *ward, h *lab.Host) {
 		w.lease(ghost(h.Subnet.String(), "192.168.14.99", 1, "0e:00:00:00:00:01"))
 	}},

@@ -224,6 +224,7 @@ func TestJudgeDead(t *testing.T) {
 			j.p.underlay.Received, j.p.neigh.failed, j.p.neigh.onLink = 0, true, true
 		}},
 		"not all was seen": {want: "blocked", set: func(j *judgement) { j.p.sent, j.missed = true, true }},
+		"no gateway":       {want: "no-gateway", seen: []sighting{out}, set: func(j *judgement) { j.p.underlay.Received, j.p.neigh.failed = 0, true }},
 		"inside, past a rule": {want: "echo-dropped", seen: []sighting{out, in, {link: 7, src: host(2).Subnet.Addr()}}, set: func(j *judgement) {
 			j.rules = map[bool][]firewall.Obstacle{false: {{What: "a rule", Drops: true}}}
 		}},

@@ -163,6 +163,9 @@ func (j *judgement) gone(path string) {
 	case p.neigh.onLink && p.neigh.failed:
 		j.add(Fault, "no-host", "there is no host behind its lease: nobody on the network has its address",
 			fmt.Sprintf("nobody answers ARP for %s on %s; %s%s", p.PublicIP, p.neigh.link, lost, lease), remedy)
+	case p.neigh.failed:
+		j.add(Fault, "no-gateway", "the gateway on the way to it doesn't answer", fmt.Sprintf("nobody answers ARP for %s on %s; %s%s", p.neigh.hop, p.neigh.link, lost, lease),
+			fmt.Sprintf("see that the gateway %s runs, or mend the route by it (ip route)", p.neigh.hop))
 	case errors.As(p.underlay.err, &icmp) && !icmp.Prohibited():
 		j.add(Fault, "no-host", "there is no host behind its lease, or no way to it", fmt.Sprintf("%v; %s%s", icmp, lost, lease), remedy)
 	default:

@@ -39,7 +39,11 @@ func neighbourOf(a netip.Addr) (n neighbour) {
 	}
 	r := routes[0]
 	n.hop, n.onLink = a, true
-	if gw, ok := netip.AddrFromSlice(r.Gw); ok && !gw.IsUnspecified() {
+	gateway := r.Gw
+	if via, is := r.Via.(*netlink.Via); is { // of the other family (RFC 8950)
+		gateway = via.Addr
+	}
+	if gw, ok := netip.AddrFromSlice(gateway); ok && !gw.IsUnspecified() {
 		n.hop, n.onLink = gw.Unmap(), false
 	}
 	if i, err := net.InterfaceByIndex(r.LinkIndex); err == nil {
@@ -53,7 +57,7 @@ func neighbourOf(a netip.Addr) (n neighbour) {
 		n.route += " src " + src.Unmap().String()
 	}
 	family := netlink.FAMILY_V4
-	if a.Is6() {
+	if n.hop.Is6() {
 		family = netlink.FAMILY_V6
 	}
 	entries, err := netlink.NeighList(r.LinkIndex, family)

@@ -141,3 +141,13 @@ func TestIntegrationTapMisses(t *testing.T) {
 		t.Error("nothing was missed by a tap without room")
 	}
 }
+
+// The next hop to an IPv4 address may be an IPv6 one.
+func TestIntegrationNeighbourOfOtherFamily(t *testing.T) {
+	newWire(t)
+	netnstest.Run(t, "sh", "-ec", "ip route add 198.51.100.1 via inet6 fe80::9 dev eth0; ip -6 neigh add fe80::9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent")
+	n := neighbourOf(netip.MustParseAddr("198.51.100.1"))
+	if n.err != nil || n.onLink || n.hop != netip.MustParseAddr("fe80::9") || n.state != "permanent" {
+		t.Errorf("the next hop is %+v", n)
+	}
+}
