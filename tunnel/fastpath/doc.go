@@ -1,7 +1,7 @@
 // Package fastpath has the kernel carry the plain packets of a [tunnel.Router], by tc
 // programs at its device and at the underlay's interface: encapsulated, or as they are
 // to a host on the same Ethernet, without a wake-up or a copy. Whatever needs
-// judgement still comes to the workers, who allow, answer, count and log as ever.
+// judgement comes to the workers, who allow, answer, count and log as ever.
 //
 //	containers -> TUN --egress program--> underlay
 //	                \                        |
@@ -17,13 +17,13 @@
 // tunnel and the wire: rules for the VXLAN port don't apply to it. Routes, neighbours
 // and the paths' MTUs are the kernel's, asked for each packet. Peers whose packets IPsec
 // policies (ip-xfrm(8)) may cover stay with the workers. Programs that others attach to
-// tcx hooks run before these: if they are attached later, then after a second at most.
+// tcx hooks run before these, those that are attached later within a second.
 // With classic tc filters of others at the same hooks nothing is carried.
 //
-// TCP superpackets that arrive bear the marks of their tunnel until Linux has
-// BPF_F_ADJ_ROOM_DECAP_L4_UDP, and a bridge doesn't take such packets whole: the kernel
-// would segment them. Where they come, from hosts on the same machine, the fast path has a
-// relay to rid them of the marks: an interface "uvxrelay0" (or another number) that leads to a network namespace
+// On kernels without BPF_F_ADJ_ROOM_DECAP_L4_UDP, TCP superpackets that arrive keep the
+// marks of their tunnel, and the kernel would segment them at a bridge. Where such packets
+// may come, as from hosts on the same machine, the fast path has a relay that rids them of
+// the marks: an interface "uvxrelay0" (or another number) that leads to a network namespace
 // without a name, in which there is nothing but a route of SRv6 (End.DX2 of RFC 8986). That
 // takes CAP_SYS_ADMIN, Linux 6.3 and its CONFIG_IPV6_SEG6_LWTUNNEL; without them the
 // workers have superpackets for bridges, and [Report] says why. The relay ends with the

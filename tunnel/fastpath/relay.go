@@ -17,16 +17,16 @@ import (
 	"uvxlan/tunnel/internal/tcprog"
 )
 
-// relay is where superpackets lose the marks of a UDP tunnel, with which a bridge would
-// have them segmented: a network namespace that has nothing but one of a pair of veths and
-// a route of SRv6. The programs put packets into it at this one, and the route sends them
-// out again by it. All of it goes when the namespace's last descriptor is closed: with the
-// process, if none was handed over.
+// relay is where superpackets lose the marks of a UDP tunnel, for which the kernel would
+// segment them at a bridge: a network namespace that has nothing but one end of a pair of
+// veths and a route of SRv6. Packets come in by that end, and the route sends them out by it
+// again. All of it goes when the namespace's last descriptor is closed: with the process, if
+// none was handed over.
 type relay struct {
 	ns     *os.File
 	inside *netlink.Handle // in the namespace
 	index  int             // of the veth in the host's namespace
-	name   string          // of that one
+	name   string          // of the same
 }
 
 // Names of the veths: in the relay's namespace, and a pattern in the host's, where the
@@ -39,21 +39,21 @@ const (
 // relayMAC is the address of the veth in the host's namespace, RELAY_MAC of the programs.
 var relayMAC = net.HardwareAddr{0x02, 'u', 'v', 'x', 'l', 1}
 
-// relayMTU is the longest that the kernel has: the route compares it with superpackets.
+// relayMTU is the largest that the kernel allows: the route compares superpackets with it.
 const relayMTU = 65535
 
 // relaying is what a fast path knows of its relay.
 type relaying struct {
 	*relay            // nil if there is none
-	why     string    // there can be none, if that was found
+	why     string    // there can be none; empty if that wasn't found
 	tried   time.Time // when one was to be made last
 	useless bool      // packets didn't come back from it
 	looked  time.Time // at what follows
 	relayed relayed
-	silent  int // looks at which packets had gone to it, since one came back
+	silent  int // how many looks found that packets had gone in, since any came back
 }
 
-// relayed counts the packets that have gone to a relay and that have come back.
+// relayed counts the packets that have gone to a relay, and those that have come back.
 type relayed struct{ out, back uint64 }
 
 // relayRetry is the time after which another relay is tried, since what was missing may
@@ -299,8 +299,8 @@ func (r *relay) links(h *host) (within, outside netlink.Link, err error) {
 	return within, outside, nil
 }
 
-// attach has the veths have the programs for them, in the place of those that they have.
-// They go with the veths.
+// attach attaches the veths' programs, in the place of any that are there. They go with
+// the veths.
 func (r *relay) attach(h *host, p *tcprog.Programs, within netlink.Link) error {
 	for _, at := range []struct {
 		handle  *netlink.Handle
