@@ -342,7 +342,7 @@ func TestIntegrationPeers(t *testing.T) {
 	}
 	for kind, words := range map[string]string{
 		"nat": "come from 192.168.14.1, its lease says", "port-differs": "8472", "mtu": "1350", "loss": "were lost",
-		"no-host": "nobody answers ARP for 192.168.14.99", "duplicate-public-ip": "172.7.201.0/24 gets no answer", "clock": "1h",
+		"no-host": "nobody answers ARP for 192.168.14.99", "duplicate-public-ip": "172.7.201.0/24 doesn't answer", "clock": "1h",
 		"damaged": "came back with other bytes", "carrier": "a frame of the doctor's own was answered",
 		"port-rejected": "192.168.14.1 says: administratively prohibited", "no-way": "192.168.14.1 says",
 		"wrong-public-ip": "come from 192.168.100.2, its lease says", "unknown-source": "the daemon dropped",

@@ -31,7 +31,7 @@ func (j *judgement) loss() {
 		where = "in the overlay, not beside it"
 	}
 	if o.damaged > 0 {
-		j.add(Fault, "damaged", "some of its packets come damaged", fmt.Sprintf("%d of %d echoes came back with other bytes", o.damaged, o.Sent),
+		j.add(Fault, "damaged", "some of its packets arrive damaged", fmt.Sprintf("%d of %d echoes came back with other bytes", o.damaged, o.Sent),
 			"look for a faulty cable, interface or offload on both hosts (ethtool -S)")
 		return
 	}
@@ -83,7 +83,7 @@ func (j *judgement) size() {
 		j.add(Fault, "large-lost-out", "large packets to it are lost without a word, small ones pass: connections hang",
 			evidence+"; a long packet doesn't reach it, a short one does", remedy)
 	default:
-		j.add(Fault, "large-lost", "large packets are lost without a word, small ones pass: connections hang", evidence+"; which way can't be seen from here", remedy)
+		j.add(Fault, "large-lost", "large packets are lost without a word, small ones pass: connections hang", evidence+"; in which direction can't be seen from here", remedy)
 	}
 }
 
@@ -118,7 +118,7 @@ func (j *judgement) offloads() {
 	}
 	device := j.x.status.Device
 	if j.p.syn.damaged {
-		j.add(Fault, "tcp-checksum-in", "its TCP segments come with wrong checksums, echoes pass: an offload of the peer spoils them",
+		j.add(Fault, "tcp-checksum-in", "its TCP segments come with wrong checksums, though echoes pass: an offload of the peer's spoils the checksums",
 			fmt.Sprintf("its answer to a segment has a wrong checksum; this kernel dropped %d segments for that meanwhile", j.grown(tcpChecksums)),
 			fmt.Sprintf("on the peer: ethtool -K %s tx-checksum-ip-generic off", device))
 		return
@@ -127,7 +127,7 @@ func (j *judgement) offloads() {
 	if j.p.peer.Fast {
 		remedy = fmt.Sprintf("uvxland -fast-path=off, or: ethtool -K %s tx off", j.link())
 	}
-	j.add(Fault, "tcp-checksum-out", "TCP segments to it don't arrive, echoes do: an offload of this host spoils their checksums",
+	j.add(Fault, "tcp-checksum-out", "TCP segments to it don't arrive, though echoes do: an offload of this host's spoils their checksums",
 		"a segment of the kernel's got no answer, one with a checksum of the doctor's own got one", remedy)
 }
 

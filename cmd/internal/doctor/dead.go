@@ -33,8 +33,8 @@ func (j *judgement) dead() {
 
 // blocked is for a peer of which no more is known.
 func (j *judgement) blocked() {
-	j.add(Fault, "blocked", "no packet passes by the overlay, though the host itself answers", j.lost()+"; which way they are lost can't be seen from here",
-		fmt.Sprintf("allow UDP port %d both ways between the hosts and see that the daemon runs there; then run uvxlan doctor there", j.x.port))
+	j.add(Fault, "blocked", "no packet passes by the overlay, though the host itself answers", j.lost()+"; in which direction can't be seen from here",
+		fmt.Sprintf("allow UDP port %d both ways between the hosts, and see that the peer's daemon runs; then run uvxlan doctor there", j.x.port))
 }
 
 // lost says what the echoes came to.
@@ -206,7 +206,7 @@ func (j *judgement) misaddressed() bool {
 
 func (j *judgement) otherVNI(evidence string) {
 	j.add(Fault, "vni-differs", "it uses another VNI, so neither host takes the other's frames", evidence,
-		"have all hosts use one network config, and restart the daemon on the peer")
+		"give all hosts the same network config, and restart the daemon on the peer")
 }
 
 // notDelivered: the answers come to the host, and no further.
@@ -221,12 +221,12 @@ func (j *judgement) notDelivered() bool {
 		return !s.out && s.link == j.x.device && s.message.isReply() && j.p.Subnet.Contains(s.src)
 	})
 	if len(inside) > 0 {
-		j.add(Warning, "echo-dropped", "its answers come out of the overlay, and a rule of this host drops them: this host doesn't hear it, its containers may",
-			fmt.Sprintf("%d answers of it came by %s, and none was delivered", len(inside), j.x.status.Device),
+		j.add(Warning, "echo-dropped", "a rule of this host drops its answers as they come out of the overlay; this host's containers may hear it all the same",
+			fmt.Sprintf("%d of its answers came by %s, but none was delivered", len(inside), j.x.status.Device),
 			"look for a rule that drops ICMP on "+j.x.status.Device+" (nft list ruleset)")
 		return true
 	}
-	evidence := fmt.Sprintf("%d answers of it came to this host's interface, and none to the overlay", len(came))
+	evidence := fmt.Sprintf("%d of its answers came to this host's interface, but none to the overlay", len(came))
 	if j.firewalled(false, "own-firewall-in", "this host's firewall drops or changes its frames", "; "+evidence) {
 		return true
 	}
@@ -244,7 +244,7 @@ func (j *judgement) notDelivered() bool {
 			j.loosening())
 		return true
 	}
-	j.add(Fault, "own-firewall-in", "its frames come to this host, and don't get to the daemon", evidence,
+	j.add(Fault, "own-firewall-in", "its frames come to this host, but not to the daemon", evidence,
 		fmt.Sprintf("look for what drops UDP port %d on the way in (nft list ruleset, tc filter show, ip xfrm policy)", j.x.port))
 	return true
 }
@@ -360,11 +360,11 @@ func (j *judgement) deadDirect() bool {
 	if len(came) > 0 {
 		if n := j.filtered(came); n > 0 {
 			j.add(Fault, "reverse-path", "this host's reverse-path filter drops what comes from it without VXLAN",
-				fmt.Sprintf("%d answers of it came, none was delivered; the filter dropped %d packets", len(came), n),
+				fmt.Sprintf("%d of its answers came, but none was delivered; the filter dropped %d packets", len(came), n),
 				j.loosening())
 			return true
 		}
-		j.add(Fault, "own-firewall-in", "what comes from it without VXLAN is dropped on this host", fmt.Sprintf("%d answers of it came, none was delivered", len(came)),
+		j.add(Fault, "own-firewall-in", "what comes from it without VXLAN is dropped on this host", fmt.Sprintf("%d of its answers came, but none was delivered", len(came)),
 			"look for a rule that drops packets from "+j.p.Subnet.String()+" (nft list ruleset, tc filter show, ip xfrm policy)")
 		return true
 	}

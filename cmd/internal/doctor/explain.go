@@ -71,9 +71,9 @@ func Explain(ctx context.Context, o Options, destination string) (*Explanation, 
 	e.Steps = s.steps(at, p, reached)
 	if reached != nil && reached.dead() && p.overlay.Received+p.underlay.Received > 0 && !p.overlay.dead() {
 		s.find(Finding{
-			Severity: Warning, Kind: "container-silent", Peers: []Host{p.Host}, What: fmt.Sprintf("its host is reached, and %s doesn't answer", at),
-			Evidence: fmt.Sprintf("%s: %s; its host answers", at, reached.words()),
-			Remedy:   "see on that host whether a container has the address, and whether it forwards and accepts there: uvxlan doctor",
+			Severity: Warning, Kind: "container-silent", Peers: []Host{p.Host}, What: fmt.Sprintf("its host answers, but %s doesn't", at),
+			Evidence: fmt.Sprintf("%s: %s", at, reached.words()),
+			Remedy:   "on that host: see that a container has the address, and run uvxlan doctor to see that the host forwards packets",
 		})
 	}
 	e.Findings = arrange(s.report.Findings)

@@ -104,7 +104,7 @@ func notRunning(err error, tun error) []Finding {
 func judgeRules(rules []firewall.Obstacle, err error, changes Severity) (found []Finding) {
 	if err != nil {
 		found = append(found, Finding{
-			Severity: Warning, Kind: "firewall-unread", What: "whether this host's firewall lets the overlay's frames pass is not known",
+			Severity: Warning, Kind: "firewall-unread", What: "it isn't known whether this host's firewall lets the overlay's frames pass",
 			Evidence: err.Error(), Remedy: "run the doctor as root with CAP_NET_ADMIN (docker run --cap-add NET_ADMIN)",
 		})
 	}

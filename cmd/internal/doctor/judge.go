@@ -102,7 +102,7 @@ func (j *judgement) leftOut() {
 		return
 	}
 	j.add(Fault, "config-differs", "its lease doesn't fit this network, so nothing is sent to it", j.p.peer.Reason,
-		"have all hosts use one network config, and restart the daemon there (uvxlan leases shows what each host has); if that host is gone: "+releasing(&j.x.status, j.p.Subnet))
+		"give all hosts the same network config, and restart the daemon there (uvxlan leases shows what each host has); if that host is gone: "+releasing(&j.x.status, j.p.Subnet))
 }
 
 // hostGW has no overlay: the kernel's routes do it all.

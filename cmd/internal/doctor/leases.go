@@ -73,7 +73,7 @@ func duplicate(what, key string, all []control.LeaseRow, silent func(netip.Prefi
 	f := Finding{Severity: Fault, Peers: peers, joint: true, Evidence: fmt.Sprintf("%d leases have the %s %s", len(all), what, key)}
 	old := ""
 	if n := len(unused); n > 0 && n < len(all) {
-		f.Evidence += fmt.Sprintf("; of them %s gets no answer", strings.Join(unused, ", "))
+		f.Evidence += fmt.Sprintf("; of these, %s doesn't answer", strings.Join(unused, ", "))
 		old = fmt.Sprintf("if %s is an old lease: uvxlan leases release -force %s", unused[0], unused[0])
 	}
 	switch {
