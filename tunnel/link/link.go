@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -294,10 +295,34 @@ func RemoveStale(name string) (string, error) {
 	if err != nil || link == nil {
 		return "", err
 	}
-	if err := netlink.LinkDel(link); err != nil {
+	if err := remove(link); err != nil {
 		return "", fmt.Errorf("delete interface %s: %w", name, err)
 	}
 	return link.Type(), nil
+}
+
+// remove deletes an interface and returns when there is none of its name. The kernel
+// itself is done some ten milliseconds later, for which packets need not wait.
+func remove(link netlink.Link) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer h.Close()
+		done <- h.LinkDel(link)
+	}()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(time.Millisecond / 2):
+			if _, err := netlink.LinkByName(link.Attrs().Name); errors.As(err, new(netlink.LinkNotFoundError)) {
+				return nil
+			}
+		}
+	}
 }
 
 // Stale looks for an interface that is in the way of the device name and of
