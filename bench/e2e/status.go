@@ -134,7 +134,9 @@ type FastPath struct {
 	On     bool
 	Reason string
 	Link   string
-	Sent   FastDirection
+	// NoRelay says why superpackets for bridges are the workers'.
+	NoRelay string `json:"no_relay"`
+	Sent    FastDirection
 	// Received is what came by it.
 	Received FastDirection
 }

@@ -73,7 +73,9 @@ exec unshare --mount sh -ec '
 		t.Helper()
 		w.Mesh("kb21", "kb22")
 		e2e.AwaitDirect(t, daemons...)
-		e2e.AwaitStatus(t, d, "the fast path is on", func(s e2e.Status) bool { return s.FastPath != nil && s.FastPath.On })
+		e2e.AwaitStatus(t, d, "the fast path is on, and what it lacks", func(s e2e.Status) bool {
+			return s.FastPath != nil && s.FastPath.On && strings.Contains(s.FastPath.NoRelay, "CAP_SYS_ADMIN")
+		})
 		e2e.Await(t, "the peer answers probes", func() bool {
 			peers := e2e.AskPeers(t, d)
 			return len(peers) == 1 && peers[0].Health != nil && peers[0].Health.State == "answers"
